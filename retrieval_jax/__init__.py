@@ -1,0 +1,1 @@
+"""Dense retrieval trained with hard negatives from stale target embeddings."""

@@ -1,0 +1,40 @@
+"""Packaging of retrieval_jax; `pip install -e .` is the intended use."""
+
+import setuptools
+
+setuptools.setup(
+    name='retrieval_jax',
+    version='0.1.0',
+    description='Train dense retrievers with hard negatives from stale, '
+                'sharded target embeddings, in JAX.',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(
+        include=['retrieval_jax', 'retrieval_jax.*',
+                 'experiments', 'experiments.*', 'configs']),
+    install_requires=[
+        'absl-py',
+        'array_record; sys_platform == "linux"',
+        'bm25s',
+        'etils',
+        'flax>=0.12',
+        'grain',
+        'ir-measures',
+        'jax>=0.10',
+        'matplotlib',
+        'ml-collections',
+        'numpy',
+        'optax',
+        'orbax-checkpoint',
+        'rich',
+        'safetensors',
+        'tensorboardX',
+        'tensorflow-datasets',
+        'tokenizers',
+        'tqdm',
+    ],
+    extras_require={
+        'faiss': ['faiss-cpu'],
+        'test': ['pytest', 'nbformat', 'nbclient', 'ipykernel'],
+    },
+)

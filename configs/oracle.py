@@ -1,0 +1,15 @@
+"""Negatives from a memory that is (almost) never stale: the upper bound.
+
+  python -m experiments.train --config=configs/oracle.py --workdir=runs/oracle
+  python -m experiments.train --config=configs/oracle.py:tiny --workdir=/tmp/tiny
+"""
+
+from configs import base
+
+
+def get_config(variant=''):
+  """Returns the configuration; `variant` is '' or 'tiny'."""
+  config = base.get_config(variant).unlock()
+  config.sampler.name = 'gumbel'
+  config.refresh.reencode_every = 10 if variant != 'tiny' else 1
+  return config.lock()

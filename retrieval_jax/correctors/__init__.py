@@ -1,0 +1,3 @@
+"""Functions that move stale rows to the present; one file per method."""
+
+from retrieval_jax.correctors.identity import Identity

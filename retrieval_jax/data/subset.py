@@ -1,0 +1,65 @@
+"""A reader's data cut down to a few targets, for quick looks and tests."""
+
+import hashlib
+
+
+class Subset:
+  """Keeps about `num_targets` targets of a reader, and the queries they serve.
+
+  A target stays when the hash of its id falls below the wanted share; a query
+  stays when every one of its judged targets does. The choice depends on ids
+  only, so it is the same everywhere and grows monotonically.
+  """
+
+  def __init__(self, reader, num_targets):
+    """Wraps `reader`; `num_targets` is the expected number kept, at least 1."""
+    if num_targets < 1:
+      raise ValueError(
+          f'--config.data.num_targets={num_targets} must be positive, or 0 for '
+          'the whole corpus.')
+    self._reader, self._num_targets = reader, num_targets
+    self.name = f'{reader.name}[{num_targets}]'
+    self.splits = reader.splits
+    self._kept = None
+
+  def fingerprint(self):
+    """Returns the reader's fingerprint and the size, hashed."""
+    text = f'{self._reader.fingerprint()} subset {self._num_targets}'
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+  def corpus(self):
+    """Yields the kept (id, text) pairs."""
+    kept = self._kept_targets()
+    return (pair for pair in self._reader.corpus() if pair[0] in kept)
+
+  def queries(self):
+    """Yields (id, text) of queries whose judged targets are all kept."""
+    judged = {}
+    for split in self.splits:
+      for query_id, target_id, _, _ in self._reader.qrels(split):
+        judged.setdefault(query_id, []).append(target_id)
+    kept = self._kept_targets()
+    whole = {query_id for query_id, targets in judged.items()
+             if all(target in kept for target in targets)}
+    return (pair for pair in self._reader.queries() if pair[0] in whole)
+
+  def qrels(self, split):
+    """Yields the judgements of kept queries."""
+    queries = {query_id for query_id, _ in self.queries()}
+    return (row for row in self._reader.qrels(split) if row[0] in queries)
+
+  def _kept_targets(self):
+    if self._kept is None:
+      ids = [target_id for target_id, _ in self._reader.corpus()]
+      share = min(1.0, self._num_targets / max(len(ids), 1))
+      self._kept = {i for i in ids if _unit_hash(i) < share}
+      if not self._kept:
+        raise ValueError(
+            f'--config.data.num_targets={self._num_targets} keeps none of the '
+            f'{len(ids)} targets of {self._reader.name}; raise it.')
+    return self._kept
+
+
+def _unit_hash(text):
+  digest = hashlib.sha256(text.encode()).digest()
+  return int.from_bytes(digest[:8], 'big') / 2**64

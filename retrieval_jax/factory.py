@@ -1,0 +1,260 @@
+"""From a ConfigDict to objects; the only reader of ConfigDict in the package.
+
+The registries are literal dicts: a new component is a file, a line here and a
+default in configs/base.py.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from retrieval_jax import correctors
+from retrieval_jax import data
+from retrieval_jax import method as methods
+from retrieval_jax import samplers
+from retrieval_jax import sharding
+from retrieval_jax import table as tables
+from retrieval_jax.models import chunking
+from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import embedding
+from retrieval_jax.models import pretrained
+from retrieval_jax.models import transformer
+from retrieval_jax.training import optimizer as optimizers
+from retrieval_jax.training import step as steps
+from retrieval_jax.training import target_tokens
+
+READERS = {
+    'wordnet': lambda config: data.WordNetReader(
+        os.path.join(_cache(config), 'tfds')),
+    'beir': lambda config: data.BeirReader(config.data.path),
+}
+
+CORRECTORS = {
+    'identity': lambda config: correctors.Identity(),
+}
+
+SAMPLERS = {
+    'none': lambda config, mesh: samplers.NoNegatives(),
+    'uniform': lambda config, mesh: samplers.Uniform(
+        config.sampler.num_negatives),
+    'stochastic': lambda config, mesh: samplers.StochasticNegativeMining(
+        config.sampler.num_negatives, config.sampler.pool_size),
+    'exhaustive': lambda config, mesh: samplers.Exhaustive(
+        config.sampler.num_negatives),
+    'top_k': lambda config, mesh: samplers.TopK(
+        config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+    'gumbel': lambda config, mesh: samplers.Gumbel(
+        config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+}
+
+
+def _cache(config):
+  return os.path.expanduser(config.data.cache)
+
+
+def _choose(registry, option, name):
+  if name not in registry:
+    raise ValueError(
+        f'--config.{option}={name!r} is not one of {sorted(registry)}.')
+  return registry[name]
+
+
+def make_dataset(config) -> data.RetrievalDataset:
+  """Returns the prepared data set; prepares it on the first call."""
+  if config.data.source == 'beir' and not config.data.path:
+    raise ValueError(
+        "--config.data.source=beir needs --config.data.path=DIR, a folder with "
+        'corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.')
+  reader = _choose(READERS, 'data.source', config.data.source)(config)
+  if config.data.num_targets:
+    reader = data.Subset(reader, config.data.num_targets)
+  dataset = data.prepare(reader, _cache(config))
+  for option in ('train_split', 'dev_split', 'test_split'):
+    split = config.data[option]
+    if split and split not in dataset.qrels:
+      raise ValueError(
+          f'--config.data.{option}={split!r} is not a split of '
+          f'{dataset.name}; it has {sorted(dataset.qrels)}.')
+  return dataset
+
+
+def make_tokenizer(config, dataset) -> data.Tokenizer:
+  """Returns the tokenizer at tokenizer.path, or one trained on the corpus."""
+  if config.tokenizer.path:
+    folder = pretrained.resolve_folder(config.tokenizer.path)
+    return data.load_tokenizer(folder)
+  path = os.path.join(
+      dataset.folder, f'wordpiece-{config.tokenizer.vocab_size}.json')
+  if not os.path.exists(path):
+    data.train_tokenizer(
+        dataset.corpus_texts, config.tokenizer.vocab_size).save(path)
+  return data.load_tokenizer(path)
+
+
+def make_tokens(config, dataset, tokenizer):
+  """Returns the TokenStores of the queries and of the targets."""
+  folder = os.path.join(dataset.folder, 'tokens')
+  return tuple(
+      data.tokenize(texts, tokenizer, length, folder, key)
+      for texts, length, key in (
+          (dataset.query_texts, config.data.query_length, 'queries'),
+          (dataset.corpus_texts, config.data.target_length, 'targets')))
+
+
+def make_model(config, tokenizer):
+  """Returns (DualEncoder, params), the initial parameters on the host."""
+  options = config.model
+  if options.pretrained:
+    folder = pretrained.resolve_folder(options.pretrained)
+    architecture, weights, _ = pretrained.load_pretrained(
+        folder, num_layers=options.num_layers or None)
+  else:
+    architecture, weights = transformer.TransformerConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=options.hidden_size,
+        num_layers=options.num_layers, num_heads=options.num_heads,
+        intermediate_size=options.intermediate_size,
+        pad_id=tokenizer.pad_id,
+        max_positions=max(
+            config.data.query_length, config.data.target_length)), None
+  architecture = dataclasses.replace(
+      architecture, dtype=options.dtype, remat=options.remat)
+  if tokenizer.vocab_size > architecture.vocab_size:
+    raise ValueError(
+        f'--config.tokenizer.path={config.tokenizer.path!r} has '
+        f'{tokenizer.vocab_size} tokens, but the encoder at '
+        f'--config.model.pretrained={options.pretrained!r} has '
+        f'{architecture.vocab_size}; use the tokenizer of the encoder.')
+  model = dual_encoder.DualEncoder(
+      architecture, pooling=options.pooling,
+      projection=options.projection or None, normalize=options.normalize,
+      tied=options.tied, scale=options.scale, learn_scale=options.learn_scale)
+  params = model.init(jax.random.key(config.seed))
+  if weights is not None:
+    params = model.with_pretrained(params, weights)
+  return model, params
+
+
+def make_method(config, mesh) -> methods.Method:
+  """Returns the point of the design space that the config names."""
+  return methods.Method(
+      memory=config.memory.kind,
+      corrector=_choose(
+          CORRECTORS, 'corrector.name', config.corrector.name)(config),
+      sampler=_choose(
+          SAMPLERS, 'sampler.name', config.sampler.name)(config, mesh),
+      estimator=config.estimator.name,
+      columns=config.estimator.columns,
+      refresh=methods.Refresh(**config.refresh))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything a config stands for, built and checked.
+
+  Attributes:
+    config: the ConfigDict.
+    mesh: mesh with axis 'data'.
+    dataset: data.RetrievalDataset.
+    tokenizer: data.Tokenizer.
+    query_tokens: data.TokenStore of all queries.
+    target_tokens: data.TokenStore of the corpus.
+    model: dual_encoder.DualEncoder.
+    params: its initial parameters.
+    method: method.Method.
+  """
+  config: Any
+  mesh: jax.sharding.Mesh
+  dataset: data.RetrievalDataset
+  tokenizer: data.Tokenizer
+  query_tokens: data.TokenStore
+  target_tokens: data.TokenStore
+  model: dual_encoder.DualEncoder
+  params: Any
+  method: methods.Method
+
+  def embed_targets(self, params, progress=None):
+    """Returns embeddings [N, D] float32 of the corpus, on the host."""
+    return self._embed(self.model.encode_targets, params, self.target_tokens,
+                       progress=progress)
+
+  def embed_queries(self, params, rows):
+    """Returns embeddings [n, D] float32 of the queries in `rows`."""
+    return self._embed(self.model.encode_queries, params, self.query_tokens,
+                       rows=rows)
+
+  def _embed(self, encode, params, tokens, **options):
+    return embedding.embed(
+        encode, params, tokens, mesh=self.mesh,
+        batch_tokens=self.config.encoding.batch_tokens,
+        buckets=tuple(self.config.encoding.buckets), **options)
+
+  def make_table(self, embeddings):
+    """Returns the memory that the method starts from.
+
+    Args:
+      embeddings: [N, D] float32 for memory 'corpus', else unused.
+    """
+    memory = self.config.memory
+    if self.method.memory == 'corpus':
+      return tables.from_embeddings(
+          embeddings, mesh=self.mesh, chunk_rows=memory.chunk_rows,
+          dtype=memory.dtype)
+    capacity = memory.capacity if self.method.memory == 'ring' else 1
+    if self.method.memory == 'ring' and capacity < self.config.batch_size:
+      raise ValueError(
+          f'--config.memory.capacity={capacity} rows must hold at least one '
+          f'batch of {self.config.batch_size} (--config.batch_size).')
+    return tables.empty(
+        capacity, self.model.dim, mesh=self.mesh,
+        chunk_rows=memory.chunk_rows if capacity > 1 else 1,
+        dtype=memory.dtype)
+
+  def make_step(self):
+    """Returns (TrainStep, optimizer schedule)."""
+    optimizer, schedule = optimizers.make_optimizer(**self.config.optimizer)
+    options = self.config.encoding
+    wrap = lambda encode: chunking.chunked(
+        encode, chunk_size=options.chunk_size or None,
+        buckets=tuple(options.buckets),
+        pad_id=self.model.config.pad_id)
+    encoders = steps.Encoders(
+        wrap(self.model.encode_queries), wrap(self.model.encode_targets),
+        self.model.scale_of)
+    return steps.make_train_step(
+        encoders, self.method, optimizer, mesh=self.mesh,
+        seed=self.config.seed), schedule
+
+  def make_gather(self):
+    """Returns the function from corpus ids to target tokens."""
+    kind = (target_tokens.DeviceTokens if self.config.data.tokens_on_device
+            else target_tokens.HostTokens)
+    return kind(self.target_tokens, self.mesh)
+
+  def make_batches(self):
+    """Returns the training batches, addressed by step."""
+    return data.TrainBatches(
+        self.dataset.qrels[self.config.data.train_split], self.query_tokens,
+        self.target_tokens, batch_size=self.config.batch_size,
+        seed=self.config.seed, num_shards=jax.process_count(),
+        shard_index=jax.process_index())
+
+
+def build(config, *, num_devices=None) -> Experiment:
+  """Returns the Experiment for `config`; raises ValueError on bad options."""
+  mesh = sharding.make_mesh(num_devices)
+  if config.batch_size % mesh.shape['data']:
+    raise ValueError(
+        f'--config.batch_size={config.batch_size} must be a multiple of the '
+        f'{mesh.shape["data"]} devices.')
+  method = make_method(config, mesh)
+  dataset = make_dataset(config)
+  tokenizer = make_tokenizer(config, dataset)
+  query_tokens, target_tokens_ = make_tokens(config, dataset, tokenizer)
+  model, params = make_model(config, tokenizer)
+  return Experiment(
+      config=config, mesh=mesh, dataset=dataset, tokenizer=tokenizer,
+      query_tokens=query_tokens, target_tokens=target_tokens_, model=model,
+      params=params, method=method)

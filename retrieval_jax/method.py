@@ -1,0 +1,118 @@
+"""One point of the design space: which memory, corrector, sampler, loss."""
+
+import dataclasses
+
+from retrieval_jax import estimators
+from retrieval_jax import types
+
+MEMORIES = ('none', 'ring', 'corpus')
+COLUMNS = ('own', 'positives', 'all', 'draws')
+
+
+@dataclasses.dataclass(frozen=True)
+class Refresh:
+  """Which remembered rows are re-encoded, and when.
+
+  Attributes:
+    write_back: the drawn negatives, encoded anyway for the loss, overwrite
+      their rows (free; NeurIPS 2021).
+    push: the batch's positives, likewise encoded anyway, enter the memory.
+    fraction: rho, the share of rows re-encoded on top in each step, in [0, 1);
+      every row is hit with probability rho per step, so the mean age under
+      this policy alone is (1 - rho) / rho steps.
+    reencode_every: R, all rows are re-encoded every R steps; 0 means never.
+  """
+  write_back: bool = False
+  push: bool = False
+  fraction: float = 0.0
+  reencode_every: int = 0
+
+  def __post_init__(self):
+    if not 0 <= self.fraction < 1:
+      raise ValueError(
+          f'refresh.fraction={self.fraction} must lie in [0, 1); to re-encode '
+          'everything in every step use refresh.reencode_every=1.')
+    if self.reencode_every < 0:
+      raise ValueError(
+          f'refresh.reencode_every={self.reencode_every} must be a number of '
+          'steps, or 0 for never.')
+
+  def num_probes(self, capacity: int, multiple: int) -> int:
+    """Returns P, rows re-encoded per step: rho * M rounded up to `multiple`."""
+    return -(-round(self.fraction * capacity) // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A training method, static and printable; `repr` is its configuration.
+
+  Attributes:
+    memory: 'none', 'ring' (M < N, rows come and go) or 'corpus' (M = N).
+    corrector: a types.Corrector.
+    sampler: a types.Sampler.
+    estimator: a name in `estimators.ESTIMATORS`.
+    columns: which fresh targets each query's loss sees besides its positive:
+      'own' (its own draws), 'positives' (own draws and the other queries'
+      positives), 'all' (all draws and positives of the batch), 'draws' (all
+      draws of the batch, no in-batch positives).
+    refresh: a Refresh.
+  """
+  memory: str
+  corrector: types.Corrector
+  sampler: types.Sampler
+  estimator: str
+  columns: str
+  refresh: Refresh
+
+  def __post_init__(self):
+    _check_choice('memory.kind', self.memory, MEMORIES)
+    _check_choice('estimator.name', self.estimator, estimators.ESTIMATORS)
+    _check_choice('estimator.columns', self.columns, COLUMNS)
+    draws = self.sampler.num_negatives
+    if self.memory == 'none' and (draws or self.refresh != Refresh()):
+      raise ValueError(
+          "memory.kind='none' remembers nothing to draw from or refresh; set "
+          "memory.kind='corpus' or 'ring', or sampler.name='none' with all of "
+          'refresh off.')
+    if not draws and self.columns in ('own', 'draws'):
+      raise ValueError(
+          f"sampler.name='none' with estimator.columns={self.columns!r} leaves "
+          "the loss without negatives; use columns 'positives'.")
+    if not draws and self.refresh.write_back:
+      raise ValueError(
+          "refresh.write_back=True needs drawn rows, but sampler.name='none'.")
+    if self.memory == 'ring' and self.refresh.reencode_every:
+      raise ValueError(
+          'refresh.reencode_every re-encodes a whole corpus; with '
+          "memory.kind='ring' use refresh.fraction, push and write_back.")
+    if self.memory == 'ring' and not self.refresh.push:
+      raise ValueError(
+          "memory.kind='ring' starts empty: set refresh.push=True.")
+    if self.estimator == 'cache_gradient':
+      if not self.sampler.gives_log_z:
+        raise ValueError(
+            "estimator.name='cache_gradient' needs log Z over the memory; use "
+            "sampler.name='gumbel'.")
+      if draws != 1 or self.columns != 'own':
+        raise ValueError(
+            "estimator.name='cache_gradient' takes one draw per query; set "
+            'sampler.num_negatives=1 (it is '
+            f"{draws}) and estimator.columns='own' (it is {self.columns!r}).")
+    if self.estimator == 'sampled_softmax' and not (
+        self.sampler.gives_log_q and self.columns == 'own'):
+      raise ValueError(
+          "estimator.name='sampled_softmax' needs log q of every column: use "
+          "sampler.name='uniform' or 'gumbel' and estimator.columns='own' "
+          f'(it is {self.columns!r}).')
+    exhaustive = (type(self.sampler).__name__ == 'Exhaustive'
+                  and self.columns == 'draws' and self.memory == 'corpus')
+    if self.estimator == 'full_softmax' and not exhaustive:
+      raise ValueError(
+          "estimator.name='full_softmax' is the exact loss over all targets; "
+          "it needs memory.kind='corpus', sampler.name='exhaustive' and "
+          "estimator.columns='draws'.")
+
+
+def _check_choice(option, value, choices):
+  if value not in choices:
+    raise ValueError(f'{option}={value!r} is not one of {list(choices)}.')

@@ -1,0 +1,44 @@
+"""Draws from the softmax over all remembered targets."""
+
+import dataclasses
+
+import jax
+from jax import numpy as jnp
+
+from retrieval_jax import scoring
+from retrieval_jax import table as tables
+from retrieval_jax import types
+
+
+@dataclasses.dataclass(frozen=True)
+class Gumbel:
+  """Draws K rows without replacement from softmax(corrected logits).
+
+  Gumbel-top-k over every live row that is not a known positive: for K = 1 the
+  Gumbel-max draw of the negative cache, for K > 1 the subset S(Y) of the
+  corrector networks.
+
+  Source: Lindgren et al., NeurIPS 2021 (K = 1); Monath et al., ICML 2024.
+
+  Attributes:
+    num_negatives: K.
+    chunk_rows: C, rows scored at a time on each shard; must divide its rows.
+    mesh: the mesh whose axis 'data' shards the table.
+  """
+  num_negatives: int
+  chunk_rows: int
+  mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
+  gives_log_q = True
+  gives_log_z = True
+
+  def propose(self, key, queries, exclude_rows, view):
+    """Returns K draws with the exact log_z and log_q = logits - log_z."""
+    rows, logits, log_z = scoring.gumbel_top_k(
+        key, queries, view, self.num_negatives, mesh=self.mesh,
+        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows)
+    mask = rows >= 0
+    return types.Proposal(
+        rows=rows, ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
+        logits=logits,
+        log_q=jnp.where(mask, logits - log_z[:, None], 0.0),
+        log_z=log_z, mask=mask)

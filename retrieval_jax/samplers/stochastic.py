@@ -1,0 +1,51 @@
+"""Stochastic negative mining: the hardest of a uniform pool."""
+
+import dataclasses
+
+import jax
+from jax import numpy as jnp
+
+from retrieval_jax import table as tables
+from retrieval_jax.samplers import uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticNegativeMining:
+  """Scores a uniform pool of rows and keeps each query's K highest.
+
+  The pool is drawn once per step and shared by the batch (ours: it costs one
+  gather of `pool_size` rows instead of B); repeated rows count once.
+
+  Source: Reddi et al., AISTATS 2019 (top-k of a uniform sample).
+
+  Attributes:
+    num_negatives: K.
+    pool_size: rows drawn, at least K.
+  """
+  num_negatives: int
+  pool_size: int
+  gives_log_q = False
+  gives_log_z = False
+
+  def __post_init__(self):
+    if self.pool_size < self.num_negatives:
+      raise ValueError(
+          f'sampler.pool_size={self.pool_size} is smaller than '
+          f'sampler.num_negatives={self.num_negatives}; raise pool_size.')
+
+  def propose(self, key, queries, exclude_rows, view):
+    """Returns the K highest of the pool, hardest first; log_q is not defined."""
+    live = jnp.maximum(tables.num_live(view.table), 1)
+    pool = jnp.sort(jax.random.randint(key, (self.pool_size,), 0, live))
+    repeated = jnp.concatenate([jnp.zeros(1, bool), pool[1:] == pool[:-1]])
+    chosen = tables.take(view.table, pool)
+    logits = view.scale * jnp.einsum(
+        'bd,ud->bu', queries, view.correct(chosen),
+        preferred_element_type=jnp.float32)
+    known = jnp.any(pool[None, :, None] == exclude_rows[:, None, :], axis=-1)
+    allowed = ~known & ((chosen.ids >= 0) & ~repeated)[None, :]
+    best, columns = jax.lax.top_k(
+        jnp.where(allowed, logits, -jnp.inf), self.num_negatives)
+    rows = jnp.where(jnp.isfinite(best), pool[columns], -1)
+    return uniform.describe(rows, jnp.zeros(rows.shape), queries,
+                            exclude_rows, view)

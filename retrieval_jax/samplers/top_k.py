@@ -1,0 +1,38 @@
+"""The K highest-scoring remembered targets: ANCE-type hard negatives."""
+
+import dataclasses
+
+import jax
+from jax import numpy as jnp
+
+from retrieval_jax import scoring
+from retrieval_jax import table as tables
+from retrieval_jax import types
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+  """Takes the K rows with the highest corrected logits, exactly.
+
+  Attributes:
+    num_negatives: K.
+    chunk_rows: C, rows scored at a time on each shard; must divide its rows.
+    mesh: the mesh whose axis 'data' shards the table.
+  """
+  num_negatives: int
+  chunk_rows: int
+  mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
+  gives_log_q = False
+  gives_log_z = False
+
+  def propose(self, key, queries, exclude_rows, view):
+    """Returns the K highest rows, hardest first; log_q is not defined."""
+    del key
+    logits, rows = scoring.top_k(
+        queries, view, self.num_negatives, mesh=self.mesh,
+        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows)
+    mask = rows >= 0
+    return types.Proposal(
+        rows=rows, ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
+        logits=logits, log_q=jnp.zeros(rows.shape),
+        log_z=jnp.full(queries.shape[:1], jnp.nan), mask=mask)

@@ -1,0 +1,242 @@
+"""One training step, the same for every method: propose, gather, update.
+
+The batch and all fresh embeddings are sharded over mesh axis 'data' by query;
+the table by row; everything else is replicated.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+import optax
+
+from retrieval_jax import estimators
+from retrieval_jax import sharding
+from retrieval_jax import table as tables
+from retrieval_jax import types
+from retrieval_jax.training import state as states
+
+
+class Encoders(NamedTuple):
+  """The model as the step sees it.
+
+  Attributes:
+    queries: (params, tokens [n, L]) -> [n, D] float32.
+    targets: (params, tokens [n, L]) -> [n, D] float32.
+    scale: params -> [] float32, beta.
+  """
+  queries: types.Encode
+  targets: types.Encode
+  scale: Callable[[types.Params], jax.Array]
+
+
+class TrainStep(NamedTuple):
+  """The three jitted functions of a step; see `make_train_step`."""
+  init_state: Callable
+  propose: Callable
+  update: Callable
+
+
+def make_train_step(encoders, method, optimizer, *, mesh, seed):
+  """Returns the functions that train `encoders` by `method`.
+
+  A step is
+    proposal, probe_rows, negative_ids, probe_ids = propose(state, batch)
+    negative_tokens, probe_tokens = tokens of those corpus ids
+    state, metrics = update(state, batch, proposal, probe_rows,
+                            negative_tokens, probe_tokens)
+  and is split there so that token arrays may live on the host.
+
+  Args:
+    encoders: an Encoders.
+    method: a method.Method.
+    optimizer: an optax.GradientTransformation.
+    mesh: mesh with axis 'data'.
+    seed: int; step t draws from fold_in(key(seed), t), so nothing random is
+      part of the state.
+
+  Returns:
+    A TrainStep: `init_state(params, table) -> TrainState` sharded over the
+    mesh; `propose` and `update` as above, with negative_ids [B * K] and
+    probe_ids [P] int32 (-1 where there is nothing to encode) and
+    negative_tokens [B * K, L], probe_tokens [P, L] int32. `update` donates the
+    state.
+  """
+  shards = mesh.shape['data']
+
+  def init_state(params, table):
+    def build(params, table):
+      key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+      return states.TrainState(
+          step=jnp.zeros([], jnp.int32), params=params,
+          opt_state=optimizer.init(params), table=table,
+          corrector=method.corrector.init(key, table.embeddings.shape[1]))
+    shape = jax.eval_shape(build, params, table)
+    return jax.jit(
+        build, out_shardings=sharding.state_shardings(shape, mesh))(
+            params, table)
+
+  def propose(state, batch):
+    draw_key, probe_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), state.step))
+    queries = encoders.queries(state.params, batch.query_tokens)
+    view = types.View(
+        table=state.table, scale=encoders.scale(state.params),
+        correct=functools.partial(method.corrector.apply, state.corrector))
+    proposal = method.sampler.propose(
+        draw_key, queries,
+        tables.rows_of(state.table, batch.known_positives), view)
+    capacity = state.table.ids.shape[0]
+    probe_rows = systematic_rows(
+        probe_key, capacity, method.refresh.num_probes(capacity, shards))
+    probe_ids = tables.take(state.table, probe_rows).ids
+    return proposal, probe_rows, proposal.ids.reshape(-1), probe_ids
+
+  def update(state, batch, proposal, probe_rows, negative_tokens, probe_tokens):
+    num_queries, num_negatives = proposal.rows.shape
+
+    def loss_fn(params):
+      queries = encoders.queries(params, batch.query_tokens)
+      targets = encoders.targets(params, jnp.concatenate(
+          [batch.target_tokens, negative_tokens]))
+      positives = targets[:num_queries]
+      negatives = targets[num_queries:].reshape(
+          num_queries, num_negatives, targets.shape[-1])
+      scale = encoders.scale(params)
+      positive = scale * jnp.einsum('bd,bd->b', queries, positives)
+      negative, mask = columns(
+          method.columns, queries, positives, negatives, batch, proposal, scale)
+      surrogate, info = estimators.ESTIMATORS[method.estimator](
+          positive, negative, mask, proposal)
+      info = {name: value.mean() for name, value in info.items()}
+      info |= {'loss': surrogate.mean(), 'positive_logit': positive.mean(),
+               'columns': mask.sum(axis=1).astype(jnp.float32).mean(),
+               'scale': scale}
+      return surrogate.mean(), (info, queries, positives, negatives)
+
+    (_, (metrics, *fresh)), gradient = jax.value_and_grad(
+        loss_fn, has_aux=True)(state.params)
+    queries, positives, negatives = jax.lax.stop_gradient(fresh)
+    metrics['gradient_norm'] = optax.global_norm(gradient)
+    updates, opt_state = optimizer.update(
+        gradient, state.opt_state, state.params)
+
+    # What the step saw of the memory's drift, before any row is overwritten.
+    rows = jnp.concatenate([proposal.rows.reshape(-1), probe_rows])
+    fresh_rows = negatives.reshape(-1, queries.shape[-1])
+    if probe_rows.shape[0]:
+      fresh_rows = jnp.concatenate(
+          [fresh_rows, encoders.targets(state.params, probe_tokens)])
+    corrector, table = state.corrector, state.table
+    if rows.shape[0]:
+      stale = tables.take(table, rows)
+      known = rows >= 0
+      metrics |= staleness(method.corrector, corrector, stale, fresh_rows,
+                           known, state.step)
+      corrector, corrector_metrics = method.corrector.update(
+          corrector, types.Observation(
+              stale=stale, fresh=fresh_rows, mask=known, queries=queries,
+              scale=metrics['scale'], step=state.step))
+      metrics |= corrector_metrics
+
+    drawn = num_queries * num_negatives
+    if method.refresh.write_back:
+      table = tables.write(table, rows[:drawn], fresh_rows[:drawn], state.step)
+    if probe_rows.shape[0]:
+      table = tables.write(table, rows[drawn:], fresh_rows[drawn:], state.step)
+    if method.refresh.push:
+      table = tables.push(table, batch.target_ids, positives, state.step)
+    return states.TrainState(
+        step=state.step + 1, params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state, table=table, corrector=corrector), metrics
+
+  # Outputs are pinned to the shardings of the inputs: a second step then finds
+  # what the first one found and compiles nothing.
+  replicated, by_row = sharding.replicated(mesh), sharding.batch(mesh)
+
+  def update_pinned(state, *arguments):
+    new_state, metrics = update(state, *arguments)
+    return jax.lax.with_sharding_constraint(
+        new_state, sharding.state_shardings(new_state, mesh)), metrics
+
+  return TrainStep(
+      init_state,
+      jax.jit(propose, out_shardings=(replicated,) * 4),
+      jax.jit(update_pinned, donate_argnums=0))
+
+
+def columns(kind, queries, positives, negatives, batch, proposal, scale):
+  """Returns the logits and mask of the columns that each query's loss sees.
+
+  Args:
+    kind: one of method.COLUMNS.
+    queries: [B, D] float32.
+    positives: [B, D] float32, fresh embeddings of the batch's positives.
+    negatives: [B, K, D] float32, fresh embeddings of the drawn rows.
+    batch: types.Batch; a column whose corpus id is a known positive of the
+      query (its own positive included) is masked by id, never by score.
+    proposal: types.Proposal of the draws.
+    scale: [] float32.
+
+  Returns:
+    (logits [B, J] float32, mask [B, J] bool).
+  """
+  own_ids = jnp.where(proposal.mask, proposal.ids, -1)  # [B, K]
+  logits, ids = [], []
+  if kind in ('own', 'positives'):
+    logits.append(jnp.einsum('bd,bkd->bk', queries, negatives))
+    ids.append(own_ids)
+  shared, shared_ids = [], []
+  if kind in ('positives', 'all'):
+    shared.append(positives)
+    shared_ids.append(batch.target_ids)
+  if kind in ('all', 'draws'):
+    shared.append(negatives.reshape(-1, negatives.shape[-1]))
+    shared_ids.append(own_ids.reshape(-1))
+  if shared:
+    logits.append(queries @ jnp.concatenate(shared).T)
+    every = jnp.concatenate(shared_ids)
+    ids.append(jnp.broadcast_to(every, (queries.shape[0], every.shape[0])))
+  ids = jnp.concatenate(ids, axis=1)
+  known = jnp.any(
+      ids[:, :, None] == batch.known_positives[:, None, :], axis=-1)
+  return scale * jnp.concatenate(logits, axis=1), (ids >= 0) & ~known
+
+
+def staleness(corrector, state, stale, fresh, mask, step):
+  """Returns the drift of the rows seen in a step, before and after correction.
+
+  Args:
+    corrector: a types.Corrector and its `state`.
+    state: the corrector's state.
+    stale: types.TargetTable slice of P rows.
+    fresh: [P, D] float32, the same targets encoded now.
+    mask: [P] bool.
+    step: [] int32.
+
+  Returns:
+    'drift_before' and 'drift_after', the mean of |g' - g|^2 / |g|^2 and of the
+    same with h(g'); 'age', in steps. All [] float32.
+  """
+  count = jnp.maximum(mask.sum(), 1)
+  mean = lambda values: jnp.where(mask, values, 0.0).sum() / count
+  return {
+      'drift_before': mean(tables.drift(stale.embeddings, fresh)),
+      'drift_after': mean(tables.drift(corrector.apply(state, stale), fresh)),
+      'age': mean(tables.age(stale, step).astype(jnp.float32))}
+
+
+def systematic_rows(key, capacity, num_rows):
+  """Returns `num_rows` distinct rows, each row equally likely, [P] int32.
+
+  Rows a, a + h, a + 2h, ... modulo M with h = floor(M / P) and a uniform: each
+  row has probability P / M, independently from step to step, without sorting
+  or permuting M rows (ours).
+  """
+  if not num_rows:
+    return jnp.zeros([0], jnp.int32)
+  start = jax.random.randint(key, (), 0, capacity)
+  return (start + jnp.arange(num_rows, dtype=jnp.int32)
+          * (capacity // num_rows)) % capacity

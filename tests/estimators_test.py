@@ -1,0 +1,175 @@
+"""Losses against closed forms, golden values and the full softmax."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from retrieval_jax import estimators
+from retrieval_jax import types
+
+
+def proposal(shape, *, log_z=None, log_q=None):
+  rows = jnp.zeros(shape, jnp.int32)
+  return types.Proposal(
+      rows=rows, ids=rows, logits=jnp.zeros(shape),
+      log_q=jnp.zeros(shape) if log_q is None else jnp.asarray(log_q),
+      log_z=jnp.zeros(shape[0]) if log_z is None else jnp.asarray(log_z),
+      mask=jnp.ones(shape, bool))
+
+
+class TruncatedSoftmaxTest(parameterized.TestCase):
+
+  def test_equals_the_formula(self):
+    positive = jnp.array([1.0, -2.0])
+    negative = jnp.array([[0.5, 2.0], [0.0, 3.0]])
+    nll, info = estimators.truncated_softmax(
+        positive, negative, jnp.ones((2, 2), bool), proposal((2, 2)))
+    expected = [np.log(np.exp(1) + np.exp(0.5) + np.exp(2)) - 1,
+                np.log(np.exp(-2) + 1 + np.exp(3)) + 2]
+    np.testing.assert_allclose(nll, expected, rtol=1e-6)
+    np.testing.assert_allclose(info['nll'], expected, rtol=1e-6)
+
+  def test_masked_columns_equal_removed_columns(self):
+    positive, negative = jnp.array([1.0]), jnp.array([[0.5, 9.0, 2.0]])
+    mask = jnp.array([[True, False, True]])
+    grad = jax.grad(lambda p, n: estimators.truncated_softmax(
+        p, n, mask, proposal((1, 3)))[0].sum(), argnums=(0, 1))
+    removed = jax.grad(lambda p, n: estimators.truncated_softmax(
+        p, n, jnp.ones((1, 2), bool), proposal((1, 2)))[0].sum(),
+                       argnums=(0, 1))
+    masked_p, masked_n = grad(positive, negative)
+    removed_p, removed_n = removed(positive, negative[:, jnp.array([0, 2])])
+    np.testing.assert_allclose(masked_p, removed_p, rtol=1e-6)
+    np.testing.assert_allclose(masked_n[:, [0, 2]], removed_n, rtol=1e-6)
+    self.assertEqual(masked_n[0, 1], 0.0)
+
+  @parameterized.parameters('truncated_softmax', 'sampled_softmax')
+  def test_all_columns_masked_gives_zero_loss_and_finite_gradient(self, name):
+    loss = lambda p, n: estimators.ESTIMATORS[name](
+        p, n, jnp.zeros((1, 2), bool), proposal((1, 2)))[0].sum()
+    value, gradient = jax.value_and_grad(loss, argnums=(0, 1))(
+        jnp.array([3.0]), jnp.array([[1.0, 2.0]]))
+    self.assertEqual(value, 0.0)
+    np.testing.assert_array_equal(gradient[0], [0.0])
+    np.testing.assert_array_equal(gradient[1], [[0.0, 0.0]])
+
+  def test_names_the_argument_whose_shape_is_wrong(self):
+    with self.assertRaisesRegex(ValueError, r'mask has J=3 .* negative has J=2'):
+      estimators.truncated_softmax(
+          jnp.zeros(1), jnp.zeros((1, 2)), jnp.ones((1, 3), bool),
+          proposal((1, 2)))
+
+
+class CacheGradientTest(parameterized.TestCase):
+  """Golden values: the tests of the paper's public code (NeurIPS 2021)."""
+  cache = np.array([1.0, -1.0])
+  queries = np.array([-1.0, 1.0, 3.0])
+  targets = np.array([2.0, 2.0, 1.0])
+  drawn = np.array([1.0, -1.0, 1.0])  # cache rows 0, 1, 0
+
+  def surrogate(self, query_gain, target_gain):
+    queries = query_gain * jnp.asarray(self.queries)
+    log_z = jax.nn.logsumexp(
+        jnp.asarray(self.queries[:, None] * self.cache), axis=1)
+    return estimators.cache_gradient(
+        queries * target_gain * self.targets,
+        (queries * target_gain * self.drawn)[:, None],
+        jnp.ones((3, 1), bool), proposal((3, 1), log_z=log_z))
+
+  def test_reproduces_the_published_interpretable_loss(self):
+    _, info = self.surrogate(1.0, 1.0)
+    np.testing.assert_allclose(
+        info['nll'], [3.169846, 0.349012, 0.694385], atol=1e-6)
+    np.testing.assert_allclose(
+        info['p'], [0.0420101, 0.705385, 0.499381], atol=1e-6)
+
+  def test_reproduces_the_published_gradients(self):
+    gradients = jax.grad(
+        lambda a, b: self.surrogate(a, b)[0].mean(), argnums=(0, 1))(1.0, 1.0)
+    # Three terms of order one cancel: the tolerance is absolute.
+    np.testing.assert_allclose(gradients, [0.024715006] * 2, atol=1e-6)
+
+  @parameterized.parameters(
+      (-1.0, 1.0, 4.37452, 0.9874058), (1.0, -2.0, 0.890350, -2.35795),
+      (1.0, 1.0, 0.890350, -0.589488))
+  def test_reproduces_the_published_values_of_two_shards(
+      self, query, drawn, nll, loss):
+    log_z = jax.nn.logsumexp(query * jnp.array([[1.0, 2.0, -1.0, -2.0]]), axis=1)
+    surrogate, info = estimators.cache_gradient(
+        jnp.array([2 * query]), jnp.array([[drawn * query]]),
+        jnp.ones((1, 1), bool), proposal((1, 1), log_z=log_z))
+    np.testing.assert_allclose(info['nll'], [nll], rtol=1e-5)
+    np.testing.assert_allclose(surrogate, [loss], rtol=1e-5)
+
+  def test_expected_gradient_over_all_draws_is_the_exact_gradient(self):
+    keys = jax.random.split(jax.random.key(0), 2)
+    query = jax.random.normal(keys[0], (4,))
+    targets = jax.random.normal(keys[1], (7, 4))  # row 0 is the positive
+
+    def exact(query, targets):
+      logits = targets @ query
+      return jax.nn.logsumexp(logits) - logits[0]
+
+    def one_draw(query, targets, row):
+      logits = targets @ query
+      log_z = jax.nn.logsumexp(logits[1:])[None]
+      return estimators.cache_gradient(
+          logits[:1], logits[row][None, None], jnp.ones((1, 1), bool),
+          proposal((1, 1), log_z=log_z))[0][0]
+
+    chances = jax.nn.softmax((targets @ query)[1:])
+    expected = jax.tree.map(jnp.zeros_like, (query, targets))
+    for row in range(1, 7):
+      gradient = jax.grad(one_draw, argnums=(0, 1))(query, targets, row)
+      expected = jax.tree.map(
+          lambda total, g: total + chances[row - 1] * g, expected, gradient)
+    wanted = jax.grad(exact, argnums=(0, 1))(query, targets)
+    np.testing.assert_allclose(expected[0], wanted[0], atol=1e-6)
+    np.testing.assert_allclose(expected[1], wanted[1], atol=1e-6)
+
+  def test_a_query_without_a_draw_gives_no_gradient(self):
+    gradient = jax.grad(lambda p, n: estimators.cache_gradient(
+        p, n, jnp.zeros((1, 1), bool), proposal((1, 1), log_z=[-jnp.inf]))[0]
+                        .sum(), argnums=(0, 1))(
+                            jnp.array([1.0]), jnp.array([[2.0]]))
+    np.testing.assert_array_equal(gradient[0], [0.0])
+    np.testing.assert_array_equal(gradient[1], [[0.0]])
+
+  def test_refuses_more_than_one_column(self):
+    with self.assertRaisesRegex(ValueError, 'num_negatives=1'):
+      estimators.cache_gradient(
+          jnp.zeros(1), jnp.zeros((1, 2)), jnp.ones((1, 2), bool),
+          proposal((1, 2)))
+
+
+class SampledSoftmaxTest(absltest.TestCase):
+
+  def test_partition_estimate_is_unbiased(self):
+    """Mean of Z_hat over every pair of independent draws equals Z exactly."""
+    positive, others = 0.3, np.array([0.1, -1.0, 1.2])
+    q = np.array([0.5, 0.2, 0.3])
+    total = 0.0
+    for i in range(3):
+      for j in range(3):
+        rows = [i, j]
+        nll, _ = estimators.sampled_softmax(
+            jnp.array([positive]), jnp.asarray(others[rows])[None],
+            jnp.ones((1, 2), bool),
+            proposal((1, 2), log_q=np.log(q[rows])[None]))
+        total += q[i] * q[j] * np.exp(float(nll[0]) + positive)
+    np.testing.assert_allclose(
+        total, np.exp(positive) + np.exp(others).sum(), rtol=1e-5)
+
+  def test_the_draw_carries_no_gradient(self):
+    def loss(log_q):
+      return estimators.sampled_softmax(
+          jnp.zeros(1), jnp.ones((1, 2)), jnp.ones((1, 2), bool),
+          proposal((1, 2), log_q=log_q))[0].sum()
+    np.testing.assert_array_equal(
+        jax.grad(loss)(jnp.array([[-1.0, -2.0]])), [[0.0, 0.0]])
+
+
+if __name__ == '__main__':
+  absltest.main()

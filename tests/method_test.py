@@ -1,0 +1,64 @@
+"""Combinations that cannot work are refused when they are built."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from retrieval_jax import correctors
+from retrieval_jax import method as methods
+from retrieval_jax import samplers
+from retrieval_jax import sharding
+
+
+def build(**changes):
+  gumbel = samplers.Gumbel(1, 8, sharding.make_mesh(1))
+  options = dict(
+      memory='corpus', corrector=correctors.Identity(), sampler=gumbel,
+      estimator='truncated_softmax', columns='own', refresh=methods.Refresh())
+  return methods.Method(**(options | changes))
+
+
+class MethodTest(parameterized.TestCase):
+
+  def test_equal_choices_are_equal_and_hashable(self):
+    self.assertEqual(build(), build())
+    self.assertEqual(hash(build()), hash(build()))
+    self.assertIn("estimator='truncated_softmax'", repr(build()))
+
+  @parameterized.named_parameters(
+      ('memory', dict(memory='disk'), "memory.kind='disk' is not one of"),
+      ('estimator', dict(estimator='mse'), "estimator.name='mse' is not one"),
+      ('columns', dict(columns='both'), "estimator.columns='both' is not one"),
+      ('draws_from_nothing', dict(memory='none'), 'nothing to draw from'),
+      ('no_negatives', dict(sampler=samplers.NoNegatives()),
+       "use columns 'positives'"),
+      ('write_back_nothing', dict(
+          sampler=samplers.NoNegatives(), columns='positives',
+          refresh=methods.Refresh(write_back=True)), 'needs drawn rows'),
+      ('ring_reencode', dict(memory='ring', refresh=methods.Refresh(
+          push=True, reencode_every=5)), 'use refresh.fraction'),
+      ('ring_without_push', dict(memory='ring'), 'refresh.push=True'),
+      ('log_z', dict(estimator='cache_gradient', sampler=samplers.Uniform(1)),
+       "sampler.name='gumbel'"),
+      ('one_draw', dict(estimator='cache_gradient', columns='all'),
+       "columns='own'"),
+      ('log_q', dict(estimator='sampled_softmax', columns='all'),
+       'log q of every column'),
+      ('full', dict(estimator='full_softmax'), "sampler.name='exhaustive'"))
+  def test_refuses(self, changes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      build(**changes)
+
+  @parameterized.parameters((dict(fraction=1.0), 'must lie in'),
+                            (dict(reencode_every=-1), '0 for never'))
+  def test_refuses_refresh(self, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      methods.Refresh(**options)
+
+  def test_number_of_probes_is_a_multiple_of_the_shards(self):
+    refresh = methods.Refresh(fraction=0.01)
+    self.assertEqual(refresh.num_probes(1000, 8), 16)
+    self.assertEqual(methods.Refresh().num_probes(1000, 8), 0)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -72,7 +72,8 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
       return states.TrainState(
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table,
-          corrector=method.corrector.init(key, table.embeddings.shape[1]))
+          corrector=method.corrector.init(key, table.embeddings.shape[1]),
+          sampler=())
     shape = jax.eval_shape(build, params, table)
     return jax.jit(
         build, out_shardings=sharding.state_shardings(shape, mesh))(
@@ -150,11 +151,12 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
       table = tables.push(table, batch.target_ids, positives, state.step)
     return states.TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state, table=table, corrector=corrector), metrics
+        opt_state=opt_state, table=table, corrector=corrector,
+        sampler=state.sampler), metrics
 
   # Outputs are pinned to the shardings of the inputs: a second step then finds
   # what the first one found and compiles nothing.
-  replicated, by_row = sharding.replicated(mesh), sharding.batch(mesh)
+  replicated = sharding.replicated(mesh)
 
   def update_pinned(state, *arguments):
     new_state, metrics = update(state, *arguments)

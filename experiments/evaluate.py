@@ -1,0 +1,78 @@
+"""Evaluates a run's checkpoint against the whole corpus.
+
+  python -m experiments.evaluate --workdir=runs/stale --splits=dev,test
+
+Writes SPLIT.run (TREC) beside the run's files and prints the measures;
+results.json is brought up to date.
+"""
+
+import os
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from retrieval_jax import factory
+from retrieval_jax.evaluation import measures as measures_lib
+from retrieval_jax.evaluation import report
+from retrieval_jax.evaluation import retrieval
+from retrieval_jax.evaluation import runs
+from retrieval_jax.evaluation import trec
+
+
+def splits(config):
+  """Returns the splits evaluated at the end of a run: dev and test."""
+  return [split for split in (config.data.dev_split, config.data.test_split)
+          if split]
+
+
+def evaluate_params(experiment, params, names, *, targets=None, workdir=None):
+  """Returns {split: {measure: value}} of a full-corpus search.
+
+  Args:
+    experiment: factory.Experiment.
+    params: the model's parameters.
+    names: splits to evaluate.
+    targets: [N, D] float32, embeddings of the corpus if there are any already.
+    workdir: where to write SPLIT.run in TREC format; None writes nothing.
+  """
+  config, dataset = experiment.config, experiment.dataset
+  if targets is None:
+    targets = experiment.embed_targets(params)
+  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
+  found = retrieval.search_corpus(
+      experiment.embed_queries(params, rows), targets,
+      query_ids=[dataset.query_ids[row] for row in rows],
+      corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
+      k=config.evaluation.depth + config.evaluation.drop_self_matches,
+      chunk_rows=config.memory.chunk_rows)
+  return _measure(experiment, names, rows, found, workdir)
+
+
+def measure_by_split(experiment, names, rows, found, scores):
+  """Returns {split: {measure: value}} of results given as corpus rows."""
+  dataset = experiment.dataset
+  return _measure(experiment, names, rows, runs.from_rows(
+      [dataset.query_ids[row] for row in rows], found, scores,
+      dataset.corpus_ids), None)
+
+
+def _measure(experiment, names, rows, found, workdir):
+  """Cuts a run into splits (queries `rows` in split order) and measures it."""
+  config, dataset = experiment.config, experiment.dataset
+  measures, start = {}, 0
+  for name in names:
+    qrels = dataset.qrels[name]
+    stop = start + len(qrels.queries())
+    part = runs.Run(found.query_ids[start:stop], found.ids[start:stop],
+                    found.scores[start:stop])
+    start = stop
+    measures[name] = measures_lib.evaluate(
+        part, measures_lib.qrels_from_rows(
+            qrels.query_rows, qrels.corpus_rows, qrels.grades,
+            dataset.query_ids, dataset.corpus_ids),
+        drop_self_matches=config.evaluation.drop_self_matches)
+    if workdir:
+      trec.write_run(os.path.join(workdir, f'{name}.run'), part)
+  assert start == len(rows)
+  return measures

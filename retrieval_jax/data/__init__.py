@@ -1,0 +1,30 @@
+"""Corpora, queries, judgements, tokenisation and the input pipeline."""
+
+from retrieval_jax.data.beir import BeirReader
+from retrieval_jax.data.dataset import load
+from retrieval_jax.data.dataset import prepare
+from retrieval_jax.data.dataset import Qrels
+from retrieval_jax.data.dataset import RetrievalDataset
+from retrieval_jax.data.errors import DataError
+from retrieval_jax.data.strings import StringArray
+from retrieval_jax.data.strings import write_strings
+from retrieval_jax.data.tokenization import load_tokenizer
+from retrieval_jax.data.tokenization import tokenize
+from retrieval_jax.data.tokenization import Tokenizer
+from retrieval_jax.data.tokenization import TokenStore
+from retrieval_jax.data.tokenization import train_tokenizer
+from retrieval_jax.data.wordnet import WordNetReader
+
+__all__ = [
+    'BeirReader', 'DataError', 'load', 'load_tokenizer', 'prepare', 'Qrels',
+    'RetrievalDataset', 'StringArray', 'tokenize', 'Tokenizer', 'TokenStore',
+    'TrainBatches', 'train_tokenizer', 'WordNetReader', 'write_strings',
+]
+
+
+def __getattr__(name):
+  """Imports `TrainBatches` late: it alone needs jax, for `types.Batch`."""
+  if name == 'TrainBatches':
+    from retrieval_jax.data import pipeline  # pylint: disable=g-import-not-at-top
+    return pipeline.TrainBatches
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

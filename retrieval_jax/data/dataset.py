@@ -1,0 +1,323 @@
+"""Corpus, queries and relevance judgements, prepared once and memory-mapped.
+
+`prepare` turns whatever a reader yields into files of one form; everything
+downstream sees corpus ids and query ids as int32 rows of those files.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from retrieval_jax.data import errors
+from retrieval_jax.data import progress as progress_lib
+from retrieval_jax.data import strings
+
+_FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
+
+
+class Reader(Protocol):
+  """Where a dataset comes from. Iterators stream and start afresh each call.
+
+  Attributes:
+    name: short name for reports.
+    splits: names of the splits that have judgements.
+  """
+  name: str
+  splits: Sequence[str]
+
+  def fingerprint(self) -> str:
+    """Returns a hash that changes whenever anything the reader yields does."""
+
+  def corpus(self) -> Iterator[tuple[str, str]]:
+    """Yields (id, text) of every target."""
+
+  def queries(self) -> Iterator[tuple[str, str]]:
+    """Yields (id, text) of every query of every split."""
+
+  def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
+    """Yields (query id, corpus id, grade, 'file:line')."""
+
+  def where(self, column: str, row: int) -> str:
+    """Returns 'file:line' of a row of 'corpus' or 'queries', for errors."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Qrels:
+  """Judgements of one split, sorted by (query_row, corpus_row).
+
+  A grade above 0 is relevant. 0 is judged not relevant. A grade below 0 is
+  neither: such a target is no answer, but too close to one to serve as a
+  negative ("junk" in TREC's use); it is masked like a positive.
+
+  Attributes:
+    query_rows: [J] int32.
+    corpus_rows: [J] int32.
+    grades: [J] int32.
+  """
+  query_rows: np.ndarray
+  corpus_rows: np.ndarray
+  grades: np.ndarray
+
+  @classmethod
+  def from_triples(cls, triples) -> 'Qrels':
+    """Builds from rows (query_row, corpus_row, grade) in any order."""
+    triples = np.asarray(triples, np.int32).reshape(-1, 3)
+    order = np.lexsort((triples[:, 1], triples[:, 0]))
+    return cls(*np.ascontiguousarray(triples[order].T))
+
+  def queries(self) -> np.ndarray:
+    """Returns the sorted rows [Q] int32 of queries with a positive."""
+    return self._relevant[0]
+
+  def positives(self, query_row: int) -> np.ndarray:
+    """Returns the corpus rows with grade > 0 of one query; maybe none."""
+    return _listed(self._relevant, query_row)
+
+  def padded_positives(self, query_rows: np.ndarray) -> np.ndarray:
+    """Returns corpus rows with grade > 0, padded with -1.
+
+    Args:
+      query_rows: [n] integers.
+
+    Returns:
+      [n, E] int32, E = the most positives that any query of the split has,
+      whichever queries are asked for, so that shapes are static.
+    """
+    return _padded(self._relevant, query_rows)
+
+  def padded_known(self, query_rows: np.ndarray) -> np.ndarray:
+    """Returns corpus rows that must not be negatives: grade != 0.
+
+    Like `padded_positives`, with the targets of negative grade added.
+    """
+    return _padded(self._known, query_rows)
+
+  @functools.cached_property
+  def _relevant(self):
+    return self._grouped(self.grades > 0)
+
+  @functools.cached_property
+  def _known(self):
+    return self._grouped(self.grades != 0)
+
+  def _grouped(self, keep: np.ndarray):
+    """Returns unique query rows [Q], starts [Q + 1] and corpus rows."""
+    rows, starts = np.unique(self.query_rows[keep], return_index=True)
+    corpus_rows = self.corpus_rows[keep]
+    return rows, np.append(starts, len(corpus_rows)), corpus_rows
+
+
+def _listed(grouped, query_row: int) -> np.ndarray:
+  rows, starts, corpus_rows = grouped
+  i = np.searchsorted(rows, query_row)
+  if i == len(rows) or rows[i] != query_row:
+    return corpus_rows[:0]
+  return corpus_rows[starts[i]:starts[i + 1]]
+
+
+def _padded(grouped, query_rows: np.ndarray) -> np.ndarray:
+  rows, starts, corpus_rows = grouped
+  query_rows = np.asarray(query_rows)
+  if not len(rows):
+    return np.full([len(query_rows), 1], -1, np.int32)
+  counts = np.diff(starts)
+  i = np.minimum(np.searchsorted(rows, query_rows), len(rows) - 1)
+  count = np.where(rows[i] == query_rows, counts[i], 0)
+  slots = np.arange(counts.max())
+  listed = slots < count[:, None]
+  index = np.where(listed, starts[i][:, None] + slots, 0)
+  return np.where(listed, corpus_rows[index], -1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RetrievalDataset:
+  """A prepared dataset; nothing of it is in memory until read.
+
+  Attributes:
+    name: from the reader.
+    corpus_ids: the reader's string ids by corpus row.
+    corpus_texts: texts by corpus row.
+    query_ids: string ids by query row.
+    query_texts: texts by query row.
+    qrels: split name -> judgements.
+    folder: where the prepared files are.
+    fingerprint: hash of the source; key caches by it.
+  """
+  name: str
+  corpus_ids: Sequence[str]
+  corpus_texts: Sequence[str]
+  query_ids: Sequence[str]
+  query_texts: Sequence[str]
+  qrels: Mapping[str, Qrels]
+  folder: str
+  fingerprint: str
+
+
+def hash_files(paths: Iterable[str], *facts: str) -> str:
+  """Returns a hash of the names and contents of files and of some facts.
+
+  Contents, not times and sizes: a copy that keeps its time, a checkout or an
+  edit within the clock's grain would otherwise pass for the old file. It
+  costs about a second per gigabyte.
+  """
+  digest = hashlib.blake2b(digest_size=12)
+  digest.update(json.dumps([_FORMAT, *facts]).encode())
+  for path in paths:
+    with open(path, 'rb') as file:
+      content = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+    digest.update(json.dumps([os.path.basename(path), content]).encode())
+  return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: str) -> Iterator[str]:
+  """Yields a temporary folder that becomes `folder` if all goes well.
+
+  On any exception the temporary folder is removed. If another process made
+  `folder` in the meantime, that one stays and ours is dropped: both were
+  written from equal inputs, since the name is a hash of them.
+  """
+  parent, name = os.path.split(os.path.abspath(folder))
+  os.makedirs(parent, exist_ok=True)
+  temporary = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
+  try:
+    yield temporary
+    os.chmod(temporary, 0o755)  # mkdtemp makes it private
+    try:
+      os.rename(temporary, folder)
+    except OSError:
+      if not os.path.isdir(folder):
+        raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prepare(source: Reader, cache_folder: str, *,
+            progress: bool = True) -> RetrievalDataset:
+  """Converts a source once into `cache_folder`/<fingerprint> and maps it.
+
+  The fingerprint hashes the contents of the source's files, so a changed file
+  is prepared afresh and an unchanged one, wherever it lies, is reused. Texts
+  stream; while preparing, the string ids are held in memory.
+
+  Args:
+    source: any `Reader`.
+    cache_folder: made if absent. Folders in it may be deleted at any time.
+    progress: shows progress on stderr.
+
+  Returns:
+    The memory-mapped dataset.
+
+  Raises:
+    DataError: on malformed input: bad record, duplicate id, unknown id in the
+      judgements, empty corpus, query without a positive. Nothing half-written
+      stays behind.
+  """
+  fingerprint = source.fingerprint()
+  folder = os.path.join(cache_folder, fingerprint)
+  if not os.path.isdir(folder):
+    with atomic_folder(folder) as temporary:
+      _write(source, temporary, fingerprint, progress)
+  return load(folder)
+
+
+def load(folder: str) -> RetrievalDataset:
+  """Maps a folder that `prepare` wrote."""
+  with open(os.path.join(folder, 'dataset.json'), encoding='utf-8') as file:
+    facts = json.load(file)
+  column = lambda name: strings.StringArray(os.path.join(folder, name))
+  qrels = {
+      split: Qrels(*np.load(os.path.join(folder, f'qrels_{i}.npy'),
+                            mmap_mode='r'))
+      for i, split in enumerate(facts['splits'])}
+  return RetrievalDataset(
+      name=facts['name'], corpus_ids=column('corpus_ids'),
+      corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
+      query_texts=column('query_texts'), qrels=qrels, folder=folder,
+      fingerprint=facts['fingerprint'])
+
+
+def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
+  """Writes all files of a prepared dataset."""
+  rows = {}
+  for column, prefix in (('corpus', 'corpus'), ('queries', 'query')):
+    records = progress_lib.track(
+        getattr(source, column)(), f'preparing {source.name}: {column}',
+        show=progress)
+    rows[column] = _write_records(
+        source, records, column, os.path.join(folder, prefix))
+  for i, split in enumerate(source.splits):
+    qrels = _read_qrels(source, split, rows['queries'], rows['corpus'])
+    np.save(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
+        [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
+  facts = dict(name=source.name, fingerprint=fingerprint,
+               splits=list(source.splits))
+  with open(os.path.join(folder, 'dataset.json'), 'w',
+            encoding='utf-8') as file:
+    json.dump(facts, file, indent=2, ensure_ascii=False)
+
+
+def _write_records(source, records, column, prefix) -> dict[str, int]:
+  """Writes ids and texts of one column; returns the row of each id."""
+  rows = {}
+
+  def texts():
+    for row, (name, text) in enumerate(records):
+      if rows.setdefault(name, row) != row:
+        raise errors.DataError(
+            f'{source.where(column, row)}: id {name!r} stands here a second '
+            f'time (first at {source.where(column, rows[name])}); ids must be '
+            f'unique within {column}. Remove or rename one of the two.')
+      yield text
+
+  strings.write_strings(f'{prefix}_texts', texts())
+  if not rows:
+    raise errors.DataError(
+        f'{source.where(column, 0)}: expected at least one record in the '
+        f'{column} of {source.name}, found none. Is the file complete?')
+  strings.write_strings(f'{prefix}_ids', rows)
+  return rows
+
+
+def _read_qrels(source, split, query_rows, corpus_rows) -> Qrels:
+  """Returns the judgements of a split as rows, checked."""
+  grades, first_seen, positive = {}, {}, set()
+  for query_id, corpus_id, grade, where in source.qrels(split):
+    for name, rows, column in ((query_id, query_rows, 'queries'),
+                               (corpus_id, corpus_rows, 'corpus')):
+      if name not in rows:
+        raise errors.DataError(
+            f'{where}: id {name!r} is not in the {column} '
+            f'({len(rows)} ids, the first is {next(iter(rows))!r}). Add the '
+            f'record to the {column} or remove this line.')
+    pair = query_rows[query_id], corpus_rows[corpus_id]
+    if grades.setdefault(pair, grade) != grade:
+      raise errors.DataError(
+          f'{where}: query {query_id!r} and target {corpus_id!r} are judged '
+          f'{grade} here but {grades[pair]} further up. Keep one of the two.')
+    first_seen.setdefault(pair[0], (query_id, where))
+    if grade > 0:
+      positive.add(pair[0])
+  missing = [v for k, v in first_seen.items() if k not in positive]
+  if missing:
+    listed = ', '.join(repr(query_id) for query_id, _ in missing[:5])
+    raise errors.DataError(
+        f'{missing[0][1]}: {len(missing)} of {len(first_seen)} queries of '
+        f'split {split!r} have no target with a score above 0 (first: '
+        f'{listed}). Add a positive or remove their lines.')
+  if not grades:
+    raise errors.DataError(
+        f'split {split!r} of {source.name} has no judgements. Add some or '
+        f'remove the file.')
+  pairs = np.fromiter((x for pair in grades for x in pair), np.int32)
+  values = np.fromiter(grades.values(), np.int32)
+  return Qrels.from_triples(np.column_stack([pairs.reshape(-1, 2), values]))

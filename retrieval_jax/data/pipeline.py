@@ -1,0 +1,154 @@
+"""Training batches: deterministic in (seed, step), sharded by process.
+
+The visits to the queries form one endless stream: epoch after epoch, each in
+an order of its own. Step t takes visits [t * B, (t + 1) * B), so batches run
+over the ends of epochs and none is short. Everything random is a hash of
+(seed, epoch, query), so any batch can be made without those before it, on any
+number of processes, under any version of numpy.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from retrieval_jax import types
+from retrieval_jax.data import dataset
+from retrieval_jax.data import errors
+from retrieval_jax.data import tokenization
+
+_ORDER, _PICK = 1, 2  # what a hash is for
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  """Returns the finaliser of splitmix64 of uint64 values."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
+  return x ^ (x >> np.uint64(31))
+
+
+def _hash(seed: int, purpose: int, epoch, item) -> np.ndarray:
+  """Returns uint64 hashes of (seed, purpose, epoch, item), elementwise."""
+  state = np.full([1], seed, np.int64).astype(np.uint64)
+  for value in (purpose, epoch, item):
+    value = np.atleast_1d(np.asarray(value)).astype(np.uint64)
+    state = _mix(state + np.uint64(0x9e3779b97f4a7c15) + _mix(value))
+  return state
+
+
+class TrainBatches:
+  """Batches of queries with one positive each.
+
+  With several positives, each visit to the query picks one at random. Targets
+  of negative grade are never picked but count as known.
+
+  Args:
+    qrels: judgements of the training split; its queries are those with a
+      positive, in every epoch each once.
+    query_tokens: by query row.
+    target_tokens: by corpus row.
+    batch_size: B, over all processes.
+    seed: any int that fits 64 bits.
+    num_shards: number of processes.
+    shard_index: this process; it gets rows [p * B / P, (p + 1) * B / P).
+
+  Raises:
+    DataError: where a judged query has no positive, or there is no query.
+    ValueError: where the sizes do not fit each other.
+  """
+
+  def __init__(self, qrels: dataset.Qrels,
+               query_tokens: tokenization.TokenStore,
+               target_tokens: tokenization.TokenStore, *, batch_size: int,
+               seed: int, num_shards: int = 1, shard_index: int = 0):
+    _check(qrels, query_tokens, target_tokens)
+    if batch_size < 1 or batch_size % num_shards:
+      raise ValueError(
+          f'batch_size={batch_size} must be a positive multiple of the '
+          f'{num_shards} processes, each of which gets an equal share.')
+    if not 0 <= shard_index < num_shards:
+      raise ValueError(
+          f'shard_index={shard_index} must be in [0, {num_shards}), the '
+          'number of processes.')
+    self.batch_size = batch_size
+    self.seed = seed
+    self.num_shards = num_shards
+    self.shard_index = shard_index
+    self._qrels = qrels
+    self._query_tokens = query_tokens
+    self._target_tokens = target_tokens
+    self._queries = qrels.queries()
+    positives = qrels.padded_positives(self._queries)
+    self._num_positives = (positives >= 0).sum(axis=1)
+    self._positives = positives
+    # An argsort per epoch; prefetching threads may straddle two epochs.
+    self._order = functools.lru_cache(maxsize=3)(self._make_order)
+
+  @property
+  def num_queries(self) -> int:
+    """Queries per epoch."""
+    return len(self._queries)
+
+  def __repr__(self) -> str:
+    return (f'TrainBatches({self.num_queries} queries, '
+            f'batch_size={self.batch_size}, seed={self.seed}, '
+            f'shard {self.shard_index} of {self.num_shards})')
+
+  def batch(self, step: int) -> types.Batch:
+    """Returns this process's rows of the batch of a step, numpy arrays."""
+    if step < 0:
+      raise ValueError(f'step={step} must not be negative.')
+    share = self.batch_size // self.num_shards
+    first = step * self.batch_size + self.shard_index * share
+    epochs, places = np.divmod(first + np.arange(share), self.num_queries)
+    items = np.empty([share], np.int64)
+    for epoch in np.unique(epochs):
+      chosen = epochs == epoch
+      items[chosen] = self._order(int(epoch))[places[chosen]]
+    queries = self._queries[items]
+    picks = (_hash(self.seed, _PICK, epochs, queries)
+             % self._num_positives[items].astype(np.uint64)).astype(np.int64)
+    targets = self._positives[items, picks]
+    return types.Batch(
+        query_tokens=self._query_tokens[queries],
+        target_tokens=self._target_tokens[targets],
+        query_ids=queries.astype(np.int32),
+        target_ids=targets.astype(np.int32),
+        known_positives=self._qrels.padded_known(queries))
+
+  def iterate(self, start_step: int, *, num_threads: int = 2,
+              prefetch: int = 8) -> Iterator[types.Batch]:
+    """Yields the batches of start_step, start_step + 1, ... for ever.
+
+    Batches are made ahead by grain's threads; equal to calling `batch`.
+    """
+    import grain  # pylint: disable=g-import-not-at-top
+    num_steps = 2**62 // self.batch_size  # visits are counted in int64
+    steps = grain.MapDataset.range(start_step, num_steps)
+    return iter(steps.map(self.batch).to_iter_dataset(grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=prefetch)))
+
+  def _make_order(self, epoch: int) -> np.ndarray:
+    """Returns the order of the queries in an epoch: [Q] int64."""
+    hashes = _hash(self.seed, _ORDER, epoch, np.arange(self.num_queries))
+    return np.argsort(hashes, kind='stable')
+
+
+def _check(qrels, query_tokens, target_tokens):
+  """Raises where the judgements cannot be trained on."""
+  if not len(qrels.query_rows):
+    raise errors.DataError(
+        'expected judgements to train on, got none. Is it the right split?')
+  without = np.setdiff1d(qrels.query_rows, qrels.queries())
+  if len(without):
+    listed = ', '.join(map(str, without[:5]))
+    raise errors.DataError(
+        f'{len(without)} queries of the split have no positive (grade above '
+        f'0), the first query rows are {listed}. Remove their judgements or '
+        'add a positive.')
+  for rows, store, name in ((qrels.query_rows, query_tokens, 'query'),
+                            (qrels.corpus_rows, target_tokens, 'target')):
+    if rows.max() >= len(store):
+      raise ValueError(
+          f'{name}_tokens has {len(store)} rows, but the judgements name row '
+          f'{rows.max()}: they are of different datasets.')

@@ -1,0 +1,272 @@
+"""Tokenizers, and tokenised texts as memory-mapped arrays."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from retrieval_jax.data import dataset
+from retrieval_jax.data import errors
+from retrieval_jax.data import progress as progress_lib
+
+_FORMAT = 1  # part of every key: a change here tokenises all texts afresh
+_CHUNK = 4096  # texts tokenised at a time: bounds memory, keeps threads busy
+_PAD_TOKENS = ('[PAD]', '<pad>', '<|pad|>', '<|endoftext|>')
+_SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A tokenizer.json with truncation and padding of our own.
+
+  Attributes:
+    definition: the JSON text, without truncation and padding.
+    pad_id: the id that fills rows up.
+  """
+  definition: str = dataclasses.field(repr=False)
+  pad_id: int
+
+  @functools.cached_property
+  def vocab_size(self) -> int:
+    """One above the largest id: the rows an embedding table needs."""
+    vocabulary = self._of_length(None).get_vocab(with_added_tokens=True)
+    return max(vocabulary.values()) + 1
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """A hash of everything that decides the ids of a text."""
+    facts = json.dumps([self.definition, self.pad_id]).encode()
+    return hashlib.blake2b(facts, digest_size=12).hexdigest()
+
+  def encode_batch(self, texts: Sequence[str], max_length: int
+                   ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids [n, L] int32 padded with pad_id, and lengths [n] int32.
+
+    L is `max_length`; longer texts are cut, special tokens kept.
+    """
+    texts = list(texts)
+    encoder = self._of_length(max_length)
+    ids = [e.ids for e in encoder.encode_batch_fast(texts)]
+    lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+    tokens = np.full([len(ids), max_length], self.pad_id, np.int32)
+    tokens[np.arange(max_length) < lengths[:, None]] = np.fromiter(
+        itertools.chain.from_iterable(ids), np.int32, lengths.sum())
+    return tokens, lengths
+
+  def save(self, path: str):
+    """Writes tokenizer.json; `path` is that file or its folder."""
+    if not path.endswith('.json'):
+      os.makedirs(path, exist_ok=True)
+      path = os.path.join(path, 'tokenizer.json')
+    encoder = _from_definition(self.definition)
+    # Padding is written down so that loading finds the same pad token.
+    encoder.enable_padding(
+        pad_id=self.pad_id, pad_token=encoder.id_to_token(self.pad_id))
+    temporary = f'{path}.{os.getpid()}.tmp'
+    encoder.save(temporary)
+    os.replace(temporary, path)
+
+  @functools.cached_property
+  def _encoders(self):
+    return {}
+
+  def _of_length(self, max_length: int | None):
+    """Returns the tokenizer that cuts at `max_length`.
+
+    One object per length, since cutting is a state of the object and another
+    thread may be using it with another length.
+    """
+    if max_length not in self._encoders:
+      encoder = _from_definition(self.definition)
+      if max_length is not None:
+        special = encoder.num_special_tokens_to_add(False)
+        if max_length <= special:
+          raise ValueError(
+              f'max_length={max_length} must exceed the {special} special '
+              'tokens that the tokenizer adds to each text.')
+        encoder.enable_truncation(max_length)
+      self._encoders[max_length] = encoder
+    return self._encoders[max_length]
+
+  def __getstate__(self):
+    return {'definition': self.definition, 'pad_id': self.pad_id}
+
+  def __setstate__(self, state):
+    for name, value in state.items():
+      object.__setattr__(self, name, value)
+
+
+def _from_definition(definition: str):
+  import tokenizers  # pylint: disable=g-import-not-at-top
+  return tokenizers.Tokenizer.from_str(definition)
+
+
+def _wrap(encoder, pad_token: str | None, origin: str) -> Tokenizer:
+  """Strips truncation and padding and finds the pad token."""
+  padding = encoder.padding
+  candidates = [pad_token] if pad_token else [
+      *([padding['pad_token']] if padding else []), *_PAD_TOKENS]
+  encoder.no_truncation()
+  encoder.no_padding()
+  for token in candidates:
+    pad_id = encoder.token_to_id(token)
+    if pad_id is not None:
+      return Tokenizer(definition=encoder.to_str(), pad_id=pad_id)
+  raise ValueError(
+      f'{origin}: expected a vocabulary with a padding token, looked for '
+      f'{", ".join(candidates)}; name it with pad_token=.')
+
+
+def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
+  """Loads a tokenizer.json, or the one in a folder.
+
+  The truncation and padding baked into the file are dropped (all-MiniLM's is
+  128, say): lengths are given where texts are encoded.
+
+  Args:
+    path: the file, or the folder of a model in Hugging Face's layout.
+    pad_token: which token pads; by default the file's own, else the usual.
+
+  Raises:
+    FileNotFoundError: where there is no such file.
+    ValueError: where it is no tokenizer, or has no padding token.
+  """
+  import tokenizers  # pylint: disable=g-import-not-at-top
+  file = os.path.join(path, 'tokenizer.json') if os.path.isdir(path) else path
+  if not os.path.isfile(file):
+    raise FileNotFoundError(
+        f'{file}: no such file; expected a tokenizer.json in the format of '
+        'the tokenizers library. Give its path, or train one on the corpus '
+        'with train_tokenizer.')
+  try:
+    encoder = tokenizers.Tokenizer.from_file(file)
+  except Exception as error:  # The library raises bare Exception.
+    raise ValueError(
+        f'{file}: expected a tokenizer.json in the format of the tokenizers '
+        f'library: {error}.') from error
+  return _wrap(encoder, pad_token, file)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
+                    min_frequency: int = 2) -> Tokenizer:
+  """Trains lowercasing WordPiece as BERT has it: '[CLS] text [SEP]'.
+
+  Args:
+    texts: goes through them once.
+    vocab_size: at most so many tokens, the four special ones included.
+    min_frequency: a pair that occurs less often is not merged.
+
+  Returns:
+    A tokenizer with [PAD]=0, [UNK]=1, [CLS]=2, [SEP]=3.
+  """
+  import tokenizers  # pylint: disable=g-import-not-at-top
+  from tokenizers import decoders, models, normalizers  # pylint: disable=g-import-not-at-top,g-multiple-import
+  from tokenizers import pre_tokenizers, processors, trainers  # pylint: disable=g-import-not-at-top,g-multiple-import
+  if vocab_size <= len(_SPECIAL_TOKENS):
+    raise ValueError(
+        f'vocab_size={vocab_size} must exceed the {len(_SPECIAL_TOKENS)} '
+        'special tokens; a few thousand is usual.')
+  encoder = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
+  encoder.normalizer = normalizers.BertNormalizer(lowercase=True)
+  encoder.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  encoder.decoder = decoders.WordPiece()
+  encoder.train_from_iterator(texts, trainers.WordPieceTrainer(
+      vocab_size=vocab_size, min_frequency=min_frequency,
+      special_tokens=list(_SPECIAL_TOKENS), show_progress=False))
+  encoder.post_processor = processors.TemplateProcessing(
+      single='[CLS] $A [SEP]', pair='[CLS] $A [SEP] $B:1 [SEP]:1',
+      special_tokens=[(token, encoder.token_to_id(token))
+                      for token in ('[CLS]', '[SEP]')])
+  return _wrap(encoder, '[PAD]', 'the trained tokenizer')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenStore:
+  """The tokens of many texts, usually memory-mapped.
+
+  Attributes:
+    tokens: [n, L] uint16 or int32, padded with pad_id.
+    lengths: [n] int32, tokens of each text without padding.
+    pad_id: the padding token.
+  """
+  tokens: np.ndarray
+  lengths: np.ndarray
+  pad_id: int
+
+  def __len__(self) -> int:
+    return len(self.lengths)
+
+  def __getitem__(self, rows) -> np.ndarray:
+    """Returns tokens [..., L] int32; row -1 ("none") is all padding."""
+    if isinstance(rows, slice):
+      return self.tokens[rows].astype(np.int32)
+    rows = np.asarray(rows)
+    if rows.size and (rows.min() < -1 or rows.max() >= len(self)):
+      raise IndexError(
+          f'rows {rows.min()} to {rows.max()} were asked for, expected -1 to '
+          f'{len(self) - 1}.')
+    tokens = self.tokens[rows].astype(np.int32)
+    if rows.size and rows.min() < 0:
+      tokens = np.where((rows >= 0)[..., None], tokens, np.int32(self.pad_id))
+    return tokens
+
+
+def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
+             cache_folder: str, key: str, *, progress: bool = True
+             ) -> TokenStore:
+  """Tokenises texts once into a memory-mapped array in a cache folder.
+
+  Args:
+    texts: any sequence; read in order, in chunks.
+    tokenizer: what to encode with.
+    max_length: L; longer texts are cut.
+    cache_folder: made if absent. Folders in it may be deleted at any time.
+    key: names the texts and must change when they do, e.g.
+      f'{dataset.fingerprint}/corpus'.
+    progress: shows progress on stderr.
+
+  Returns:
+    The store; uint16 on disk where the vocabulary allows.
+  """
+  facts = json.dumps([_FORMAT, key, tokenizer.fingerprint, max_length])
+  name = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
+  folder = os.path.join(cache_folder, f'tokens-{name}')
+  if not os.path.isdir(folder):
+    with dataset.atomic_folder(folder) as temporary:
+      _write_tokens(texts, tokenizer, max_length, temporary, key, progress)
+  tokens = np.load(os.path.join(folder, 'tokens.npy'), mmap_mode='r')
+  lengths = np.load(os.path.join(folder, 'lengths.npy'))
+  if len(lengths) != len(texts):
+    raise errors.DataError(
+        f'{folder} holds {len(lengths)} texts under key {key!r}, but '
+        f'{len(texts)} came: the key must change with the texts. Use the '
+        'dataset\'s fingerprint in it, or delete that folder.')
+  return TokenStore(tokens, lengths, tokenizer.pad_id)
+
+
+def _write_tokens(texts, tokenizer, max_length, folder, key, progress):
+  """Writes tokens.npy and lengths.npy, a chunk of texts at a time."""
+  n = len(texts)
+  dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+  if n:
+    tokens = np.lib.format.open_memmap(
+        os.path.join(folder, 'tokens.npy'), 'w+', dtype, (n, max_length))
+  else:  # An empty array cannot be mapped for writing.
+    np.save(os.path.join(folder, 'tokens.npy'),
+            np.zeros([0, max_length], dtype))
+  lengths = np.zeros([n], np.int32)
+  chunks = progress_lib.track(
+      range(0, n, _CHUNK), f'tokenising {key.rpartition("/")[2]}',
+      total=-(-n // _CHUNK), unit=f'chunks of {_CHUNK} texts', show=progress)
+  for start in chunks:
+    stop = min(start + _CHUNK, n)
+    tokens[start:stop], lengths[start:stop] = tokenizer.encode_batch(
+        texts[start:stop], max_length)
+  if n:
+    tokens.flush()
+  np.save(os.path.join(folder, 'lengths.npy'), lengths)

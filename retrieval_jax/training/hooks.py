@@ -1,0 +1,240 @@
+"""Hooks: all that a run does beside its steps.
+
+The loop calls a hook after every `every` steps with the `loop.Run`, whose
+state it may replace. Hooks are called in the order of their list: what changes
+the state (re-encoding) first, then what measures it, then the log, and the
+checkpoint after everything that it should hold.
+"""
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TextIO
+
+import jax
+import numpy as np
+import tqdm
+
+from retrieval_jax.training import checkpoint
+
+
+class Hook(Protocol):
+  """Periodic work; subclass it for the defaults.
+
+  Attributes:
+    every: period in steps; 0 for never in between.
+    at_finish: whether also to run after the last step of the run.
+    at_stop: whether also to run when the user stops the run early.
+  """
+  every: int
+  at_finish: ClassVar[bool] = True
+  at_stop: ClassVar[bool] = False
+
+  def __call__(self, run):
+    """Does the work after `run.step` finished steps."""
+
+  def close(self):
+    """Lets go of what the hook holds; called however the loop ends."""
+
+
+def is_due(hook: Hook, run) -> bool:
+  """Returns whether the loop calls this hook now."""
+  return bool(hook.every and run.step % hook.every == 0
+              or hook.at_finish and run.finished
+              or hook.at_stop and run.stopped)
+
+
+@dataclasses.dataclass
+class LogHook(Hook):
+  """Writes the mean of the step's metrics since the last log.
+
+  It is the one place where metrics are fetched from the device.
+
+  Attributes:
+    every: period in steps.
+    schedule: step -> learning rate, to be logged too.
+
+  Raises:
+    FloatingPointError: if a metric is not finite, which stops the run before
+      a later hook saves the state.
+  """
+  every: int
+  schedule: Callable[[int], jax.Array] | None = None
+  at_stop: ClassVar[bool] = True
+
+  def __call__(self, run):
+    fetched = jax.device_get(run.metrics)
+    run.metrics.clear()
+    if not fetched:
+      return
+    steps = range(run.step - len(fetched) + 1, run.step + 1)
+    means = {}
+    for name in fetched[0]:
+      values = np.asarray([metrics[name] for metrics in fetched], np.float64)
+      if not np.isfinite(values).all():
+        first = steps[int(np.argmin(np.isfinite(values)))]
+        raise FloatingPointError(
+            f'metric {name!r} is {values[first - steps[0]]} at step {first} '
+            f'(steps {steps[0]} to {steps[-1]} were checked); the last '
+            'checkpoint is from before. Try a lower learning rate, a longer '
+            'warm-up or a smaller max_grad_norm.')
+      means[f'train/{name}'] = values.mean()
+    if self.schedule is not None:
+      means['train/learning_rate'] = float(self.schedule(run.step - 1))
+    run.write(means)
+
+
+@dataclasses.dataclass
+class ProgressHook(Hook):
+  """Shows where the run is: a bar on a terminal, plain lines elsewhere.
+
+  Attributes:
+    every: period in steps.
+    shown: names of written metrics to show.
+    stream: where to; stderr by default.
+  """
+  every: int
+  shown: tuple[str, ...] = ('train/nll',)
+  stream: TextIO | None = None
+  at_stop: ClassVar[bool] = True
+  _bar: Any = dataclasses.field(default=None, init=False, repr=False)
+  _last: tuple[int, float] | None = dataclasses.field(
+      default=None, init=False, repr=False)
+
+  def __call__(self, run):
+    if jax.process_index():
+      return
+    stream = self.stream or sys.stderr
+    news = {name.rpartition('/')[2]: f'{run.latest[name]:.4g}'
+            for name in self.shown if name in run.latest}
+    if stream.isatty():
+      if self._bar is None:
+        self._bar = tqdm.tqdm(total=run.num_steps, initial=run.start_step,
+                              unit='step', file=stream, dynamic_ncols=True)
+      self._bar.set_postfix(news, refresh=False)
+      self._bar.update(run.step - self._bar.n)
+      return
+    # The rate is of the last period, so that compilation does not count.
+    now = time.monotonic()
+    step, then = self._last or (run.start_step, run.started)
+    self._last = (run.step, now)
+    rate = (run.step - step) / max(now - then, 1e-9)
+    left = (run.num_steps - run.step) / rate if rate else math.inf
+    print(f'step {run.step}/{run.num_steps}  {rate:.3g} steps/s  '
+          f'{_clock(left)} left', *(f'{k}={v}' for k, v in news.items()),
+          sep='  ', file=stream, flush=True)
+
+  def close(self):
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+
+@dataclasses.dataclass
+class CheckpointHook(Hook):
+  """Saves the state, the config and the meter's counts.
+
+  Attributes:
+    checkpoints: where to.
+    every: period in steps.
+    config: the resolved config as plain JSON, for `check_same_config`.
+  """
+  checkpoints: checkpoint.Checkpoints
+  every: int
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  at_stop: ClassVar[bool] = True
+
+  def __call__(self, run):
+    with run.meter.phase('checkpoint', block=False):
+      self.checkpoints.save(run.step, run.state, {
+          'config': dict(self.config), 'meter': run.meter.state_dict()})
+      if run.finished or run.stopped:
+        self.checkpoints.wait()
+
+
+@dataclasses.dataclass
+class EvaluateHook(Hook):
+  """Writes what `evaluate` measures of the state, such as 'dev/RR@10'.
+
+  Attributes:
+    evaluate: state -> scalars by name; must not donate or keep the state.
+    every: period in steps.
+    phase: the meter's phase it is timed as.
+  """
+  evaluate: Callable[[Any], Mapping[str, float]]
+  every: int
+  phase: str = 'evaluate'
+
+  def __call__(self, run):
+    with run.meter.phase(self.phase, block=True) as hold:
+      scalars = hold(self.evaluate(run.state))
+    run.write(scalars)
+
+
+@dataclasses.dataclass
+class DiagnosticsHook(EvaluateHook):
+  """Writes the quality of the step's approximation on a probe batch."""
+  phase: str = 'diagnostics'
+
+
+@dataclasses.dataclass
+class ReencodeHook(Hook):
+  """Re-encodes the whole table every R steps.
+
+  It runs on multiples of `every` only, at the end too, so that a run that
+  was stopped there and resumed equals the one that was not.
+
+  Attributes:
+    reencode: state -> state; counts its own encoder calls on the meter.
+    every: R.
+  """
+  reencode: Callable[[Any], Any]
+  every: int
+  at_finish: ClassVar[bool] = False
+
+  def __call__(self, run):
+    with run.meter.phase('refresh', block=True) as hold:
+      run.state = hold(self.reencode(run.state))
+
+
+@dataclasses.dataclass
+class ProfileHook(Hook):
+  """Writes a profiler trace of a few steps, for TensorBoard or Perfetto.
+
+  Attributes:
+    folder: where to.
+    first_step: finished steps before the trace; past the compilation.
+    num_steps: how many steps it covers.
+  """
+  folder: str
+  first_step: int = 10
+  num_steps: int = 5
+  every: ClassVar[int] = 1
+  at_stop: ClassVar[bool] = True
+  _tracing: bool = dataclasses.field(default=False, init=False, repr=False)
+
+  def __call__(self, run):
+    if run.step == self.first_step:
+      jax.block_until_ready(run.state)
+      os.makedirs(self.folder, exist_ok=True)
+      jax.profiler.start_trace(self.folder)
+      self._tracing = True
+    elif run.step >= self.first_step + self.num_steps:
+      jax.block_until_ready(run.state)
+      self.close()
+
+  def close(self):
+    if self._tracing:
+      self._tracing = False
+      jax.profiler.stop_trace()
+
+
+def _clock(seconds):
+  if not math.isfinite(seconds):
+    return '?'
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}'

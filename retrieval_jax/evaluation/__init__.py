@@ -1,0 +1,1 @@
+"""Runs, measures, baselines, reports and approximation diagnostics."""

@@ -1,0 +1,131 @@
+"""What a run leaves behind and prints at its end."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rich.table
+
+from retrieval_jax.evaluation import trec
+
+RESULTS_FILE = 'results.json'
+_COLUMNS = {'RR@10': 'MRR@10', 'R@1': 'Recall@1', 'R@20': 'Recall@20',
+            'R@100': 'Recall@100'}
+
+
+def write_results(workdir: str, results: Mapping[str, Any]) -> str:
+  """Writes results.json whole or not at all, and returns its path.
+
+  Numbers of numpy and jax become plain ones; infinities and nan become null,
+  because strict JSON has no word for them.
+  """
+  path = os.path.join(workdir, RESULTS_FILE)
+  trec.write_text(
+      path, json.dumps(_plain(results), indent=2, allow_nan=False) + '\n')
+  return path
+
+
+def read_results(workdir: str) -> dict[str, Any]:
+  """Returns the results of a finished run.
+
+  Raises:
+    FileNotFoundError: if the run has not finished.
+    ValueError: if the file is not JSON.
+  """
+  path = os.path.join(workdir, RESULTS_FILE)
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+        f'Expected {path}, which a run writes at its end; finish the run (the '
+        'same command resumes it) or leave this folder out.')
+  with open(path, encoding='utf-8') as f:
+    try:
+      return json.load(f)
+    except json.JSONDecodeError as error:
+      raise ValueError(
+          f'{path}:{error.lineno}: expected JSON ({error.msg}); evaluate the '
+          'run again.') from error
+
+
+def _plain(value: Any) -> Any:
+  """Returns the value in types that JSON knows."""
+  if isinstance(value, Mapping):
+    return {str(name): _plain(item) for name, item in value.items()}
+  if value is None or isinstance(value, (str, bool)):
+    return value
+  if isinstance(value, (list, tuple)):
+    return [_plain(item) for item in value]
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, int):
+    return value
+  if hasattr(value, 'to_dict'):  # an ml_collections ConfigDict
+    return _plain(value.to_dict())
+  if hasattr(value, 'dtype'):
+    return _plain(np.asarray(value).tolist())
+  return str(value)
+
+
+def results_table(results: Mapping[str, Any], split: str = 'test'
+                  ) -> rich.table.Table:
+  """Returns a table of BM25, the untrained and the trained encoder.
+
+  Args:
+    results: the content of results.json.
+    split: whose measures are shown.
+
+  Raises:
+    ValueError: if that split was not evaluated.
+  """
+  if split not in results.get('measures', {}):
+    raise ValueError(
+        f'Expected measures of split {split!r}, got those of '
+        f'{sorted(results.get("measures", {}))}; name one of these.')
+  table = rich.table.Table(title=f'{split} queries, whole corpus')
+  table.add_column('', no_wrap=True)
+  for name in _COLUMNS:
+    table.add_column(_COLUMNS[name], justify='right')
+  rows = (('BM25', results.get('bm25') or {}),
+          ('untrained encoder', results.get('untrained') or {}),
+          ('trained encoder', results['measures']))
+  for label, of_split in rows:
+    values = of_split.get(split)
+    if values:
+      table.add_row(label, *(
+          _shown(values.get(name), '.3f') for name in _COLUMNS),
+          style='bold' if label == 'trained encoder' else None)
+  return table
+
+
+def meter_table(results: Mapping[str, Any]) -> rich.table.Table:
+  """Returns a table of what the run cost."""
+  meter = results['meter']
+  table = rich.table.Table(title='what it cost')
+  table.add_column('', no_wrap=True)
+  table.add_column('', justify='right')
+  calls = {
+      'query-encoder calls': 'query_encoder_calls',
+      'target-encoder calls in the step': 'target_encoder_calls_in_step',
+      'targets re-embedded': 'target_encoder_calls_reembedding'}
+  for label, name in calls.items():
+    table.add_row(label, _shown(meter.get(name), ',.0f'))
+  for label, name in (('encoder TFLOP in the step', 'flops_in_step'),
+                      ('encoder TFLOP re-embedding', 'flops_reembedding')):
+    value = meter.get(name)
+    table.add_row(label, _shown(None if value is None else value / 1e12,
+                                ',.2f'))
+  for label, name in (('table', 'table_bytes'), ('index', 'index_bytes')):
+    value = meter.get(name)
+    table.add_row(
+        f'{label}, MiB', _shown(None if value is None else value / 2**20,
+                                ',.1f'))
+  for phase, seconds in meter.get('seconds', {}).items():
+    table.add_row(f'seconds, {phase}', _shown(seconds, ',.1f'),
+                  style='bold' if phase == 'total' else None)
+  return table
+
+
+def _shown(value: float | None, form: str) -> str:
+  return '-' if value is None else format(value, form)

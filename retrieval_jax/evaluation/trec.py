@@ -1,0 +1,184 @@
+"""TREC run and qrels files: the exchange format of retrieval experiments.
+
+A run line is `query_id Q0 corpus_id rank score tag`, a qrels line
+`query_id 0 corpus_id grade`, both separated by white space. The format cannot
+hold an id with white space in it, so such characters (and nothing else) are
+written percent-encoded: 'a b' as 'a%20b'. Every other id is written as it is,
+so files agree with other people's qrels. Reading does not undo the encoding,
+because ids that really contain '%20' are common (URLs); apply `encode_id` to
+ids that shall be compared with a file's.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from retrieval_jax.evaluation import runs
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""query id -> corpus id -> grade; grades above 0 are relevant."""
+
+
+def encode_id(text: str) -> str:
+  """Returns an id with its white-space characters percent-encoded.
+
+  Raises:
+    ValueError: if the id is empty, which no TREC file can hold.
+  """
+  if not text:
+    raise ValueError(
+        'Expected a non-empty id for a TREC file, got an empty string; give '
+        'that query or passage an id.')
+  if not any(c.isspace() for c in text):
+    return text
+  return ''.join(
+      ''.join(f'%{byte:02X}' for byte in c.encode()) if c.isspace() else c
+      for c in text)
+
+
+@contextlib.contextmanager
+def _replace_when_complete(path: str) -> Iterator:
+  """Opens a temporary neighbour of `path` and renames it at the end."""
+  folder = os.path.dirname(os.path.abspath(path))
+  os.makedirs(folder, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(
+      dir=folder, prefix=os.path.basename(path) + '.')
+  try:
+    with os.fdopen(handle, 'w', encoding='utf-8', newline='\n') as f:
+      yield f
+    # mkstemp makes files that only their owner can read.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(temporary)
+    raise
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a whole text file, or leaves what stood there untouched."""
+  with _replace_when_complete(path) as f:
+    f.write(text)
+
+
+def _encoded_unique(query_id: str, ids: list[str]) -> list[str]:
+  encoded = [encode_id(i) for i in ids]
+  if len(set(encoded)) != len(encoded):
+    seen = set()
+    twice = next(i for i in encoded if i in seen or seen.add(i))
+    raise ValueError(
+        f'Query {query_id!r} has the id {twice!r} more than once (white space '
+        'is percent-encoded in TREC files); a run lists each passage at most '
+        'once per query.')
+  return encoded
+
+
+def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
+  """Writes a run, best first, ranks from 1; the file appears complete or not.
+
+  Scores are written with the digits that read back as the same float32.
+
+  Raises:
+    ValueError: if an id is empty or stands twice under one query.
+  """
+  tag = encode_id(tag)
+  with _replace_when_complete(path) as f:
+    for query_id, ids, scores in run.rankings():
+      q = encode_id(query_id)
+      lines = [
+          f'{q} Q0 {i} {rank} {score!s} {tag}\n'
+          for rank, (i, score) in enumerate(
+              zip(_encoded_unique(query_id, ids), scores), 1)]
+      f.writelines(lines)
+
+
+def write_qrels(path: str, qrels: Qrels) -> None:
+  """Writes relevance judgements; the file appears complete or not at all."""
+  with _replace_when_complete(path) as f:
+    for query_id, grades in qrels.items():
+      q = encode_id(query_id)
+      encoded = _encoded_unique(query_id, list(grades))
+      f.writelines(
+          f'{q} 0 {i} {int(grade)}\n'
+          for i, grade in zip(encoded, grades.values()))
+
+
+def _fields(path: str, count: int, layout: str) -> Iterator[tuple[str, list]]:
+  # Binary: only ASCII white space separates, and only \n ends a line.
+  with open(path, 'rb') as f:
+    for number, line in enumerate(f, 1):
+      fields = line.split()
+      if not fields:
+        continue
+      where = f'{path}:{number}'
+      if len(fields) != count:
+        raise ValueError(
+            f'{where}: expected {count} columns separated by white space '
+            f'({layout}), got {len(fields)}; fix that line.')
+      try:
+        yield where, [x.decode('utf-8') for x in fields]
+      except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{where}: expected UTF-8 text ({error}); convert the file.'
+        ) from error
+
+
+def _number(kind, text: str, where: str, what: str):
+  try:
+    return kind(text)
+  except ValueError:
+    raise ValueError(
+        f'{where}: expected {what}, got {text!r}; fix that line.') from None
+
+
+def read_run(path: str) -> runs.Run:
+  """Returns the run of a file, each query's passages by descending score.
+
+  Ranks in the file are ignored, as in trec_eval: the score decides. Queries
+  keep the order of their first line.
+
+  Raises:
+    ValueError: file and line of the first malformed or repeated entry.
+  """
+  results = {}
+  layout = 'query-id Q0 corpus-id rank score tag'
+  for where, fields in _fields(path, 6, layout):
+    query_id, _, corpus_id, _, score, _ = fields
+    scored = results.setdefault(query_id, {})
+    if corpus_id in scored:
+      raise ValueError(
+          f'{where}: passage {corpus_id!r} stands twice under query '
+          f'{query_id!r}; keep one of the lines.')
+    scored[corpus_id] = _number(float, score, where, 'a number as score')
+  width = max((len(scored) for scored in results.values()), default=0)
+  ids = np.full((len(results), width), '', dtype=object)
+  scores = np.full((len(results), width), -np.inf, dtype=np.float64)
+  for row, scored in enumerate(results.values()):
+    ordered = sorted(scored.items(), key=lambda item: -item[1])
+    for column, (corpus_id, score) in enumerate(ordered):
+      ids[row, column] = corpus_id
+      scores[row, column] = score
+  return runs.Run(tuple(results), ids, scores)
+
+
+def read_qrels(path: str) -> dict[str, dict[str, int]]:
+  """Returns the judgements of a file as query id -> corpus id -> grade.
+
+  Raises:
+    ValueError: file and line of the first malformed or repeated entry.
+  """
+  qrels = {}
+  for where, fields in _fields(path, 4, 'query-id 0 corpus-id grade'):
+    query_id, _, corpus_id, grade = fields
+    grades = qrels.setdefault(query_id, {})
+    if corpus_id in grades:
+      raise ValueError(
+          f'{where}: passage {corpus_id!r} is judged twice for query '
+          f'{query_id!r}; keep one of the lines.')
+    grades[corpus_id] = _number(int, grade, where, 'an integer grade')
+  return qrels

@@ -1,0 +1,111 @@
+"""TREC files hold what was written, or nothing."""
+
+import os
+from unittest import mock
+
+import ir_measures
+import numpy as np
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from retrieval_jax.evaluation import runs
+from retrieval_jax.evaluation import trec
+
+
+def make_run(query_ids, ids, scores):
+  return runs.Run(query_ids, np.array(ids, dtype=object),
+                  np.array(scores, np.float32))
+
+
+class TrecTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.path = os.path.join(self.create_tempdir().full_path, 'a', 'b.run')
+
+  def write(self, text):
+    os.makedirs(os.path.dirname(self.path), exist_ok=True)
+    with open(self.path, 'w', encoding='utf-8', newline='') as f:
+      f.write(text)
+
+  def test_a_run_reads_back_bit_for_bit(self):
+    run = make_run(['q"1', 'é,2'], [['a', "b'"], ['c%20', '']],
+                   [[1 / 3, 1e-8], [-2.5, 9]])
+    trec.write_run(self.path, run)
+    back = trec.read_run(self.path)
+    self.assertEqual(back.query_ids, ('q"1', 'é,2'))
+    np.testing.assert_array_equal(back.ids, run.ids)
+    np.testing.assert_array_equal(
+        back.scores[run.ids != ''].astype(np.float32),
+        run.scores[run.ids != ''])
+
+  def test_lines_have_the_six_columns_and_ranks_from_one(self):
+    trec.write_run(
+        self.path, make_run(['q'], [['a', 'b']], [[2, 1]]), tag='mine')
+    with open(self.path, encoding='utf-8') as f:
+      self.assertEqual(f.read(), 'q Q0 a 1 2.0 mine\nq Q0 b 2 1.0 mine\n')
+
+  def test_ir_measures_reads_the_files(self):
+    trec.write_run(self.path, make_run(['q\u2003x'], [['a b']], [[2]]))
+    [document] = ir_measures.read_trec_run(self.path)
+    self.assertEqual(document.query_id, 'q%E2%80%83x')
+    self.assertEqual(document.doc_id, 'a%20b')
+
+  def test_qrels_read_back(self):
+    qrels = {'q': {'a': 2, 'b': 0}, 'r': {'c"': -1}}
+    trec.write_qrels(self.path, qrels)
+    self.assertEqual(trec.read_qrels(self.path), qrels)
+
+  def test_two_ids_that_are_encoded_alike_are_refused(self):
+    run = make_run(['q'], [['a b', 'a%20b']], [[2, 1]])
+    with self.assertRaisesRegex(ValueError, "'a%20b' more than once"):
+      trec.write_run(self.path, run)
+    self.assertEqual(os.listdir(os.path.dirname(self.path)), [])
+
+  def test_an_empty_id_is_refused(self):
+    with self.assertRaisesRegex(ValueError, 'non-empty id'):
+      trec.write_qrels(self.path, {'': {'a': 1}})
+
+  def test_an_interrupted_write_leaves_the_old_file(self):
+    trec.write_text(self.path, 'old')
+    with mock.patch.object(os, 'replace', side_effect=KeyboardInterrupt):
+      with self.assertRaises(KeyboardInterrupt):
+        trec.write_text(self.path, 'new')
+    with open(self.path, encoding='utf-8') as f:
+      self.assertEqual(f.read(), 'old')
+    self.assertLen(os.listdir(os.path.dirname(self.path)), 1)
+
+  def test_the_score_orders_a_run_whatever_the_ranks_say(self):
+    self.write('q Q0 a 1 0.5 t\n\nq Q0 b 2 0.7 t\r\n')
+    self.assertEqual(trec.read_run(self.path).ids.tolist(), [['b', 'a']])
+
+  @parameterized.parameters(
+      ('q Q0 a 1 0.5\n', r'b\.run:1: expected 6 columns .* got 5'),
+      ('q Q0 a 1 0.5 t\nq Q0 b 2 x t\n', r'b\.run:2: .* number .* got .x.'),
+      ('q Q0 a 1 1 t\nq Q0 a 2 0 t\n', r'b\.run:2: .*\'a\' stands twice'),
+  )
+  def test_a_malformed_run_names_the_line(self, text, message):
+    self.write(text)
+    with self.assertRaisesRegex(ValueError, message):
+      trec.read_run(self.path)
+
+  @parameterized.parameters(
+      ('q 0 a\n', 'b.run:1: expected 4 columns'),
+      ('q 0 a 1.5\n', 'b.run:1: expected an integer grade'),
+      ('q 0 a 1\nq 0 a 1\n', 'b.run:2: .* judged twice'),
+  )
+  def test_malformed_qrels_name_the_line(self, text, message):
+    self.write(text)
+    with self.assertRaisesRegex(ValueError, message):
+      trec.read_qrels(self.path)
+
+  def test_text_that_is_not_utf8_names_the_line(self):
+    os.makedirs(os.path.dirname(self.path))
+    with open(self.path, 'wb') as f:
+      f.write(b'q 0 \xff 1\n')
+    with self.assertRaisesRegex(ValueError, 'b.run:1: expected UTF-8'):
+      trec.read_qrels(self.path)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -11,8 +11,9 @@ import os
 from absl import app
 from absl import flags
 import numpy as np
+import rich.console
 
-from retrieval_jax import factory
+from experiments import saved
 from retrieval_jax.evaluation import measures as measures_lib
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import retrieval
@@ -26,7 +27,8 @@ def splits(config):
           if split]
 
 
-def evaluate_params(experiment, params, names, *, targets=None, workdir=None):
+def evaluate_params(experiment, params, names, *, targets=None, workdir=None,
+                    measures=measures_lib.MEASURES):
   """Returns {split: {measure: value}} of a full-corpus search.
 
   Args:
@@ -35,6 +37,7 @@ def evaluate_params(experiment, params, names, *, targets=None, workdir=None):
     names: splits to evaluate.
     targets: [N, D] float32, embeddings of the corpus if there are any already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
+    measures: names of ir-measures.
   """
   config, dataset = experiment.config, experiment.dataset
   if targets is None:
@@ -46,7 +49,7 @@ def evaluate_params(experiment, params, names, *, targets=None, workdir=None):
       corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
       k=config.evaluation.depth + config.evaluation.drop_self_matches,
       chunk_rows=config.memory.chunk_rows)
-  return _measure(experiment, names, rows, found, workdir)
+  return _measure(experiment, names, rows, found, workdir, measures)
 
 
 def measure_by_split(experiment, names, rows, found, scores):
@@ -54,25 +57,65 @@ def measure_by_split(experiment, names, rows, found, scores):
   dataset = experiment.dataset
   return _measure(experiment, names, rows, runs.from_rows(
       [dataset.query_ids[row] for row in rows], found, scores,
-      dataset.corpus_ids), None)
+      dataset.corpus_ids), None, measures_lib.MEASURES)
 
 
-def _measure(experiment, names, rows, found, workdir):
+def _measure(experiment, names, rows, found, workdir, measures):
   """Cuts a run into splits (queries `rows` in split order) and measures it."""
   config, dataset = experiment.config, experiment.dataset
-  measures, start = {}, 0
+  by_split, start = {}, 0
   for name in names:
     qrels = dataset.qrels[name]
     stop = start + len(qrels.queries())
     part = runs.Run(found.query_ids[start:stop], found.ids[start:stop],
                     found.scores[start:stop])
     start = stop
-    measures[name] = measures_lib.evaluate(
+    by_split[name] = measures_lib.evaluate(
         part, measures_lib.qrels_from_rows(
             qrels.query_rows, qrels.corpus_rows, qrels.grades,
-            dataset.query_ids, dataset.corpus_ids),
+            dataset.query_ids, dataset.corpus_ids), measures,
         drop_self_matches=config.evaluation.drop_self_matches)
     if workdir:
       trec.write_run(os.path.join(workdir, f'{name}.run'), part)
   assert start == len(rows)
-  return measures
+  return by_split
+
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_SPLITS = flags.DEFINE_list(
+    'splits', None, 'Splits to evaluate; those of the config by default.')
+_MEASURES = flags.DEFINE_list(
+    'measures', list(measures_lib.MEASURES),
+    'Measures in the spelling of ir-measures.')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
+  workdir = _WORKDIR.value
+  with saved.errors_as_messages():
+    experiment, params, step = saved.load(workdir)
+    names = _SPLITS.value or splits(experiment.config)
+    unknown = set(names) - set(experiment.dataset.qrels)
+    if unknown:
+      raise ValueError(
+          f'--splits names {sorted(unknown)}; {experiment.dataset.name} has '
+          f'{sorted(experiment.dataset.qrels)}.')
+    found = evaluate_params(
+        experiment, params, names, workdir=workdir, measures=_MEASURES.value)
+    results = (report.read_results(workdir)
+               if os.path.exists(os.path.join(workdir, report.RESULTS_FILE))
+               else {'measures': {}, 'steps': step})
+    for split, of_split in found.items():
+      results['measures'].setdefault(split, {}).update(of_split)
+    report.write_results(workdir, results)
+  console = rich.console.Console(width=88)
+  for split, of_split in found.items():
+    line = '  '.join(f'{name} {value:.4f}' for name, value in of_split.items())
+    console.print(f'{split} at step {step}: {line}', soft_wrap=True,
+                  highlight=False)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['workdir'])
+  app.run(main)

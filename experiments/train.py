@@ -24,6 +24,7 @@ import numpy as np
 import rich.console
 
 from experiments import evaluate
+from experiments import saved
 from retrieval_jax import factory
 from retrieval_jax import runtime
 from retrieval_jax import sharding
@@ -172,11 +173,8 @@ def start_state(experiment, checkpoints, resumed, cost, workdir, say):
   num_targets = len(experiment.target_tokens)
   remembers_all = experiment.method.memory == 'corpus'
   if resumed is not None:
-    nothing = np.broadcast_to(
-        np.float32(0), (num_targets, experiment.model.dim))
-    template = states.abstract(train_step.init_state(
-        experiment.params, experiment.make_table(nothing)))
-    state, _ = checkpoints.restore(template, resumed)
+    state, _ = checkpoints.restore(
+        saved.abstract_state(experiment, train_step), resumed)
     return train_step, schedule, state, read_baselines(workdir)
   targets, baselines = None, {}
   if remembers_all:
@@ -355,13 +353,9 @@ def main(argv):
       os.path.expanduser(_CONFIG.value.data.cache))
   started = time.monotonic()
   command = 'python -m experiments.train ' + shlex.join(sys.argv[1:])
-  try:
+  with saved.errors_as_messages():
     results = run(_CONFIG.value, _WORKDIR.value,
                   num_devices=_NUM_DEVICES.value, command=command)
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
-    if flags.FLAGS.pdb_post_mortem:
-      raise
-    sys.exit(f'error: {error}')
   if results is not None and not jax.process_index():
     print_results(results, _WORKDIR.value, time.monotonic() - started)
 

@@ -180,8 +180,8 @@ class Experiment:
     return self._embed(self.model.encode_targets, params, self.target_tokens,
                        progress=progress)
 
-  def embed_queries(self, params, rows):
-    """Returns embeddings [n, D] float32 of the queries in `rows`."""
+  def embed_queries(self, params, rows=None):
+    """Returns embeddings [n, D] float32 of the queries in `rows`, or of all."""
     return self._embed(self.model.encode_queries, params, self.query_tokens,
                        rows=rows)
 

@@ -8,6 +8,7 @@ from retrieval_jax.data.dataset import RetrievalDataset
 from retrieval_jax.data.errors import DataError
 from retrieval_jax.data.strings import StringArray
 from retrieval_jax.data.strings import write_strings
+from retrieval_jax.data.subset import Subset
 from retrieval_jax.data.tokenization import load_tokenizer
 from retrieval_jax.data.tokenization import tokenize
 from retrieval_jax.data.tokenization import Tokenizer
@@ -17,7 +18,7 @@ from retrieval_jax.data.wordnet import WordNetReader
 
 __all__ = [
     'BeirReader', 'DataError', 'load', 'load_tokenizer', 'prepare', 'Qrels',
-    'RetrievalDataset', 'StringArray', 'tokenize', 'Tokenizer', 'TokenStore',
+    'RetrievalDataset', 'StringArray', 'Subset', 'tokenize', 'Tokenizer', 'TokenStore',
     'TrainBatches', 'train_tokenizer', 'WordNetReader', 'write_strings',
 ]
 

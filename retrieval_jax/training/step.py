@@ -120,7 +120,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     (_, (metrics, *fresh)), gradient = jax.value_and_grad(
         loss_fn, has_aux=True)(state.params)
     queries, positives, negatives = jax.lax.stop_gradient(fresh)
-    metrics['gradient_norm'] = optax.global_norm(gradient)
+    metrics['gradient_norm'] = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(
         gradient, state.opt_state, state.params)
 

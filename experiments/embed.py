@@ -1,0 +1,58 @@
+"""Writes a run's embeddings of the corpus and of the queries as .npy files.
+
+  python -m experiments.embed --workdir=runs/stale --out=embeddings/stale
+
+OUT gets targets.npy [N, D], queries.npy [Q, D] (float32, rows in the order of
+target_ids.txt and query_ids.txt, one id per line) and embeddings.json.
+"""
+
+import json
+import os
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from experiments import saved
+from retrieval_jax import data
+from retrieval_jax.evaluation import trec
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_OUT = flags.DEFINE_string('out', None, 'Folder to write; made if absent.')
+_DTYPE = flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'float16'], 'Type of the stored numbers.')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
+  with saved.errors_as_messages():
+    write(_WORKDIR.value, _OUT.value, _DTYPE.value)
+
+
+def write(workdir, out, dtype='float32'):
+  """Embeds everything and writes `out` whole or not at all."""
+  if os.path.exists(out):
+    raise ValueError(f'--out={out} exists; name a new folder or remove it.')
+  experiment, params, step = saved.load(workdir)
+  dataset = experiment.dataset
+  with data.atomic_folder(os.path.abspath(out)) as folder:
+    targets = experiment.embed_targets(params)
+    queries = experiment.embed_queries(params, None)
+    for name, embeddings, ids in (('target', targets, dataset.corpus_ids),
+                                  ('query', queries, dataset.query_ids)):
+      plural = {'target': 'targets', 'query': 'queries'}[name]
+      np.save(os.path.join(folder, f'{plural}.npy'), embeddings.astype(dtype))
+      trec.write_text(os.path.join(folder, f'{name}_ids.txt'),
+                      ''.join(f'{i}\n' for i in ids))
+    trec.write_text(os.path.join(folder, 'embeddings.json'), json.dumps({
+        'dataset': dataset.name, 'workdir': workdir, 'step': step,
+        'dim': int(targets.shape[1]), 'num_targets': len(targets),
+        'num_queries': len(queries), 'dtype': dtype}, indent=2) + '\n')
+  print(f'{out}: {len(targets):,} targets and {len(queries):,} queries, '
+        f'{targets.shape[1]} dimensions.')
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['workdir', 'out'])
+  app.run(main)

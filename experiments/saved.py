@@ -1,0 +1,73 @@
+"""Takes up a run again from its folder: what all scripts after training share."""
+
+import contextlib
+import json
+import os
+import sys
+
+from ml_collections import config_dict
+import numpy as np
+
+from configs import base
+from retrieval_jax import factory
+from retrieval_jax.training import checkpoint
+from retrieval_jax.training import state as states
+
+
+def read_config(workdir):
+  """Returns the ConfigDict of a run.
+
+  Options that came after the run was made keep their defaults.
+
+  Raises:
+    FileNotFoundError: if `workdir` holds no run.
+  """
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+        f'--workdir={workdir} holds no config.json; it is not the folder of a '
+        'run. Train one with python -m experiments.train.')
+  with open(path, encoding='utf-8') as f:
+    values = json.load(f)
+  config = base.get_config().unlock()
+  config.update(config_dict.ConfigDict(values))
+  return config.lock()
+
+
+def load(workdir, *, num_devices=None):
+  """Returns (factory.Experiment, params, step) of a run's last checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+  """
+  config = read_config(workdir)
+  folder = os.path.join(workdir, 'checkpoints')
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(
+        f'--workdir={workdir} holds no checkpoints; run or resume training.')
+  experiment = factory.build(config, num_devices=num_devices)
+  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as saved:
+    step = saved.latest_step()
+    state, _ = saved.restore(
+        abstract_state(experiment, experiment.make_step()[0]))
+  return experiment, state.params, step
+
+
+def abstract_state(experiment, train_step):
+  """Returns the TrainState of an experiment without its arrays."""
+  nothing = np.broadcast_to(
+      np.float32(0), (len(experiment.target_tokens), experiment.model.dim))
+  return states.abstract(train_step.init_state(
+      experiment.params, experiment.make_table(nothing)))
+
+
+@contextlib.contextmanager
+def errors_as_messages():
+  """Turns the errors a user can mend into one line and exit code 1."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError, FloatingPointError,
+          ModuleNotFoundError) as error:
+    if os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
+      raise
+    sys.exit(f'error: {error}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')

@@ -1,0 +1,75 @@
+"""Answers queries with a trained run: the top passages and their scores.
+
+  python -m experiments.search --workdir=runs/stale --query="bank: a muddy bank"
+  python -m experiments.search --workdir=runs/stale            # reads stdin
+
+The corpus is embedded once per checkpoint and kept in WORKDIR/targets.npy.
+"""
+
+import os
+import sys
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+
+from experiments import saved
+from retrieval_jax.indexes import exact
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_QUERY = flags.DEFINE_multi_string(
+    'query', [], 'A query; may be given several times. Standard input without.')
+_K = flags.DEFINE_integer('k', 5, 'Passages per query.', lower_bound=1)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
+  with saved.errors_as_messages():
+    searcher = Searcher(_WORKDIR.value)
+    for query in _QUERY.value or _lines():
+      print(f'\n{query}')
+      for score, name, text in searcher(query, _K.value):
+        print(f'  {score:7.4f}  {name:>16}  {text}')
+
+
+def _lines():
+  if sys.stdin.isatty():
+    print('One query per line; end with Ctrl-D.', file=sys.stderr)
+  return (line.strip() for line in sys.stdin if line.strip())
+
+
+class Searcher:
+  """A run's encoder over its corpus, held in memory."""
+
+  def __init__(self, workdir):
+    """Loads the last checkpoint; embeds the corpus if it was not yet."""
+    self.experiment, self._params, step = saved.load(workdir)
+    path = os.path.join(workdir, f'targets-{step}.npy')
+    if not os.path.exists(path):
+      print('Embedding the corpus (once per checkpoint).', file=sys.stderr)
+      temporary = f'{path}.{os.getpid()}.tmp.npy'
+      np.save(temporary, self.experiment.embed_targets(self._params))
+      os.replace(temporary, path)
+    self._index = exact.ExactIndex(
+        self.experiment.mesh, self.experiment.config.memory.chunk_rows)
+    self._state = self._index.build(np.load(path, mmap_mode='r'))
+    self._encode = jax.jit(self.experiment.model.encode_queries)
+
+  def __call__(self, query, k):
+    """Returns the k best as (score, corpus id, text), best first."""
+    experiment = self.experiment
+    tokens, _ = experiment.tokenizer.encode_batch(
+        [query], experiment.config.data.query_length)
+    vector = np.asarray(self._encode(self._params, tokens.astype(np.int32)))
+    k = min(k, len(experiment.dataset.corpus_ids))
+    scores, rows = self._index.search(self._state, vector, k)
+    return [(float(score), experiment.dataset.corpus_ids[int(row)],
+             experiment.dataset.corpus_texts[int(row)])
+            for score, row in zip(scores[0], rows[0])]
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['workdir'])
+  app.run(main)

@@ -1,0 +1,168 @@
+"""Every sampler keeps the contract of a Proposal; each draws what it says."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from retrieval_jax import samplers
+from retrieval_jax import sharding
+from retrieval_jax import table as tables
+from retrieval_jax import types
+from tests import helpers
+
+B, SCALE = 8, 5.0
+
+
+def every_sampler(mesh):
+  return {
+      'none': samplers.NoNegatives(),
+      'uniform': samplers.Uniform(3),
+      'stochastic': samplers.StochasticNegativeMining(3, 16),
+      'exhaustive': samplers.Exhaustive(
+          sharding.capacity(helpers.NUM_TARGETS, mesh, helpers.CHUNK_ROWS) // B),
+      'top_k': samplers.TopK(3, helpers.CHUNK_ROWS, mesh),
+      'gumbel': samplers.Gumbel(3, helpers.CHUNK_ROWS, mesh),
+  }
+
+
+def view(table):
+  return types.View(table, lambda rows: rows.embeddings.astype(jnp.float32),
+                    jnp.float32(SCALE))
+
+
+def propose(sampler, mesh, table=None, key=0):
+  table = helpers.table(mesh) if table is None else table
+  batch = helpers.batch(0)
+  queries = helpers.encode(helpers.params(), batch.query_tokens)
+  exclude = tables.rows_of(table, jnp.asarray(batch.known_positives))
+  return jax.jit(lambda key: sampler.propose(
+      key, queries, exclude, view(table)))(jax.random.key(key))
+
+
+class ContractTest(parameterized.TestCase):
+
+  @parameterized.product(
+      name=('none', 'uniform', 'stochastic', 'exhaustive', 'top_k', 'gumbel'),
+      devices=(1, 4))
+  def test_every_proposal_is_consistent(self, name, devices):
+    mesh = sharding.make_mesh(devices)
+    sampler = every_sampler(mesh)[name]
+    table = helpers.table(mesh)
+    proposal = propose(sampler, mesh, table)
+    shape = (B, sampler.num_negatives)
+    for field, dtype in (('rows', jnp.int32), ('ids', jnp.int32),
+                         ('logits', jnp.float32), ('log_q', jnp.float32),
+                         ('mask', jnp.bool_)):
+      self.assertEqual(getattr(proposal, field).shape, shape, field)
+      self.assertEqual(getattr(proposal, field).dtype, dtype, field)
+    self.assertEqual(proposal.log_z.shape, (B,))
+    self.assertEqual(bool(np.isfinite(proposal.log_z).all()),
+                     sampler.gives_log_z)
+    self.assertFalse(np.isnan(proposal.log_q).any())
+    mask = np.asarray(proposal.mask)
+    np.testing.assert_array_equal(mask, np.asarray(proposal.rows) >= 0)
+    np.testing.assert_array_equal(mask, np.asarray(proposal.ids) >= 0)
+    np.testing.assert_array_equal(np.asarray(proposal.ids)[mask],
+                                  np.asarray(table.ids)[proposal.rows][mask])
+    if name != 'exhaustive':  # masks known positives in the loss, per query
+      known = np.asarray(helpers.batch(0).known_positives)
+      hit = np.asarray(proposal.ids)[:, :, None] == known[:, None, :]
+      self.assertFalse((hit.any(-1) & mask).any())
+    queries = helpers.encode(helpers.params(), helpers.batch(0).query_tokens)
+    wanted = SCALE * np.einsum(
+        'bd,bkd->bk', queries, np.asarray(table.embeddings)[proposal.rows])
+    np.testing.assert_allclose(
+        np.asarray(proposal.logits)[mask], wanted[mask], atol=1e-5)
+
+  @parameterized.parameters('uniform', 'stochastic', 'top_k', 'gumbel')
+  def test_an_empty_memory_gives_nothing(self, name):
+    mesh = sharding.make_mesh(1)
+    empty = tables.empty(helpers.CHUNK_ROWS, helpers.DIM, mesh=mesh,
+                         chunk_rows=helpers.CHUNK_ROWS, dtype='float32')
+    proposal = propose(every_sampler(mesh)[name], mesh, empty)
+    self.assertFalse(bool(proposal.mask.any()))
+    np.testing.assert_array_equal(proposal.rows, -1)
+
+
+class DrawTest(absltest.TestCase):
+
+  def test_exhaustive_deals_out_every_row_once(self):
+    mesh = sharding.make_mesh(1)
+    proposal = propose(every_sampler(mesh)['exhaustive'], mesh)
+    rows = np.asarray(proposal.rows)
+    self.assertEqual(sorted(rows[rows >= 0].tolist()),
+                     list(range(helpers.NUM_TARGETS)))
+
+  def test_exhaustive_refuses_to_leave_rows_out(self):
+    mesh = sharding.make_mesh(1)
+    with self.assertRaisesRegex(ValueError, 'num_negatives >= 8'):
+      propose(samplers.Exhaustive(2), mesh)
+
+  def test_top_k_takes_the_highest_logits(self):
+    mesh = sharding.make_mesh(2)
+    batch = helpers.batch(0)
+    queries = helpers.encode(helpers.params(), batch.query_tokens)
+    logits = np.array(
+        SCALE * queries @ helpers.table(mesh).embeddings[
+            :helpers.NUM_TARGETS].T)
+    for b, known in enumerate(batch.known_positives):
+      logits[b, known[known >= 0]] = -np.inf
+    np.testing.assert_array_equal(
+        propose(every_sampler(mesh)['top_k'], mesh).rows,
+        np.argsort(-logits, axis=1)[:, :3])
+
+  def test_stochastic_takes_the_highest_of_its_pool_without_repeats(self):
+    mesh = sharding.make_mesh(1)
+    whole = samplers.StochasticNegativeMining(3, 4000)  # covers all 56 rows
+    top = propose(every_sampler(mesh)['top_k'], mesh)
+    np.testing.assert_array_equal(propose(whole, mesh).rows, top.rows)
+    small = propose(samplers.StochasticNegativeMining(3, 8), mesh)
+    self.assertLess(float(small.logits[:, 0].mean()),
+                    float(top.logits[:, 0].mean()))
+
+  def test_uniform_draws_are_uniform(self):
+    """Chi-square over 56 rows minus the excluded ones; 99.9% bound."""
+    mesh = sharding.make_mesh(1)
+    proposal = propose(samplers.Uniform(20000), mesh)
+    known = helpers.batch(0).known_positives
+    for b in range(2):
+      rows = np.asarray(proposal.rows)[b]
+      counts = np.bincount(rows[rows >= 0], minlength=helpers.NUM_TARGETS)
+      excluded = set(known[b][known[b] >= 0].tolist())
+      allowed = [r for r in range(helpers.NUM_TARGETS) if r not in excluded]
+      expected = counts.sum() / len(allowed)
+      chi = ((counts[allowed] - expected)**2 / expected).sum()
+      self.assertLess(chi, 98.3)  # chi-square, 55 degrees of freedom, 99.95%
+      self.assertEqual(counts[list(excluded)].sum(), 0)
+      np.testing.assert_allclose(
+          proposal.log_q[b][rows >= 0], -np.log(len(allowed)), rtol=1e-6)
+
+  def test_gumbel_log_q_is_the_probability_of_its_first_draw(self):
+    """Chi-square of 4,000 single draws per query against exp(log_q)."""
+    mesh = sharding.make_mesh(1)
+    table = helpers.table(mesh)
+    sampler = samplers.Gumbel(1, helpers.CHUNK_ROWS, mesh)
+    batch = helpers.batch(0)
+    queries = helpers.encode(helpers.params(), batch.query_tokens)[:1]
+    many = jnp.tile(queries, (4000, 1))
+    exclude = jnp.tile(jnp.asarray(batch.known_positives[:1]), (4000, 1))
+    proposal = sampler.propose(jax.random.key(1), many, exclude, view(table))
+    rows = np.asarray(proposal.rows)[:, 0]
+    logits = np.array(
+        SCALE * queries @ table.embeddings[:helpers.NUM_TARGETS].T)[0]
+    known = batch.known_positives[0]
+    logits[known[known >= 0]] = -np.inf
+    chances = np.exp(logits - np.logaddexp.reduce(logits))
+    np.testing.assert_allclose(
+        np.exp(proposal.log_q[:, 0]), chances[rows], rtol=1e-4)
+    expected = 4000 * chances
+    often = expected >= 5
+    counts = np.bincount(rows, minlength=helpers.NUM_TARGETS)
+    chi = ((counts - expected)[often]**2 / expected[often]).sum()
+    self.assertLess(chi, often.sum() + 4.5 * np.sqrt(2 * often.sum()))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,304 @@
+"""The step against the full softmax, on any device count, from any memory."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+
+from retrieval_jax import samplers
+from retrieval_jax import sharding
+from retrieval_jax import table as tables
+from retrieval_jax import types
+from retrieval_jax.training import state as states
+from retrieval_jax.training import step as steps
+from tests import helpers
+
+ENCODE = helpers.encode
+
+
+def full_loss(params, batch):
+  """The exact loss of the toy problem, known positives left out of Z."""
+  queries = ENCODE(params, batch.query_tokens)
+  targets = ENCODE(params, helpers.corpus_tokens())
+  logits = 5.0 * queries @ targets.T
+  own = np.asarray(batch.target_ids)
+  excluded = np.zeros(logits.shape, bool)
+  for b, known in enumerate(np.asarray(batch.known_positives)):
+    excluded[b, known[known >= 0]] = True
+    excluded[b, own[b]] = False
+  log_z = jax.nn.logsumexp(jnp.where(excluded, -jnp.inf, logits), axis=1)
+  return (log_z - logits[jnp.arange(len(own)), own]).mean()
+
+
+def parameter_change(method, mesh, seed=0):
+  """Returns minus the gradient of the first step: SGD with rate one."""
+  state, _ = helpers.train(method, mesh, num_steps=1, seed=seed,
+                           optimizer=optax.sgd(1.0))
+  return np.asarray(state.params['words'] - helpers.params()['words'])
+
+
+class GradientTest(parameterized.TestCase):
+
+  def test_full_softmax_takes_the_exact_gradient(self):
+    mesh = sharding.make_mesh(1)
+    method = helpers.method(
+        samplers.Exhaustive(helpers.CHUNK_ROWS // helpers.BATCH),
+        estimator='full_softmax', columns='draws')
+    exact = jax.grad(full_loss)(helpers.params(), helpers.batch(0))['words']
+    np.testing.assert_allclose(
+        parameter_change(method, mesh), -exact, atol=1e-6)
+
+  @parameterized.parameters(
+      ('fresh', None, 4.0), ('stale', 7, None))
+  def test_cache_gradient_is_unbiased_exactly_when_the_table_is_fresh(
+      self, name, stale_seed, bound):
+    """Mean over 400 seeds within 4 standard errors, and not when stale."""
+    del name
+    mesh = sharding.make_mesh(1)
+    method = helpers.method(
+        helpers.gumbel(mesh, 1), estimator='cache_gradient')
+    batch = helpers.batch(0)
+    exact = jax.grad(full_loss)(helpers.params(), batch)['words']
+    stale = None if stale_seed is None else helpers.params(stale_seed)
+    table = helpers.table(mesh, stale)
+    on_device = sharding.put_batch(batch, mesh)
+
+    # One jitted step serves all seeds: the step number moves the key.
+    train_step = steps.make_train_step(
+        helpers.ENCODERS, method, optax.sgd(1.0), mesh=mesh, seed=3)
+    changes = []
+    for step in range(400):
+      state = train_step.init_state(helpers.params(), table)
+      state = states.TrainState(
+          step=jax.device_put(np.int32(step), state.step.sharding),
+          params=state.params, opt_state=state.opt_state, table=state.table,
+          corrector=(), sampler=())
+      proposal, rows, ids, probe_ids = train_step.propose(state, on_device)
+      after, _ = train_step.update(
+          state, on_device, proposal, rows,
+          sharding.put_batch(helpers.gather(ids), mesh),
+          sharding.put_batch(helpers.gather(probe_ids), mesh))
+      changes.append(np.asarray(after.params['words']))
+    changes = np.array(changes) - np.asarray(helpers.params()['words'])
+    error = changes.mean(axis=0) + np.asarray(exact)
+    spread = changes.std(axis=0) / np.sqrt(len(changes))
+    # chi-square over the 320 entries, by their own variance
+    score = float(np.mean(np.square(error) / np.maximum(spread, 1e-6)**2))
+    if bound is None:
+      self.assertGreater(score, 10.0)
+    else:
+      self.assertLess(score, bound)
+
+  def test_masked_probability_drops_with_in_batch_duplicates(self):
+    """A column that is a known positive of the query never counts."""
+    batch = helpers.batch(0)
+    batch = types.Batch(
+        query_tokens=batch.query_tokens, target_tokens=batch.target_tokens,
+        query_ids=batch.query_ids,
+        target_ids=np.zeros_like(batch.target_ids),
+        known_positives=np.zeros_like(batch.known_positives))
+    proposal = samplers.NoNegatives().propose(
+        None, jnp.zeros((8, 3)), None, None)
+    _, mask = steps.columns(
+        'positives', jnp.ones((8, 3)), jnp.ones((8, 3)), jnp.ones((8, 0, 3)),
+        batch, proposal, jnp.float32(1.0))
+    self.assertEqual(mask.shape, (8, 8))
+    self.assertFalse(bool(mask.any()))
+
+  @parameterized.parameters(
+      ('own', 2), ('positives', 2 + 8), ('all', 8 + 16), ('draws', 16))
+  def test_columns_are_what_they_are_called(self, kind, expected):
+    mesh = sharding.make_mesh(1)
+    table = helpers.table(mesh)
+    batch = sharding.put_batch(helpers.batch(0), mesh)
+    queries = ENCODE(helpers.params(), batch.query_tokens)
+    proposal = helpers.gumbel(mesh).propose(
+        jax.random.key(0), queries,
+        tables.rows_of(table, batch.known_positives),
+        types.View(table, lambda rows: rows.embeddings, jnp.float32(5.0)))
+    negatives = ENCODE(
+        helpers.params(), helpers.gather(proposal.ids.reshape(-1)))
+    logits, mask = steps.columns(
+        kind, queries, ENCODE(helpers.params(), batch.target_tokens),
+        negatives.reshape(8, 2, -1), batch, proposal, jnp.float32(5.0))
+    self.assertEqual(logits.shape, (8, expected))
+    ids = {'own': proposal.ids,
+           'positives': np.concatenate([proposal.ids, np.tile(
+               batch.target_ids, (8, 1))], 1),
+           'all': np.tile(np.concatenate(
+               [batch.target_ids, np.ravel(proposal.ids)]), (8, 1)),
+           'draws': np.tile(np.ravel(proposal.ids), (8, 1))}[kind]
+    ids = np.asarray(ids)
+    known = (ids[:, :, None] == np.asarray(
+        batch.known_positives)[:, None, :]).any(-1)
+    np.testing.assert_array_equal(mask, ~known)
+    fresh = ENCODE(helpers.params(), helpers.gather(ids.reshape(-1)))
+    wanted = 5.0 * np.einsum(
+        'bd,bjd->bj', queries, fresh.reshape(*ids.shape, -1))
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
+
+
+def many_methods(mesh):
+  gumbel = helpers.gumbel(mesh)
+  return {
+      'in_batch': helpers.method(
+          samplers.NoNegatives(), memory='none', columns='positives'),
+      'stale': helpers.method(gumbel, columns='all'),
+      'top_k': helpers.method(
+          samplers.TopK(2, helpers.CHUNK_ROWS, mesh), columns='positives'),
+      'cache': helpers.method(
+          helpers.gumbel(mesh, 1), estimator='cache_gradient',
+          write_back=True, push=True),
+      'uniform': helpers.method(
+          samplers.Uniform(3), estimator='sampled_softmax', fraction=0.2),
+      'stochastic': helpers.method(
+          samplers.StochasticNegativeMining(2, 16)),
+      'ring': helpers.method(gumbel, memory='ring', push=True,
+                             write_back=True, columns='all'),
+  }
+
+
+def start_table(name, mesh):
+  if name == 'ring':
+    return tables.empty(helpers.CHUNK_ROWS, helpers.DIM, mesh=mesh,
+                        chunk_rows=helpers.CHUNK_ROWS, dtype='float32')
+  return helpers.table(mesh, helpers.params(5))
+
+
+class InvarianceTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'stochastic')
+  def test_draws_and_losses_do_not_depend_on_the_device_count(self, name):
+    draws, losses = {}, {}
+    for devices in (1, 8):
+      mesh = sharding.make_mesh(devices)
+      seen = []
+      _, history = helpers.train(
+          many_methods(mesh)[name], mesh, num_steps=3,
+          table_=start_table(name, mesh),
+          each=lambda state, proposal, probes, seen=seen: seen.append(
+              np.asarray(proposal.rows)))
+      draws[devices], losses[devices] = seen, [m['nll'] for m in history]
+    np.testing.assert_array_equal(draws[1], draws[8])
+    np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
+
+  @parameterized.parameters('in_batch', 'stale', 'cache', 'uniform', 'ring')
+  def test_nothing_is_compiled_after_the_first_step(self, name):
+    mesh = sharding.make_mesh(2)
+    method = many_methods(mesh)[name]
+    train_step = steps.make_train_step(
+        helpers.ENCODERS, method, optax.adam(0.05), mesh=mesh, seed=0)
+    state = train_step.init_state(helpers.params(), start_table(name, mesh))
+
+    def one(state, step):
+      batch = sharding.put_batch(helpers.batch(step), mesh)
+      proposal, rows, ids, probe_ids = train_step.propose(state, batch)
+      return jax.block_until_ready(train_step.update(
+          state, batch, proposal, rows,
+          sharding.put_batch(helpers.gather(ids), mesh),
+          sharding.put_batch(helpers.gather(probe_ids), mesh))[0])
+
+    # The key-reuse checker traces on every call; it is not what is tested here.
+    with jax.debug_key_reuse(False):
+      state = one(state, 0)
+      with jax.no_tracing():
+        state = one(state, 1)
+    self.assertEqual(int(state.step), 2)
+
+  @parameterized.parameters('in_batch', 'stale', 'cache', 'uniform', 'ring')
+  def test_stopping_between_two_steps_changes_no_bit(self, name):
+    mesh = sharding.make_mesh(2)
+    method = many_methods(mesh)[name]
+    start = start_table(name, mesh)
+    straight, _ = helpers.train(method, mesh, num_steps=4, table_=start)
+    half, _ = helpers.train(method, mesh, num_steps=2, table_=start)
+    copied = jax.tree.map(
+        lambda x: jax.device_put(np.asarray(x), x.sharding), half)
+    resumed, _ = helpers.train(
+        method, mesh, num_steps=4, start=copied, start_step=2)
+    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
+
+  def test_loss_falls(self):
+    mesh = sharding.make_mesh(1)
+    for name, method in many_methods(mesh).items():
+      if name == 'cache':
+        continue  # its nll is under the remembered table, not comparable
+      _, history = helpers.train(
+          method, mesh, num_steps=40, table_=start_table(name, mesh))
+      nll = [m['nll'] for m in history]
+      self.assertLess(np.mean(nll[-8:]), 0.9 * np.mean(nll[4:12]), name)
+
+
+class MemoryTest(parameterized.TestCase):
+
+  def test_without_refresh_the_memory_never_changes(self):
+    mesh = sharding.make_mesh(2)
+    method = helpers.method(helpers.gumbel(mesh))
+    state, _ = helpers.train(method, mesh, num_steps=3)
+    jax.tree.map(np.testing.assert_array_equal, state.table,
+                 helpers.table(mesh))
+
+  def test_write_back_remembers_what_the_step_encoded(self):
+    mesh = sharding.make_mesh(2)
+    method = helpers.method(helpers.gumbel(mesh), write_back=True)
+    seen = []
+    state, _ = helpers.train(
+        method, mesh, num_steps=1, stale_params=helpers.params(5),
+        each=lambda state, proposal, probes: seen.append(
+            np.unique(proposal.rows)))
+    rows = seen[0]
+    fresh = ENCODE(helpers.params(), helpers.corpus_tokens())
+    stale = helpers.table(mesh, helpers.params(5)).embeddings
+    np.testing.assert_allclose(
+        state.table.embeddings[rows], fresh[rows], atol=1e-6)
+    others = np.setdiff1d(np.arange(helpers.NUM_TARGETS), rows)
+    np.testing.assert_array_equal(state.table.embeddings[others], stale[others])
+
+  def test_push_remembers_the_positives_in_a_ring(self):
+    mesh = sharding.make_mesh(2)
+    state, _ = helpers.train(
+        many_methods(mesh)['ring'], mesh, num_steps=1,
+        table_=start_table('ring', mesh))
+    remembered = set(np.asarray(state.table.ids).tolist()) - {-1}
+    self.assertEqual(remembered, set(helpers.batch(0).target_ids.tolist()))
+
+  def test_staleness_is_that_of_the_drawn_rows(self):
+    mesh = sharding.make_mesh(1)
+    stale = helpers.params(5)
+    seen = []
+    _, history = helpers.train(
+        helpers.method(helpers.gumbel(mesh)), mesh, num_steps=1,
+        stale_params=stale,
+        each=lambda state, proposal, probes: seen.append(
+            np.asarray(proposal.rows).ravel()))
+    tokens = helpers.corpus_tokens()[seen[0]]
+    wanted = np.mean(np.sum(np.square(
+        ENCODE(stale, tokens) - ENCODE(helpers.params(), tokens)), axis=1))
+    np.testing.assert_allclose(history[0]['drift_before'], wanted, rtol=1e-5)
+
+  def test_mean_age_under_a_random_fraction_is_as_derived(self):
+    """(1 - rho) / rho, for a refresh of a random fraction rho per step."""
+    capacity, num_rows, num_steps = 64, 8, 4000
+    rho = num_rows / capacity
+    keys = jax.random.split(jax.random.key(0), num_steps)
+    rows = np.asarray(jax.vmap(
+        lambda key: steps.systematic_rows(key, capacity, num_rows))(keys))
+    self.assertTrue(all(len(set(r)) == num_rows for r in rows[:100].tolist()))
+    counts = np.bincount(rows.ravel(), minlength=capacity)
+    expected = num_steps * rho
+    # Variance of a binomial count; 4.5 sigma over 64 rows.
+    bound = 4.5 * np.sqrt(expected * (1 - rho))
+    self.assertLess(np.abs(counts - expected).max(), bound)
+    written, ages = np.zeros(capacity), []
+    for step, chosen in enumerate(rows):
+      written[chosen] = step
+      if step > 200:
+        ages.append(np.mean(step - written))
+    np.testing.assert_allclose(np.mean(ages), (1 - rho) / rho, rtol=0.03)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,234 @@
+"""A BERT-type transformer encoder.
+
+Parameter names are ours, `pretrained.py` maps published weights to them:
+
+  token_table [V, H]
+  embeddings/{positions [P, H], types [T, H], norm_scale [H], norm_bias [H]}
+  layer_i/attention/{qkv_kernel [H, 3H], qkv_bias [3H],
+                     out_kernel [H, H], out_bias [H], norm_scale, norm_bias}
+  layer_i/mlp/{up_kernel [H, F], up_bias [F], down_kernel [F, H],
+               down_bias [H], norm_scale, norm_bias}
+
+The token table stands at the top because the table's gradient is the one
+large and nearly empty one: `chunking.py` takes it apart from the rest.
+"""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+_INIT_STDDEV = 0.02  # BERT's initializer_range.
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The shape of a BERT-type encoder.
+
+  Attributes:
+    vocab_size: V, rows of the token table.
+    hidden_size: H, a multiple of `num_heads`.
+    num_layers: number of blocks; 0 leaves the normalised embeddings.
+    num_heads: attention heads.
+    intermediate_size: F, width of the feed-forward layers.
+    max_positions: longest text in tokens.
+    type_vocab_size: rows of the token type table; only type 0 is used. 0 for a
+      model without one.
+    layer_norm_eps: added to the variance.
+    pad_id: token that is neither attended to nor pooled.
+    dtype: of the computation, 'float32' or 'bfloat16'; parameters, layer
+      normalisation, softmax and the result are float32 either way. bfloat16
+      is for GPU and TPU: on CPU it is slower.
+    remat: recompute each block in the backward pass instead of keeping it.
+  """
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  intermediate_size: int
+  max_positions: int = 512
+  type_vocab_size: int = 0
+  layer_norm_eps: float = 1e-12
+  pad_id: int = 0
+  dtype: str = 'float32'
+  remat: bool = False
+
+  def __post_init__(self):
+    for name in ('vocab_size', 'hidden_size', 'num_heads',
+                 'intermediate_size', 'max_positions'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+            f'{name}={getattr(self, name)} must be at least 1.')
+    if self.num_layers < 0:
+      raise ValueError(f'num_layers={self.num_layers} must not be negative.')
+    if self.hidden_size % self.num_heads:
+      raise ValueError(
+          f'hidden_size={self.hidden_size} must be a multiple of '
+          f'num_heads={self.num_heads}.')
+    if not 0 <= self.pad_id < self.vocab_size:
+      raise ValueError(
+          f'pad_id={self.pad_id} must lie in [0, vocab_size='
+          f'{self.vocab_size}).')
+    if self.dtype not in ('float32', 'bfloat16'):
+      raise ValueError(
+          f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'.")
+
+  def flops(self, length: int) -> float:
+    """Returns the matmul FLOPs of encoding one text of `length` tokens."""
+    hidden, wide = self.hidden_size, self.intermediate_size
+    weights = 4 * hidden * hidden + 2 * hidden * wide
+    attention = 2 * length * hidden
+    return 2. * length * self.num_layers * (weights + attention)
+
+
+def _dense(x, kernel, bias, dtype):
+  """Returns x [..., I] times kernel [I, O] plus bias [O], in `dtype`."""
+  y = jax.lax.dot_general(
+      x.astype(dtype), kernel.astype(dtype), (((x.ndim - 1,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32)
+  return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def _layer_norm(x, scale, bias, eps):
+  """Returns x [..., H] normalised over its last axis, in float32."""
+  x = x.astype(jnp.float32)
+  ones = (1,) * (x.ndim - 1) + (-1,)
+  mean = jnp.mean(x, axis=-1, keepdims=True)
+  centred = x - mean
+  variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+  # Not E[x^2] - E[x]^2, which loses digits that the reference keeps.
+  return (centred * jax.lax.rsqrt(variance + eps) * scale.reshape(ones)
+          + bias.reshape(ones))
+
+
+class _Block(nn.Module):
+  """One post-LN block: attention, then the feed-forward layers."""
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, mask):
+    """Returns [n, L, H] float32 for x [n, L, H] and mask [n, 1, 1, L]."""
+    x = _Attention(self.config, name='attention')(x, mask)
+    return _Mlp(self.config, name='mlp')(x)
+
+
+class _Attention(nn.Module):
+  """Self-attention with its residual and layer normalisation."""
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, mask):
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+    n, length, hidden = x.shape
+    normal = nn.initializers.normal(_INIT_STDDEV)
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+    qkv_kernel = self.param('qkv_kernel', normal, (hidden, 3 * hidden))
+    qkv_bias = self.param('qkv_bias', zeros, (3 * hidden,))
+    out_kernel = self.param('out_kernel', normal, (hidden, hidden))
+    out_bias = self.param('out_bias', zeros, (hidden,))
+    norm_scale = self.param('norm_scale', ones, (hidden,))
+    norm_bias = self.param('norm_bias', zeros, (hidden,))
+
+    qkv = _dense(x, qkv_kernel, qkv_bias, dtype).astype(dtype)
+    heads = (n, length, cfg.num_heads, hidden // cfg.num_heads)
+    query, key, value = (
+        part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+    y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+    y = _dense(y.reshape(n, length, hidden), out_kernel, out_bias, dtype)
+    return _layer_norm(x + y, norm_scale, norm_bias, cfg.layer_norm_eps)
+
+
+class _Mlp(nn.Module):
+  """Feed-forward layers with their residual and layer normalisation."""
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x):
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+    hidden, wide = cfg.hidden_size, cfg.intermediate_size
+    normal = nn.initializers.normal(_INIT_STDDEV)
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+    up_kernel = self.param('up_kernel', normal, (hidden, wide))
+    up_bias = self.param('up_bias', zeros, (wide,))
+    down_kernel = self.param('down_kernel', normal, (wide, hidden))
+    down_bias = self.param('down_bias', zeros, (hidden,))
+    norm_scale = self.param('norm_scale', ones, (hidden,))
+    norm_bias = self.param('norm_bias', zeros, (hidden,))
+
+    y = _dense(x, up_kernel, up_bias, dtype)
+    # The tanh approximation is 4e-4 away from what BERT was trained with.
+    y = jax.nn.gelu(y, approximate=False)
+    y = _dense(y, down_kernel, down_bias, dtype)
+    return _layer_norm(x + y, norm_scale, norm_bias, cfg.layer_norm_eps)
+
+
+class _Embeddings(nn.Module):
+  """Adds positions and the token type, then normalises."""
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x):
+    cfg = self.config
+    length = x.shape[1]
+    normal = nn.initializers.normal(_INIT_STDDEV)
+    shape = (cfg.max_positions, cfg.hidden_size)
+    added = self.param('positions', normal, shape)[:length]
+    if cfg.type_vocab_size:
+      types = self.param(
+          'types', normal, (cfg.type_vocab_size, cfg.hidden_size))
+      added = added + types[:1]
+    norm_scale = self.param('norm_scale', nn.initializers.ones, shape[1:])
+    norm_bias = self.param('norm_bias', nn.initializers.zeros, shape[1:])
+    return _layer_norm(x + added[None], norm_scale, norm_bias,
+                       cfg.layer_norm_eps)
+
+
+class Transformer(nn.Module):
+  """Maps tokens to contextual vectors, one per token.
+
+  Source: Devlin et al., NAACL 2019 (post-LN blocks, learned positions, erf
+  gelu). Deviation: no dropout, and only token type 0.
+  """
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array,
+               token_vectors: jax.Array | None = None) -> jax.Array:
+    """Returns hidden vectors [n, L, H] float32.
+
+    Args:
+      tokens: [n, L] int32. Vectors at `pad_id` are finite and meaningless.
+      token_vectors: [n, L, H] float32, rows of the token table when they were
+        looked up outside; the table is not touched then.
+
+    Raises:
+      ValueError: where tokens is not [n, L] or L exceeds `max_positions`.
+    """
+    cfg = self.config
+    if tokens.ndim != 2:
+      raise ValueError(
+          f'tokens has shape {tokens.shape}, expected two dimensions [n, L].')
+    if tokens.shape[1] > cfg.max_positions:
+      raise ValueError(
+          f'tokens has L={tokens.shape[1]}, but the model has '
+          f'max_positions={cfg.max_positions}; truncate the texts.')
+    if token_vectors is None:
+      table = self.param('token_table', nn.initializers.normal(_INIT_STDDEV),
+                         (cfg.vocab_size, cfg.hidden_size))
+      token_vectors = look_up(table, tokens)
+    x = _Embeddings(cfg, name='embeddings')(token_vectors)
+    mask = (tokens != cfg.pad_id)[:, None, None, :]  # [n, 1, 1, L]
+    block = nn.remat(_Block) if cfg.remat else _Block
+    for i in range(cfg.num_layers):
+      x = block(cfg, name=f'layer_{i}')(x, mask)
+    return x
+
+
+def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Returns rows of table [V, H] for tokens [n, L]: [n, L, H].
+
+  Tokens outside the table are clipped into it: the default of indexing would
+  spend a comparison and a select per value on turning them into nan.
+  """
+  return table.at[tokens].get(mode='clip')

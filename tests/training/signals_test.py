@@ -17,9 +17,10 @@ os.environ.setdefault('NPROC', '32')
 from retrieval_jax import training
 from tests.training import toy
 folder, slow = sys.argv[1], float(sys.argv[2])
+toy_step = toy.make_step()
 
 def step_fn(state, batch):
-  state, metrics = toy.make_step()(state, batch)
+  state, metrics = toy_step(state, batch)
   print('step', flush=True)
   time.sleep(slow)
   return state, metrics

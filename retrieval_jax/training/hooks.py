@@ -222,7 +222,7 @@ class ProfileHook(Hook):
       os.makedirs(self.folder, exist_ok=True)
       jax.profiler.start_trace(self.folder)
       self._tracing = True
-    elif run.step >= self.first_step + self.num_steps:
+    elif self._tracing and run.step >= self.first_step + self.num_steps:
       jax.block_until_ready(run.state)
       self.close()
 

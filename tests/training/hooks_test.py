@@ -52,6 +52,17 @@ class HooksTest(absltest.TestCase):
     self.assertLen(glob.glob(
         self.folder + '/plugins/profile/*/*.xplane.pb'), 1)
 
+  def test_diagnostics_are_timed_apart_from_evaluation(self):
+    meter = training.Meter()
+    hooks = [training.DiagnosticsHook(lambda state: {'diagnostics/tv': 0}, 4)]
+    with training.MetricWriter(self.folder, tensorboard=False) as writer:
+      training.train(
+          toy.make_state(), toy.batches(0), toy.make_step(), hooks,
+          start_step=0, num_steps=4, meter=meter, writer=writer)
+    seconds = meter.as_dict()['seconds']
+    self.assertGreater(seconds['diagnostics'], 0)
+    self.assertEqual(seconds['evaluate'], 0)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -8,7 +8,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-PHASES = ('propose', 'gather', 'update', 'refresh', 'evaluate', 'prepare')
+STEP_PHASES = ('propose', 'gather', 'update')
+PHASES = STEP_PHASES + ('refresh', 'evaluate', 'prepare')
 
 _COUNTS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
            'query_encoder_calls', 'flops_in_step', 'flops_reembedding')
@@ -46,10 +47,10 @@ class Meter:
     """Starts the total clock.
 
     Args:
-      sample_every: of the entries into a phase, the first and then one in so
-        many wait for the device and are timed; the others stay asynchronous
-        and are taken to last as long on average. None: 1 on CPU, where the
-        loop waits for every step anyway, else 32.
+      sample_every: of the entries into one of STEP_PHASES, the first and then
+        one in so many wait for the device and are timed; the others stay
+        asynchronous and are taken to last as long on average. None: 1 on CPU,
+        where the loop waits for every step anyway, else 32.
     """
     if sample_every is None:
       sample_every = 1 if jax.default_backend() == 'cpu' else 32
@@ -103,8 +104,11 @@ class Meter:
     Args:
       name: one of PHASES or any other.
       block: True to wait for what was held and to time every entry, False to
-        time what the host does and never to wait; None to sample, see above.
+        time what the host does and never to wait. None: sampled, see above,
+        for STEP_PHASES, else True.
     """
+    if block is None and name not in STEP_PHASES:
+      block = True
     clock = self._clocks[name]
     every = self._sample_every
     sampled = block is None and (

@@ -42,7 +42,8 @@ class LoopTest(parameterized.TestCase):
                                tensorboard=False) as writer:
       return training.train(
           state or toy.make_state(devices), toy.batches(start_step, devices),
-          step_fn or toy.make_step(devices), hooks, start_step=start_step, num_steps=num_steps,
+          step_fn or toy.make_step(devices), hooks,
+          start_step=start_step, num_steps=num_steps,
           meter=meter or training.Meter(), writer=writer, **kwargs)
 
   def lines(self):
@@ -123,6 +124,26 @@ class LoopTest(parameterized.TestCase):
                     training.CheckpointHook(checkpoints, 4)],
                    step_fn=step_fn, num_steps=12)
       self.assertEqual(checkpoints.latest_step(), 4)
+
+  def test_nan_is_not_saved_between_logs(self):
+    def step_fn(state, batch):
+      state, metrics = toy_step(state, batch)
+      return state, metrics | {'nll': metrics['nll'] * bad}
+    toy_step, bad = toy.make_step(), jax.device_put(np.float32(np.inf))
+    with training.Checkpoints(self.folder + '/ckpt') as checkpoints:
+      with self.assertRaisesRegex(
+          FloatingPointError, r"'nll' is inf at step 1 \(steps 1 to 2 were"):
+        self.train([training.LogHook(4),
+                    training.CheckpointHook(checkpoints, 2)], step_fn=step_fn)
+      self.assertIsNone(checkpoints.latest_step())
+
+  def test_sampled_phases_pass_the_transfer_guard(self):
+    def step_fn(state, batch):
+      with meter.phase('update') as hold:
+        return hold(toy_step(state, batch))
+    toy_step, meter = toy.make_step(), training.Meter(sample_every=3)
+    self.train(step_fn=step_fn, meter=meter)
+    self.assertGreater(meter.as_dict()['seconds']['update'], 0)
 
   def test_evaluation_is_written_with_its_cost(self):
     meter = training.Meter()

@@ -47,41 +47,53 @@ def is_due(hook: Hook, run) -> bool:
               or hook.at_stop and run.stopped)
 
 
+def fetch_metrics(run) -> dict[str, np.ndarray]:
+  """Returns the metrics since the last log, name -> [steps] float64.
+
+  Raises:
+    FloatingPointError: if one is not finite, naming the first.
+  """
+  fetched = jax.device_get(run.metrics)
+  if not fetched:
+    return {}
+  first = run.step - len(fetched) + 1
+  columns = {name: np.asarray([metrics[name] for metrics in fetched],
+                              np.float64) for name in fetched[0]}
+  bad = [(int(np.argmin(np.isfinite(values))), name)
+         for name, values in columns.items() if not np.isfinite(values).all()]
+  if bad:
+    offset = min(offset for offset, _ in bad)
+    name = next(name for o, name in bad if o == offset)
+    raise FloatingPointError(
+        f'metric {name!r} is {columns[name][offset]} at step {first + offset} '
+        f'(steps {first} to {run.step} were checked); no state was saved after '
+        'it. Try a lower learning rate, a longer warm-up or a smaller '
+        'max_grad_norm.')
+  return columns
+
+
 @dataclasses.dataclass
 class LogHook(Hook):
   """Writes the mean of the step's metrics since the last log.
-
-  It is the one place where metrics are fetched from the device.
 
   Attributes:
     every: period in steps.
     schedule: step -> learning rate, to be logged too.
 
   Raises:
-    FloatingPointError: if a metric is not finite, which stops the run before
-      a later hook saves the state.
+    FloatingPointError: if a metric is not finite, which stops the run.
   """
   every: int
   schedule: Callable[[int], jax.Array] | None = None
   at_stop: ClassVar[bool] = True
 
   def __call__(self, run):
-    fetched = jax.device_get(run.metrics)
+    fetched = fetch_metrics(run)
     run.metrics.clear()
     if not fetched:
       return
-    steps = range(run.step - len(fetched) + 1, run.step + 1)
-    means = {}
-    for name in fetched[0]:
-      values = np.asarray([metrics[name] for metrics in fetched], np.float64)
-      if not np.isfinite(values).all():
-        first = steps[int(np.argmin(np.isfinite(values)))]
-        raise FloatingPointError(
-            f'metric {name!r} is {values[first - steps[0]]} at step {first} '
-            f'(steps {steps[0]} to {steps[-1]} were checked); the last '
-            'checkpoint is from before. Try a lower learning rate, a longer '
-            'warm-up or a smaller max_grad_norm.')
-      means[f'train/{name}'] = values.mean()
+    means = {f'train/{name}': values.mean()
+             for name, values in fetched.items()}
     if self.schedule is not None:
       means['train/learning_rate'] = float(self.schedule(run.step - 1))
     run.write(means)
@@ -137,6 +149,9 @@ class ProgressHook(Hook):
 class CheckpointHook(Hook):
   """Saves the state, the config and the meter's counts.
 
+  It looks at the metrics first, whether or not a log is due, so that no state
+  is saved after a metric was not finite.
+
   Attributes:
     checkpoints: where to.
     every: period in steps.
@@ -148,6 +163,7 @@ class CheckpointHook(Hook):
   at_stop: ClassVar[bool] = True
 
   def __call__(self, run):
+    fetch_metrics(run)
     with run.meter.phase('checkpoint', block=False):
       self.checkpoints.save(run.step, run.state, {
           'config': dict(self.config), 'meter': run.meter.state_dict()})
@@ -222,7 +238,7 @@ class ProfileHook(Hook):
       os.makedirs(self.folder, exist_ok=True)
       jax.profiler.start_trace(self.folder)
       self._tracing = True
-    elif run.step >= self.first_step + self.num_steps:
+    elif self._tracing and run.step >= self.first_step + self.num_steps:
       jax.block_until_ready(run.state)
       self.close()
 

@@ -8,7 +8,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-PHASES = ('propose', 'gather', 'update', 'refresh', 'evaluate', 'prepare')
+STEP_PHASES = ('propose', 'gather', 'update')
+PHASES = STEP_PHASES + ('refresh', 'evaluate', 'prepare')
 
 _COUNTS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
            'query_encoder_calls', 'flops_in_step', 'flops_reembedding')
@@ -46,17 +47,17 @@ class Meter:
     """Starts the total clock.
 
     Args:
-      sample_every: of the entries into a phase, one in so many waits for the
-        device and is timed; the others stay asynchronous and are taken to
-        last as long on average. None: 1 on CPU, where the loop waits for
-        every step anyway, else 32.
+      sample_every: of the entries into one of STEP_PHASES, the first and then
+        one in so many wait for the device and are timed; the others stay
+        asynchronous and are taken to last as long on average. None: 1 on CPU,
+        where the loop waits for every step anyway, else 32.
     """
     if sample_every is None:
       sample_every = 1 if jax.default_backend() == 'cpu' else 32
     self._sample_every = sample_every
     self._clocks = collections.defaultdict(_Clock)
     self._started = time.monotonic()
-    self._seconds_before = 0.0
+    self._before = collections.defaultdict(float)  # seconds, before a resume
     for name in _COUNTS:
       setattr(self, name, 0.0 if name.startswith('flops') else 0)
     self.table_bytes = 0
@@ -91,7 +92,7 @@ class Meter:
   @property
   def seconds(self) -> float:
     """Wall time since the meter started, interruptions left out."""
-    return self._seconds_before + time.monotonic() - self._started
+    return self._before['total'] + time.monotonic() - self._started
 
   @contextlib.contextmanager
   def phase(self, name: str, *, block: bool | None = None):
@@ -103,10 +104,15 @@ class Meter:
     Args:
       name: one of PHASES or any other.
       block: True to wait for what was held and to time every entry, False to
-        time what the host does and never to wait; None to sample, see above.
+        time what the host does and never to wait. None: sampled, see above,
+        for STEP_PHASES, else True.
     """
+    if block is None and name not in STEP_PHASES:
+      block = True
     clock = self._clocks[name]
-    sampled = block is None and clock.entered % self._sample_every in (0, 1)
+    every = self._sample_every
+    sampled = block is None and (
+        clock.entered == 0 or clock.entered % every == 1 % every)
     held = []
 
     def hold(tree):
@@ -114,7 +120,7 @@ class Meter:
         held.append(tree)
       return tree
 
-    if sampled and self._sample_every > 1:
+    if sampled and every > 1:
       _drain()
     started = time.monotonic()
     try:
@@ -131,29 +137,24 @@ class Meter:
 
   def as_dict(self) -> dict:
     """Returns the 'meter' of results.json."""
-    seconds = dict.fromkeys(PHASES, 0.0) | {
-        name: clock.total for name, clock in self._clocks.items()}
+    phases = dict.fromkeys([*PHASES, *self._before, *self._clocks])
+    seconds = {name: self._before[name] + self._clocks[name].total
+               for name in phases if name != 'total'}
     return {name: getattr(self, name) for name in _COUNTS} | {
         'table_bytes': self.table_bytes, 'index_bytes': self.index_bytes,
         'seconds': seconds | {'total': self.seconds}}
 
   def state_dict(self) -> dict:
     """Returns what a checkpoint keeps, as plain JSON."""
-    return {
-        'counts': {name: getattr(self, name) for name in _COUNTS},
-        'seconds': self.seconds,
-        'clocks': {name: dataclasses.asdict(clock)
-                   for name, clock in self._clocks.items()},
-    }
+    return {'counts': {name: getattr(self, name) for name in _COUNTS},
+            'seconds': self.as_dict()['seconds']}
 
   def load_state_dict(self, state: dict):
-    """Continues the counts of a checkpoint; time goes on from there."""
+    """Adds the counts and seconds of the run that is resumed."""
     for name, value in state['counts'].items():
-      setattr(self, name, value)
-    self._seconds_before = state['seconds']
-    self._started = time.monotonic()
-    self._clocks.update({name: _Clock(**clock)
-                         for name, clock in state['clocks'].items()})
+      setattr(self, name, getattr(self, name) + value)
+    for name, value in state['seconds'].items():
+      self._before[name] += value
 
 
 def num_bytes(tree) -> int:

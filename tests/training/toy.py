@@ -53,7 +53,7 @@ def init(key):
   return state_lib.TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
       opt_state=adam()[0].init(params), table=table,
-      corrector={'weight': jnp.eye(DIM), 'key': jax.random.key(3)}, sampler=())
+      corrector={'weight': jnp.eye(DIM)}, sampler=())
 
 
 def make_state(num_devices=1):

@@ -1,0 +1,79 @@
+"""The meter counts, extrapolates and continues."""
+
+import json
+import time
+from unittest import mock
+
+import jax.numpy as jnp
+from absl.testing import absltest
+
+from retrieval_jax import training
+from retrieval_jax.training import meter as meter_lib
+
+
+class MeterTest(absltest.TestCase):
+
+  def test_counts_texts_and_flops(self):
+    meter = training.Meter()
+    for _ in range(3):
+      meter.count_step(targets=10, queries=4, target_flops=2., query_flops=3.)
+    meter.count_reembedding(targets=100, target_flops=0.5)
+    meter.table_bytes = training.num_bytes({'x': jnp.zeros((4, 2))})
+    got = meter.as_dict()
+    self.assertEqual(got['target_encoder_calls_in_step'], 30)
+    self.assertEqual(got['target_encoder_calls_reembedding'], 100)
+    self.assertEqual(meter.target_encoder_calls, 130)
+    self.assertEqual(got['query_encoder_calls'], 12)
+    self.assertEqual(got['flops_in_step'], 3 * (10 * 2. + 4 * 3.))
+    self.assertEqual(got['flops_reembedding'], 50.)
+    self.assertEqual(got['table_bytes'], 32)
+    self.assertEqual(got['index_bytes'], 0)
+    self.assertContainsSubset(
+        ('propose', 'gather', 'update', 'refresh', 'evaluate', 'prepare',
+         'total'), got['seconds'])
+
+  def test_phases_add_up_and_survive_errors(self):
+    meter = training.Meter(sample_every=1)
+    for _ in range(2):
+      with meter.phase('propose') as hold:
+        self.assertEqual(hold(jnp.ones(3)).shape, (3,))
+        time.sleep(0.02)
+    with self.assertRaises(KeyError):
+      with meter.phase('gather'):
+        raise KeyError
+    seconds = meter.as_dict()['seconds']
+    self.assertBetween(seconds['propose'], 0.04, 1)
+    self.assertGreater(seconds['gather'], 0)
+    self.assertGreaterEqual(seconds['total'], seconds['propose'])
+
+  def test_sampled_phases_stand_for_the_others(self):
+    """First 5 s with compilation, then 1 s in each sampled entry."""
+    meter = training.Meter(sample_every=4)
+    now = 0.
+    with mock.patch.object(meter_lib.time, 'monotonic', lambda: now):
+      for entry in range(9):
+        with meter.phase('update') as hold:
+          hold(())
+          now += 5. if entry == 0 else 1. if entry % 4 == 1 else 0.001
+    self.assertAlmostEqual(meter.as_dict()['seconds']['update'], 5. + 8 * 1.)
+
+  def test_resumed_meter_goes_on(self):
+    first = training.Meter()
+    first.count_step(targets=10, queries=4)
+    with first.phase('update'):
+      time.sleep(0.01)
+    state = json.loads(json.dumps(first.state_dict()))
+    second = training.Meter()
+    with second.phase('prepare'):
+      time.sleep(0.01)
+    second.load_state_dict(state)
+    second.count_step(targets=1, queries=1)
+    self.assertEqual(second.target_encoder_calls, 11)
+    self.assertGreaterEqual(second.seconds, state['seconds']['total'])
+    self.assertEqual(second.as_dict()['seconds']['update'],
+                     state['seconds']['update'])
+    self.assertGreater(second.as_dict()['seconds']['prepare'], 0.01)
+
+
+if __name__ == '__main__':
+  absltest.main()

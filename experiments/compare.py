@@ -1,4 +1,4 @@
-"""Compares finished runs: a table (Markdown, CSV) and a plot (PNG).
+r"""Compares finished runs: a table (Markdown, CSV) and a plot (PNG).
 
   python -m experiments.compare --workdirs=runs/in_batch,runs/stale \
       --out=runs/comparison --split=test --measure=RR@10
@@ -27,12 +27,6 @@ from absl import flags
 from retrieval_jax.evaluation import measures
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
-
-_WORKDIRS = flags.DEFINE_list(
-    'workdirs', None, 'Folders of finished runs, separated by commas.')
-_OUT = flags.DEFINE_string('out', None, 'Folder to write the comparison to.')
-_SPLIT = flags.DEFINE_string('split', 'dev', 'Split whose measures are shown.')
-_MEASURE = flags.DEFINE_string('measure', 'RR@10', 'Measure that is plotted.')
 
 _CALLS = ('meter/target_encoder_calls',)
 _CALL_PARTS = ('meter/target_encoder_calls_in_step',
@@ -389,6 +383,10 @@ def plot(path: str, groups: Mapping[str, Sequence[FinishedRun]], split: str,
       axes.set_xlabel(label)
       if log:
         axes.set_xscale('log')
+        if axis == 'seconds':  # few decades: 0.5, 1, 2, 5 read better
+          axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+          axes.xaxis.set_major_formatter('{x:g}')
+          axes.xaxis.set_minor_formatter(ticker.NullFormatter())
       else:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
@@ -437,18 +435,34 @@ def compare(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   return markdown
 
 
-def main(argv: Sequence[str]) -> None:
+def define_flags(values: flags.FlagValues) -> None:
+  """Adds this script's flags; importing the module must not, because other
+  scripts have flags of the same names.
+  """
+  flags.DEFINE_list(
+      'workdirs', None, 'Folders of finished runs, separated by commas.',
+      flag_values=values)
+  flags.DEFINE_string(
+      'out', None, 'Folder to write the comparison to.', flag_values=values)
+  flags.DEFINE_string(
+      'split', 'dev', 'Split whose measures are shown.', flag_values=values)
+  flags.DEFINE_string(
+      'measure', 'RR@10', 'Measure that is plotted.', flag_values=values)
+  flags.mark_flags_as_required(['workdirs', 'out'], flag_values=values)
+
+
+def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Expected flags only, got {argv[1:]}.')
   try:
-    print(compare(_WORKDIRS.value, _OUT.value, split=_SPLIT.value,
-                  measure=_MEASURE.value))
+    print(compare(values.workdirs, values.out, split=values.split,
+                  measure=values.measure))
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f'compare: {error}')
   print(f'Wrote comparison.md, comparison.csv and comparison.png to '
-        f'{_OUT.value}.')
+        f'{values.out}.')
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['workdirs', 'out'])
+  define_flags(flags.FLAGS)
   app.run(main)

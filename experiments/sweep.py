@@ -1,4 +1,4 @@
-"""Trains one run for every setting that a config's sweep function yields.
+r"""Trains one run for every setting that a config's sweep function yields.
 
   python -m experiments.sweep --config=configs/stale.py --sweep=sweep \
       --workdir=runs/sweep [--dry_run] [-- --config.seed=1 ...]
@@ -36,16 +36,6 @@ from absl import flags
 from experiments import compare
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
-
-# A string, not a config flag: --config=FILE:VARIANT is passed on as it is.
-_CONFIG = flags.DEFINE_string('config', None, 'Config file, or FILE:VARIANT.')
-_SWEEP = flags.DEFINE_string(
-    'sweep', 'sweep', 'Function in the config file that yields overrides.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the runs.')
-_DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Print the commands and run nothing.')
-_SPLIT = flags.DEFINE_string('split', 'dev', 'Split that is compared.')
-_MEASURE = flags.DEFINE_string('measure', 'RR@10', 'Measure that is plotted.')
 
 _OVERRIDES_FILE = 'sweep.json'
 _MAX_NAME = 120  # a folder name has at most 255 bytes
@@ -212,16 +202,38 @@ def run_sweep(planned: Sequence[Trial]) -> dict[str, str]:
   return outcomes
 
 
-def main(argv: Sequence[str]) -> None:
+def define_flags(values: flags.FlagValues) -> None:
+  """Adds this script's flags; importing the module must not, because other
+  scripts have flags of the same names.
+  """
+  # A string, not a config flag: FILE:VARIANT is passed on as it is.
+  flags.DEFINE_string(
+      'config', None, 'Config file, or FILE:VARIANT.', flag_values=values)
+  flags.DEFINE_string(
+      'sweep', 'sweep', 'Function in the config file that yields overrides.',
+      flag_values=values)
+  flags.DEFINE_string(
+      'workdir', None, 'Folder of the runs.', flag_values=values)
+  flags.DEFINE_bool(
+      'dry_run', False, 'Print the commands and run nothing.',
+      flag_values=values)
+  flags.DEFINE_string(
+      'split', 'dev', 'Split that is compared.', flag_values=values)
+  flags.DEFINE_string(
+      'measure', 'RR@10', 'Measure that is plotted.', flag_values=values)
+  flags.mark_flags_as_required(['config', 'workdir'], flag_values=values)
+
+
+def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   try:
-    settings = load_sweep(_CONFIG.value, _SWEEP.value)
+    settings = load_sweep(values.config, values.sweep)
     planned = list(trials(
-        _CONFIG.value, settings, _WORKDIR.value, argv[1:]))
+        values.config, settings, values.workdir, argv[1:]))
     for trial in planned:
       check_same_command(trial)
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f'sweep: {error}')
-  if _DRY_RUN.value:
+  if values.dry_run:
     for trial in planned:
       print(shlex.join(trial.command)
             + ('  # finished' if trial.finished() else ''))
@@ -229,10 +241,10 @@ def main(argv: Sequence[str]) -> None:
   outcomes = run_sweep(planned)
   done = [trial.workdir for trial in planned if trial.finished()]
   if done:
-    out = os.path.join(_WORKDIR.value, 'comparison')
+    out = os.path.join(values.workdir, 'comparison')
     try:
       print(compare.compare(
-          done, out, split=_SPLIT.value, measure=_MEASURE.value))
+          done, out, split=values.split, measure=values.measure))
       print(f'Wrote the comparison to {out}.')
     except ValueError as error:
       print(f'sweep: nothing compared: {error}')
@@ -246,5 +258,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
+  define_flags(flags.FLAGS)
   app.run(main)

@@ -401,8 +401,11 @@ def plot(path: str, groups: Mapping[str, Sequence[FinishedRun]], split: str,
           handles.append(handle)
           labels.append(name)
     longest = max(map(len, labels), default=0)
+    columns = max(1, min(4, len(labels), 110 // (longest + 8)))
     figure.legend(handles, labels, loc='outside lower center', frameon=False,
-                  ncols=max(1, min(4, len(labels), 110 // (longest + 8))))
+                  ncols=columns)
+    # The legend takes its place below the panels, not from them.
+    figure.set_figheight(2.75 + 0.19 * -(-len(labels) // columns))
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = path + '.partial.png'
     try:

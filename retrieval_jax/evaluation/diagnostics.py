@@ -139,7 +139,7 @@ class _Probe:
 
   def _put(self, array, spec):
     if self.mesh is None:
-      return jnp.asarray(array)
+      return jax.device_put(array)  # uncommitted: follows the table
     return jax.device_put(
         array, jax.sharding.NamedSharding(self.mesh, spec))
 

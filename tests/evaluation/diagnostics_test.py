@@ -243,10 +243,13 @@ class DiagnosticsTest(parameterized.TestCase):
   def test_a_second_call_compiles_nothing(self):
     arguments = dict(known_positives=self.known, k=10, chunk_rows=16)
     views = make_view(self.stale), make_view(self.fresh)
-    diagnostics.approximation(self.queries, self.fresh, views[0], **arguments)
-    with jax.no_tracing():
+    # With the key-reuse checker on, every call of a jitted function retraces.
+    with jax.debug_key_reuse(False):
       diagnostics.approximation(
-          self.queries, self.fresh, views[1], **arguments)
+          self.queries, self.fresh, views[0], **arguments)
+      with jax.no_tracing():
+        diagnostics.approximation(
+            self.queries, self.fresh, views[1], **arguments)
 
   def test_errors_say_what_to_do(self):
     with self.assertRaisesRegex(ValueError, 'after the first push'):

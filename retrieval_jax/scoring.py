@@ -31,8 +31,16 @@ from jax.sharding import PartitionSpec
 from retrieval_jax import sharding
 from retrieval_jax.types import TargetTable, View, check_shapes
 
-BLOCK_ROWS = 32
-"""g. Part of what a seed means: another value gives other (equally good) draws."""
+BLOCK_ROWS = 64
+"""g of the Gumbel draws, and what chunk_rows must be a multiple of.
+
+Part of what a seed means: another value gives other, equally good draws. Noise
+costs M / g numbers per query and scoring again K * g rows; 64 balances the two
+for a million rows.
+"""
+
+_TOP_K_BLOCK_ROWS = 32
+"""g of top_k, which has no noise to save on. Results do not depend on it."""
 
 _NEVER = -jnp.inf
 
@@ -65,7 +73,8 @@ def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
     logits, rows = shard.inside(blocks)
     return shard.best_rows(logits, logits, rows, k)[1:]
 
-  return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows)
+  return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows,
+                    _TOP_K_BLOCK_ROWS)
 
 
 def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
@@ -136,7 +145,7 @@ def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
 
 
 def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
-               exclude_rows):
+               exclude_rows, block_rows=BLOCK_ROWS):
   """Runs `select(shard, key)` on every shard; its results are replicated."""
   sizes = check_shapes({
       'queries': (queries, 'B D'), 'table.embeddings': (view.table.embeddings,
@@ -159,9 +168,9 @@ def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
         'and chunk_rows, which pad it.')
 
   def on_shard(key, queries, table, scale, exclude_rows):
-    return select(_Shard(
-        queries.astype(jnp.float32), table, view.correct, scale, exclude_rows,
-        chunk_rows), key)
+    scaled = queries.astype(jnp.float32) * scale  # cheaper than scaling [B, C]
+    return select(_Shard(scaled, table, view.correct, exclude_rows, chunk_rows,
+                         block_rows), key)
 
   everywhere, by_row = PartitionSpec(), PartitionSpec(sharding.AXIS)
   run = jax.shard_map(
@@ -183,11 +192,13 @@ class _Shard:
   Row and block numbers are global wherever they leave this class.
   """
 
-  def __init__(self, queries, table, correct, scale, exclude_rows, chunk_rows):
+  def __init__(self, queries, table, correct, exclude_rows, chunk_rows,
+               block_rows):
     self.queries, self.table, self.correct = queries, table, correct
-    self.scale, self.exclude_rows = scale, exclude_rows
+    self.exclude_rows = exclude_rows
     self.chunk_rows, self.num_rows = chunk_rows, table.ids.shape[0]
-    self.num_blocks = self.num_rows // BLOCK_ROWS
+    self.block_rows = block_rows
+    self.num_blocks = self.num_rows // block_rows
     index = jax.lax.axis_index(sharding.AXIS)
     self.first_row = index * self.num_rows
     self.first_block = index * self.num_blocks
@@ -202,7 +213,7 @@ class _Shard:
       The last carry, and the numbers [blocks of the shard, B] that step gave.
     """
     num_chunks = self.num_rows // self.chunk_rows
-    chunk_blocks = self.chunk_rows // BLOCK_ROWS
+    chunk_blocks = self.chunk_rows // self.block_rows
     num_queries = self.queries.shape[0]
     query = jnp.broadcast_to(
         jnp.arange(num_queries)[:, None], self.exclude_rows.shape)
@@ -212,7 +223,7 @@ class _Shard:
       piece = jax.tree.map(
           lambda a: jax.lax.dynamic_slice_in_dim(a, start, self.chunk_rows),
           self.table)
-      logits = self.scale * jnp.einsum(
+      logits = jnp.einsum(
           'cd,bd->cb', self.correct(piece), self.queries,
           precision=jax.lax.Precision.HIGHEST,
           preferred_element_type=jnp.float32)
@@ -224,7 +235,7 @@ class _Shard:
       logits = jnp.where((piece.ids >= 0)[:, None], logits, _NEVER)
       blocks = self.first_block + chunk * chunk_blocks + jnp.arange(
           chunk_blocks)
-      return step(carry, logits.reshape(chunk_blocks, BLOCK_ROWS, -1), blocks)
+      return step(carry, logits.reshape(chunk_blocks, self.block_rows, -1), blocks)
 
     carry, numbers = jax.lax.scan(body, carry, jnp.arange(num_chunks))
     if numbers is not None:
@@ -262,8 +273,8 @@ class _Shard:
         excluded.
       rows: [B, k, g] int32.
     """
-    rows = blocks[:, :, None] * BLOCK_ROWS + jnp.arange(
-        BLOCK_ROWS, dtype=jnp.int32)[None, None]
+    rows = blocks[:, :, None] * self.block_rows + jnp.arange(
+        self.block_rows, dtype=jnp.int32)[None, None]
     local = blocks - self.first_block
     mine = (blocks >= 0) & (local >= 0) & (local < self.num_blocks)
     # Own blocks first: the loop then ends after the longest list of them, so
@@ -271,7 +282,7 @@ class _Shard:
     order = jnp.argsort(~mine, axis=1, stable=True)
     count = jnp.max(jnp.sum(mine, axis=1))
     table = jax.tree.map(
-        lambda a: a.reshape((self.num_blocks, BLOCK_ROWS) + a.shape[1:]),
+        lambda a: a.reshape((self.num_blocks, self.block_rows) + a.shape[1:]),
         self.table)
 
     def body(slot, logits):
@@ -280,7 +291,7 @@ class _Shard:
       valid = jnp.take_along_axis(mine, which, axis=1)  # [B, 1]
       piece = jax.tree.map(
           lambda a: a[jnp.clip(block, 0, self.num_blocks - 1)], table)
-      found = self.scale * jnp.einsum(
+      found = jnp.einsum(
           'bgd,bd->bg', self.correct(piece), self.queries,
           precision=jax.lax.Precision.HIGHEST,
           preferred_element_type=jnp.float32)

@@ -1,0 +1,170 @@
+"""The table of remembered embeddings: what each function does to each row."""
+
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax import sharding, table
+
+
+def _rows(*values, dim=2):
+  return jnp.tile(jnp.asarray(values, jnp.float32)[:, None], (1, dim))
+
+
+def _ids(*values):
+  return jnp.asarray(values, jnp.int32)
+
+
+class CreateTest(parameterized.TestCase):
+
+  @parameterized.product(devices=(1, 4), dtype=('float32', 'bfloat16'))
+  def test_corpus_table_is_padded_with_empty_rows(self, devices, dtype):
+    mesh = sharding.make_mesh(devices)
+    targets = np.arange(10., dtype=np.float32).reshape(5, 2)
+    made = table.from_embeddings(targets, mesh, 4, dtype, step=3)
+    size = sharding.capacity(5, mesh, 4)
+    self.assertEqual(made.embeddings.shape, (size, 2))
+    self.assertEqual(made.embeddings.dtype, dtype)
+    self.assertEqual(made.embeddings.sharding, sharding.rows(mesh))
+    np.testing.assert_array_equal(
+        made.ids, list(range(5)) + [-1] * (size - 5))
+    np.testing.assert_array_equal(
+        made.embeddings[:5].astype(jnp.float32), targets)
+    np.testing.assert_array_equal(made.embeddings[5:], 0.)
+    self.assertTrue(made.rows_are_ids)
+    self.assertEqual(table.num_live(made), 5)
+    np.testing.assert_array_equal(
+        table.age(made, 10), [7] * 5 + [-1] * (size - 5))
+
+  def test_duplicate_ids_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'ids has duplicates'):
+      table.create(np.zeros((2, 3)), [4, 4], mesh=sharding.make_mesh(1),
+                   chunk_rows=2, dtype='float32')
+
+  def test_false_claim_that_rows_are_ids_is_refused(self):
+    with self.assertRaisesRegex(ValueError, 'rows_are_ids=True needs'):
+      table.create(np.zeros((2, 3)), [1, 0], mesh=sharding.make_mesh(1),
+                   chunk_rows=2, dtype='float32', rows_are_ids=True)
+
+
+@functools.cache
+def _jitted(name):
+  return jax.jit(getattr(table, name))
+
+
+class WriteTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 4)
+  def test_write_drops_minus_one_and_lets_the_last_duplicate_win(self, devices):
+    mesh = sharding.make_mesh(devices)
+    before = table.from_embeddings(np.zeros((8, 2)), mesh, 2, 'float32')
+    after = _jitted('write')(
+        before, _ids(6, -1, 2, 6, -1), _rows(1, 2, 3, 4, 5), 9)
+    np.testing.assert_array_equal(
+        after.embeddings[:, 0], [0, 0, 3, 0, 0, 0, 4, 0])
+    np.testing.assert_array_equal(after.written, [0, 0, 9, 0, 0, 0, 9, 0])
+    np.testing.assert_array_equal(after.ids, before.ids)
+    self.assertEqual(after.embeddings.sharding, sharding.rows(mesh))
+
+  def test_mismatched_embeddings_name_the_argument(self):
+    before = table.from_embeddings(
+        np.zeros((8, 2)), sharding.make_mesh(1), 2, 'float32')
+    with self.assertRaisesRegex(ValueError, 'embeddings has D=3.*D=2'):
+      table.write(before, _ids(1), _rows(1, dim=3), 0)
+
+
+class PushTest(parameterized.TestCase):
+
+  def _push_all(self, devices, *pushes):
+    mesh = sharding.make_mesh(devices)
+    ring = table.empty(4, 2, mesh, 1, 'float32')
+    for step, (ids, values) in enumerate(pushes):
+      ring = _jitted('push')(ring, _ids(*ids), _rows(*values), step)
+    return ring
+
+  @parameterized.parameters(1, 4)
+  def test_empty_rows_then_oldest_rows_lowest_first(self, devices):
+    ring = self._push_all(
+        devices, ((10, 11), (1, 2)), ((12,), (3,)), ((13, 14), (4, 5)))
+    np.testing.assert_array_equal(ring.ids, [14, 11, 12, 13])
+    np.testing.assert_array_equal(ring.embeddings[:, 0], [5, 2, 3, 4])
+    np.testing.assert_array_equal(ring.written, [2, 0, 1, 2])
+
+  def test_known_id_is_overwritten_in_its_row_and_not_given_away(self):
+    ring = self._push_all(
+        1, ((10, 11), (1, 2)), ((12, 13), (3, 4)), ((20, 10, 21), (5, 6, 7)))
+    np.testing.assert_array_equal(ring.ids, [10, 20, 21, 13])
+    np.testing.assert_array_equal(ring.embeddings[:, 0], [6, 5, 7, 4])
+
+  def test_repeated_id_counts_once_and_minus_one_is_ignored(self):
+    ring = self._push_all(1, ((10, -1, 10, 11), (1, 2, 3, 4)))
+    np.testing.assert_array_equal(ring.ids, [10, 11, -1, -1])
+    np.testing.assert_array_equal(ring.embeddings[:2, 0], [3, 4])
+
+  def test_random_pushes_equal_a_slow_reference(self):
+    rng = np.random.default_rng(0)
+    mesh = sharding.make_mesh(2)
+    ring = table.empty(8, 2, mesh, 2, 'float32')
+    ids, values, written = [-1] * 8, [0.] * 8, [0] * 8
+    for step in range(30):
+      pushed = rng.integers(-1, 14, 5)
+      fresh = rng.normal(size=5).astype(np.float32)
+      ring = _jitted('push')(ring, _ids(*pushed), _rows(*fresh), step)
+      last = {i: v for i, v in zip(pushed, fresh) if i >= 0}
+      order = [i for n, i in enumerate(pushed)
+               if i >= 0 and i not in pushed[n + 1:]]
+      taken = [ids.index(i) for i in order if i in ids]
+      free = sorted((r for r in range(8) if r not in taken),
+                    key=lambda r: (ids[r] >= 0, written[r], r))
+      rows = [ids.index(i) if i in ids else None for i in order]
+      for i, row in zip(order, rows):
+        row = free.pop(0) if row is None else row
+        ids[row], values[row], written[row] = i, last[i], step
+      np.testing.assert_array_equal(ring.ids, ids)
+      np.testing.assert_allclose(ring.embeddings[:, 0], values)
+      self.assertEqual(len(set(ids) - {-1}), sum(i >= 0 for i in ids))
+
+  def test_corpus_table_keeps_every_id_in_its_row(self):
+    before = table.from_embeddings(
+        np.zeros((3, 2)), sharding.make_mesh(1), 4, 'float32')
+    after = _jitted('push')(before, _ids(2, 3, 99, -1), _rows(1, 2, 3, 4), 5)
+    np.testing.assert_array_equal(after.embeddings[:, 0], [0, 0, 1, 0])
+    np.testing.assert_array_equal(after.ids, before.ids)
+
+  def test_pushing_more_than_the_ring_holds_is_refused(self):
+    with self.assertRaisesRegex(ValueError, '5 targets .* 4 rows'):
+      self._push_all(1, ((1, 2, 3, 4, 5), (1, 2, 3, 4, 5)))
+
+
+class LookUpTest(absltest.TestCase):
+
+  def test_rows_of_finds_rows_in_both_memories(self):
+    mesh = sharding.make_mesh(2)
+    ring = table.create(np.zeros((3, 2)), [7, -1, 5], mesh=mesh, chunk_rows=2,
+                        dtype='float32')
+    corpus = table.from_embeddings(np.zeros((3, 2)), mesh, 2, 'float32')
+    wanted = jnp.asarray([[5, 7], [-1, 6]], jnp.int32)
+    np.testing.assert_array_equal(
+        _jitted('rows_of')(ring, wanted), [[2, 0], [-1, -1]])
+    np.testing.assert_array_equal(
+        _jitted('rows_of')(corpus, _ids(2, 3, -1, 9, 0)), [2, -1, -1, -1, 0])
+
+  def test_take_marks_missing_rows(self):
+    ring = table.create(np.eye(3), [7, 8, 5], mesh=sharding.make_mesh(1),
+                        chunk_rows=4, dtype='float32', step=2)
+    part = _jitted('take')(ring, jnp.asarray([[2], [-1]], jnp.int32))
+    np.testing.assert_array_equal(part.ids, [[5], [-1]])
+    np.testing.assert_array_equal(part.embeddings[0, 0], [0, 0, 1])
+    self.assertTrue(np.all(np.isfinite(part.embeddings)))
+
+  def test_drift_is_relative_to_the_fresh_embedding(self):
+    np.testing.assert_allclose(
+        table.drift(jnp.asarray([[0., 3.], [1., 1.]]),
+                    jnp.asarray([[0., 2.], [1., 1.]])), [0.25, 0.])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -219,7 +219,10 @@ class WordNetReader:
   wordnet_folder: str | None = None
 
   name = 'wordnet'
-  splits = tuple(SPLITS)
+
+  @property
+  def splits(self) -> Sequence[str]:
+    return tuple(SPLITS)
 
   def fingerprint(self) -> str:
     # Not of the files: their bytes differ between two builds.

@@ -13,15 +13,19 @@ _STOP_WORDS = frozenset(
 _STEM = 5  # letters kept of a word: 'contract', 'contracts', 'contracted'
 
 
+def _stem(word: str) -> str:
+  return (word[:-1] if len(word) > 3 and word[-1] == 's' else word)[:_STEM]
+
+
 def stems(sentence: str) -> frozenset[str]:
-  """Returns the set of content words, each cut to its first five letters.
+  """Returns the set of content words without 's', cut to five letters.
 
   Case, punctuation, order, repetition and inflection by suffix do not count,
   nor do stop words, unless the sentence has no other words.
   """
   found = _WORD.findall(sentence.lower().replace("'", ''))
   content = [word for word in found if word not in _STOP_WORDS]
-  return frozenset(word[:_STEM] for word in content or found)
+  return frozenset(map(_stem, content or found))
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:

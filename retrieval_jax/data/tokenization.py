@@ -1,12 +1,13 @@
 """Tokenizers, and tokenised texts as memory-mapped arrays."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -156,8 +157,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
                     min_frequency: int = 2) -> Tokenizer:
   """Trains lowercasing WordPiece as BERT has it: '[CLS] text [SEP]'.
 
+  Equal texts give an equal tokenizer, which the library's trainer alone does
+  not: it numbers the pieces of one character in the order of a randomly seeded
+  hash map, and numbers break ties between merges. So these are numbered here.
+
   Args:
-    texts: goes through them once.
+    texts: goes through them twice.
     vocab_size: at most so many tokens, the four special ones included.
     min_frequency: a pair that occurs less often is not merged.
 
@@ -167,22 +172,56 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   import tokenizers  # pylint: disable=g-import-not-at-top
   from tokenizers import decoders, models, normalizers  # pylint: disable=g-import-not-at-top,g-multiple-import
   from tokenizers import pre_tokenizers, processors, trainers  # pylint: disable=g-import-not-at-top,g-multiple-import
-  if vocab_size <= len(_SPECIAL_TOKENS):
+  if vocab_size < len(_SPECIAL_TOKENS) + 2:
     raise ValueError(
         f'vocab_size={vocab_size} must exceed the {len(_SPECIAL_TOKENS)} '
-        'special tokens; a few thousand is usual.')
-  encoder = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
-  encoder.normalizer = normalizers.BertNormalizer(lowercase=True)
-  encoder.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  encoder.decoder = decoders.WordPiece()
-  encoder.train_from_iterator(texts, trainers.WordPieceTrainer(
+        'special tokens and hold some pieces; a few thousand is usual.')
+  if isinstance(texts, Iterator):
+    raise ValueError(
+        'texts must be gone through twice: give a sequence, not an iterator.')
+  normalizer = normalizers.BertNormalizer(lowercase=True)
+  characters = _characters(texts, normalizer, vocab_size)
+  first = [*_SPECIAL_TOKENS, *characters, *(f'##{c}' for c in characters)]
+  trained = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
+  trained.normalizer = normalizer
+  trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  trained.train_from_iterator(texts, trainers.WordPieceTrainer(
       vocab_size=vocab_size, min_frequency=min_frequency,
-      special_tokens=list(_SPECIAL_TOKENS), show_progress=False))
+      # "Special" gives them the first numbers, in this order.
+      special_tokens=first, initial_alphabet=characters,
+      limit_alphabet=len(characters), show_progress=False))
+  # A new object, in which the pieces of one character are no special tokens.
+  vocabulary = dict(sorted(trained.get_vocab().items(), key=lambda x: x[1]))
+  encoder = tokenizers.Tokenizer(
+      models.WordPiece(vocabulary, unk_token='[UNK]'))
+  encoder.normalizer = normalizer
+  encoder.pre_tokenizer = trained.pre_tokenizer
+  encoder.decoder = decoders.WordPiece()
+  encoder.add_special_tokens(list(_SPECIAL_TOKENS))
   encoder.post_processor = processors.TemplateProcessing(
       single='[CLS] $A [SEP]', pair='[CLS] $A [SEP] $B:1 [SEP]:1',
       special_tokens=[(token, encoder.token_to_id(token))
                       for token in ('[CLS]', '[SEP]')])
   return _wrap(encoder, '[PAD]', 'the trained tokenizer')
+
+
+def _characters(texts, normalizer, vocab_size: int) -> list[str]:
+  """Returns the most frequent characters after normalisation, sorted.
+
+  A 16th of the vocabulary or 96, whichever is more, so that the rare signs of
+  a multilingual corpus do not fill a small vocabulary; the rest is [UNK].
+  """
+  raw = collections.Counter()
+  for text in texts:
+    raw.update(text)
+  counts = collections.Counter()
+  for character, count in raw.items():
+    for part in normalizer.normalize_str(character):
+      if not part.isspace():
+        counts[part] += count
+  limit = min(max(vocab_size // 16, 96),
+              (vocab_size - len(_SPECIAL_TOKENS)) // 2)
+  return sorted(sorted(counts, key=lambda c: (-counts[c], c))[:limit])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,7 +6,10 @@ After `build(data_dir)` anyone reads it with
 
 import collections
 import contextlib
+import functools
+import hashlib
 import io
+import json
 import os
 
 import tensorflow_datasets as tfds
@@ -60,26 +63,45 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
         homepage='https://wordnet.princeton.edu',
         license='WordNet 3.0 licence, Princeton University',
         features=tfds.features.FeaturesDict(features),
+        metadata=tfds.core.MetadataDict(),  # See `content_hash`.
         disable_shuffling=True)  # Rows keep WordNet's order.
 
   def _split_generators(self, dl_manager):
     del dl_manager  # Nothing is downloaded.
-    synsets = list(wordnet.read_synsets(
-        self._wordnet_folder or wordnet.find_wordnet()))
-    if self.builder_config.name == 'targets':
-      return {'corpus': self._generate_examples(
-          {'id': s.id, 'text': s.text} for s in synsets)}
+    synsets = _read_synsets(self._wordnet_folder or wordnet.find_wordnet())
     records = collections.defaultdict(list)
-    for q in wordnet.make_queries(synsets):
-      records[q.split].append({
-          'id': q.id, 'text': q.text, 'lemma': q.lemma,
-          'sentence': q.sentence, 'positives': q.positives,
-          'related': q.related})
+    if self.builder_config.name == 'targets':
+      records['corpus'] = [{'id': s.id, 'text': s.text} for s in synsets]
+    else:
+      for q in wordnet.make_queries(synsets):
+        records[q.split].append({
+            'id': q.id, 'text': q.text, 'lemma': q.lemma,
+            'sentence': q.sentence, 'positives': q.positives,
+            'related': q.related})
+    self.info.metadata['content_hash'] = hashlib.blake2b(
+        json.dumps(records, sort_keys=True).encode(),
+        digest_size=12).hexdigest()
+    splits = wordnet.SPLITS if 'corpus' not in records else ['corpus']
     return {split: self._generate_examples(records[split])
-            for split in wordnet.SPLITS}
+            for split in splits}
+
+  @property
+  def content_hash(self) -> str:
+    """A hash of all records, taken as they were written.
+
+    The files cannot be hashed instead: array_record writes other bytes for
+    the same records every time.
+    """
+    return self.info.metadata['content_hash']
 
   def _generate_examples(self, records):
     return enumerate(records)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_synsets(folder: str) -> list[wordnet.Synset]:
+  """Parses once for both configs; `build` empties this when done."""
+  return list(wordnet.read_synsets(folder))
 
 
 def build(data_dir: str, wordnet_folder: str | None = None
@@ -101,4 +123,5 @@ def build(data_dir: str, wordnet_folder: str | None = None
           contextlib.redirect_stderr(io.StringIO()):
         builder.download_and_prepare()
     builders[config] = builder
+  _read_synsets.cache_clear()
   return builders

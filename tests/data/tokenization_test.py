@@ -1,0 +1,169 @@
+"""Tests of tokenizers and token stores."""
+
+import os
+import pickle
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest
+
+from retrieval_jax.data import errors
+from retrieval_jax.data import tokenization
+
+TEXTS = ['the quick brown fox', 'The dog!', '', 'quick quick dogs and foxes',
+         'ünseen wörds 123'] * 4
+
+
+def make_tokenizer(vocab_size=90):
+  return tokenization.train_tokenizer(TEXTS, vocab_size)
+
+
+class TokenizerTest(absltest.TestCase):
+
+  def test_trained_layout(self):
+    tokenizer = make_tokenizer()
+    self.assertEqual(tokenizer.pad_id, 0)
+    self.assertLessEqual(tokenizer.vocab_size, 90)
+    tokens, lengths = tokenizer.encode_batch(['The DOG', 'the dog', ''], 6)
+    self.assertEqual((tokens.dtype, tokens.shape), (np.int32, (3, 6)))
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    np.testing.assert_array_equal(tokens[2], [2, 3, 0, 0, 0, 0])
+    self.assertEqual(lengths[2], 2)
+    for row, length in zip(tokens, lengths):
+      self.assertEqual((row[0], row[length - 1]), (2, 3))
+      self.assertTrue((row[length:] == 0).all())
+
+  def test_long_texts_are_cut_before_the_last_special_token(self):
+    tokenizer = make_tokenizer()
+    full, _ = tokenizer.encode_batch(['the quick brown fox'], 30)
+    cut, lengths = tokenizer.encode_batch(['the quick brown fox'], 4)
+    np.testing.assert_array_equal(cut[0], [2, *full[0, 1:3], 3])
+    self.assertEqual(lengths[0], 4)
+
+  def test_no_texts_give_no_rows(self):
+    tokens, lengths = make_tokenizer().encode_batch([], 5)
+    self.assertEqual((tokens.shape, lengths.shape), ((0, 5), (0,)))
+
+  def test_training_is_deterministic(self):
+    self.assertEqual(make_tokenizer().fingerprint,
+                     make_tokenizer().fingerprint)
+    self.assertNotEqual(make_tokenizer().fingerprint,
+                        make_tokenizer(40).fingerprint)
+    # Another process has other hash seeds.
+    code = ('from tests.data import tokenization_test as t; '
+            'print(t.make_tokenizer().fingerprint)')
+    other = subprocess.run([sys.executable, '-c', code], check=True,
+                           capture_output=True, text=True, timeout=60)
+    self.assertEqual(other.stdout.strip(), make_tokenizer().fingerprint)
+
+  def test_rare_characters_and_literal_pieces_are_plain_text(self):
+    tokenizer = tokenization.train_tokenizer(['abab ab cd'] * 9 + ['z'], 10)
+    unknown, _ = tokenizer.encode_batch(['z', '##a'], 8)
+    self.assertEqual(unknown[0, 1], 1)
+    self.assertGreater(np.count_nonzero(unknown[1]), 3)  # '#', '#', 'a'
+    self.assertLessEqual(tokenizer.vocab_size, 10)
+
+  def test_saving_and_pickling_keep_everything(self):
+    tokenizer = make_tokenizer()
+    folder = self.create_tempdir().full_path
+    tokenizer.save(folder)
+    self.assertEqual(os.listdir(folder), ['tokenizer.json'])
+    for copy in (tokenization.load_tokenizer(folder),
+                 pickle.loads(pickle.dumps(tokenizer))):
+      self.assertEqual(copy.fingerprint, tokenizer.fingerprint)
+      np.testing.assert_array_equal(copy.encode_batch(TEXTS, 8)[0],
+                                    tokenizer.encode_batch(TEXTS, 8)[0])
+
+  def test_baked_in_truncation_and_padding_are_dropped(self):
+    import tokenizers  # pylint: disable=g-import-not-at-top
+    plain = make_tokenizer()
+    baked = tokenizers.Tokenizer.from_str(plain.definition)
+    baked.enable_truncation(3)
+    baked.enable_padding(pad_id=0, pad_token='[PAD]', length=50)
+    path = os.path.join(self.create_tempdir().full_path, 'tokenizer.json')
+    baked.save(path)
+    loaded = tokenization.load_tokenizer(path)
+    self.assertEqual(loaded, plain)
+    self.assertGreater(loaded.encode_batch(['the quick brown'], 40)[1][0], 3)
+
+  def test_errors_say_what_to_do(self):
+    folder = self.create_tempdir().full_path
+    with self.assertRaisesRegex(FileNotFoundError, 'train one on the corpus'):
+      tokenization.load_tokenizer(folder)
+    path = os.path.join(folder, 'tokenizer.json')
+    with open(path, 'w', encoding='utf-8') as file:
+      file.write('{}')
+    with self.assertRaisesRegex(ValueError, 'expected a tokenizer.json'):
+      tokenization.load_tokenizer(path)
+    with self.assertRaisesRegex(ValueError, 'must exceed the 2 special'):
+      make_tokenizer().encode_batch(['a'], 2)
+    with self.assertRaisesRegex(ValueError, 'vocab_size=4 must exceed'):
+      tokenization.train_tokenizer(TEXTS, 4)
+    with self.assertRaisesRegex(ValueError, 'gone through twice'):
+      tokenization.train_tokenizer(iter(TEXTS), 90)
+    make_tokenizer().save(path)
+    with self.assertRaisesRegex(ValueError, 'pad_token='):
+      tokenization.load_tokenizer(path, pad_token='<none>')
+
+
+class TokenizeTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.tokenizer = make_tokenizer()
+    self.cache = self.create_tempdir().full_path
+
+  def tokenize(self, texts=TEXTS, tokenizer=None, length=8, key='a'):
+    return tokenization.tokenize(texts, tokenizer or self.tokenizer, length,
+                                 self.cache, key, progress=False)
+
+  def test_chunks_give_what_one_batch_gives(self):
+    with mock.patch.object(tokenization, '_CHUNK', 3):
+      store = self.tokenize()
+    tokens, lengths = self.tokenizer.encode_batch(TEXTS, 8)
+    np.testing.assert_array_equal(store.tokens, tokens)
+    np.testing.assert_array_equal(store.lengths, lengths)
+    self.assertEqual(store.tokens.dtype, np.uint16)
+    self.assertIsInstance(store.tokens, np.memmap)
+
+  def test_is_tokenised_once_per_text_tokenizer_and_length(self):
+    self.tokenize()
+    with mock.patch.object(tokenization, '_write_tokens') as write:
+      self.tokenize()
+      write.assert_not_called()
+    self.tokenize(key='b')
+    self.tokenize(length=9)
+    self.tokenize(tokenizer=make_tokenizer(40))
+    self.assertLen(os.listdir(self.cache), 4)
+
+  def test_other_texts_under_the_same_key_are_refused(self):
+    self.tokenize()
+    with self.assertRaisesRegex(errors.DataError, 'key must change'):
+      self.tokenize(TEXTS[:-1])
+
+  def test_failing_leaves_nothing(self):
+    with self.assertRaises(TypeError):
+      self.tokenize([*TEXTS, None])
+    self.assertEmpty(os.listdir(self.cache))
+
+  def test_no_texts(self):
+    self.assertEqual(self.tokenize([]).tokens.shape, (0, 8))
+
+  def test_indexing(self):
+    store = self.tokenize()
+    rows = np.array([[1, -1], [0, 1]])
+    tokens = store[rows]
+    self.assertEqual((tokens.dtype, tokens.shape), (np.int32, (2, 2, 8)))
+    np.testing.assert_array_equal(tokens[0, 0], tokens[1, 1])
+    np.testing.assert_array_equal(tokens[0, 1], np.zeros([8]))
+    np.testing.assert_array_equal(store[2:4], store.tokens[2:4])
+    np.testing.assert_array_equal(store[3], store.tokens[3])
+    for row in (-2, len(TEXTS)):
+      with self.assertRaisesRegex(IndexError, 'expected -1 to 19'):
+        _ = store[row]
+
+
+if __name__ == '__main__':
+  absltest.main()

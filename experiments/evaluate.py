@@ -103,8 +103,7 @@ def main(argv):
           f'{sorted(experiment.dataset.qrels)}.')
     found = evaluate_params(
         experiment, params, names, workdir=workdir, measures=_MEASURES.value)
-    results = (report.read_results(workdir)
-               if os.path.exists(os.path.join(workdir, report.RESULTS_FILE))
+    results = (report.read_results(workdir) if report.is_finished(workdir)
                else {'measures': {}, 'steps': step})
     for split, of_split in found.items():
       results['measures'].setdefault(split, {}).update(of_split)

@@ -3,7 +3,7 @@
   python -m experiments.search --workdir=runs/stale --query="bank: a muddy bank"
   python -m experiments.search --workdir=runs/stale            # reads stdin
 
-The corpus is embedded once per checkpoint and kept in WORKDIR/targets.npy.
+The corpus is embedded once per checkpoint and kept in WORKDIR/targets-STEP.npy.
 """
 
 import os

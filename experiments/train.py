@@ -9,6 +9,7 @@ config.json, results.json (measures, baselines, cost), metrics.jsonl,
 tensorboard/, checkpoints/ and one TREC run file per evaluated split.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -28,7 +29,6 @@ from experiments import saved
 from retrieval_jax import factory
 from retrieval_jax import runtime
 from retrieval_jax import sharding
-from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import diagnostics
@@ -40,7 +40,6 @@ from retrieval_jax.training import loop
 from retrieval_jax.training import meter as meters
 from retrieval_jax.training import metric_writer
 from retrieval_jax.training import signals
-from retrieval_jax.training import state as states
 
 # Sections that may change when a run is resumed: none of them changes what is
 # computed. `num_steps` may not: the learning-rate schedule depends on it.
@@ -71,6 +70,9 @@ def run(config, workdir, *, num_devices=None, command=None):
     if resumed is not None:
       meta = checkpoints.restore_meta(resumed)
       checkpoint.check_same_config(meta['config'], resolved, ignore=MAY_CHANGE)
+      if resumed == config.num_steps and report.is_finished(workdir):
+        say(f'{workdir} is finished; here is what it found.')
+        return report.read_results(workdir)
     with meter.phase('prepare'):
       experiment = factory.build(config, num_devices=num_devices)
     trec.write_text(os.path.join(workdir, 'config.json'),
@@ -280,17 +282,9 @@ class EvaluateHook(hooks.EvaluateHook):
 
 def reencoded(experiment, state):
   """Returns the state with every row of the table encoded afresh."""
-  with jax.transfer_guard('allow'):
-    table = experiment.make_table(experiment.embed_targets(state.params))
-    written = jax.device_put(
-        np.full(table.written.shape, int(state.step), np.int32),
-        table.written.sharding)
-  return states.TrainState(
-      step=state.step, params=state.params, opt_state=state.opt_state,
-      table=types.TargetTable(
-          embeddings=table.embeddings, ids=table.ids, written=written,
-          rows_are_ids=True),
-      corrector=state.corrector, sampler=state.sampler)
+  table = experiment.make_table(
+      experiment.embed_targets(state.params), step=int(state.step))
+  return dataclasses.replace(state, table=table)
 
 
 def diagnose(experiment, state):

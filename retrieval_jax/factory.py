@@ -37,16 +37,17 @@ CORRECTORS = {
 }
 
 SAMPLERS = {
-    'none': lambda config, mesh: samplers.NoNegatives(),
-    'uniform': lambda config, mesh: samplers.Uniform(
+    'none': lambda config, mesh, num_targets: samplers.NoNegatives(),
+    'uniform': lambda config, mesh, num_targets: samplers.Uniform(
         config.sampler.num_negatives),
-    'stochastic': lambda config, mesh: samplers.StochasticNegativeMining(
+    'stochastic': lambda config, mesh, num_targets: samplers.StochasticNegativeMining(
         config.sampler.num_negatives, config.sampler.pool_size),
-    'exhaustive': lambda config, mesh: samplers.Exhaustive(
-        config.sampler.num_negatives),
-    'top_k': lambda config, mesh: samplers.TopK(
+    'exhaustive': lambda config, mesh, num_targets: samplers.Exhaustive(
+        -(-sharding.capacity(num_targets, mesh, config.memory.chunk_rows)
+          // config.batch_size)),
+    'top_k': lambda config, mesh, num_targets: samplers.TopK(
         config.sampler.num_negatives, config.memory.chunk_rows, mesh),
-    'gumbel': lambda config, mesh: samplers.Gumbel(
+    'gumbel': lambda config, mesh, num_targets: samplers.Gumbel(
         config.sampler.num_negatives, config.memory.chunk_rows, mesh),
 }
 
@@ -137,14 +138,21 @@ def make_model(config, tokenizer):
   return model, params
 
 
-def make_method(config, mesh) -> methods.Method:
-  """Returns the point of the design space that the config names."""
+def make_method(config, mesh, num_targets) -> methods.Method:
+  """Returns the point of the design space that the config names.
+
+  Args:
+    config: ConfigDict.
+    mesh: mesh with axis 'data'.
+    num_targets: N; sampler 'exhaustive' derives its num_negatives from it.
+  """
   return methods.Method(
       memory=config.memory.kind,
       corrector=_choose(
           CORRECTORS, 'corrector.name', config.corrector.name)(config),
       sampler=_choose(
-          SAMPLERS, 'sampler.name', config.sampler.name)(config, mesh),
+          SAMPLERS, 'sampler.name', config.sampler.name)(
+              config, mesh, num_targets),
       estimator=config.estimator.name,
       columns=config.estimator.columns,
       refresh=methods.Refresh(**config.refresh))
@@ -191,26 +199,28 @@ class Experiment:
         batch_tokens=self.config.encoding.batch_tokens,
         buckets=tuple(self.config.encoding.buckets), **options)
 
-  def make_table(self, embeddings):
-    """Returns the memory that the method starts from.
+  def make_table(self, embeddings, step=0):
+    """Returns the memory of the method: a full one, or one yet to be filled.
 
     Args:
       embeddings: [N, D] float32 for memory 'corpus', else unused.
+      step: the step whose parameters made them.
     """
     memory = self.config.memory
     if self.method.memory == 'corpus':
       return tables.from_embeddings(
           embeddings, mesh=self.mesh, chunk_rows=memory.chunk_rows,
-          dtype=memory.dtype)
-    capacity = memory.capacity if self.method.memory == 'ring' else 1
-    if self.method.memory == 'ring' and capacity < self.config.batch_size:
+          dtype=memory.dtype, step=step)
+    if self.method.memory == 'none':  # a placeholder: nothing reads or writes
+      return tables.empty(1, self.model.dim, mesh=self.mesh, chunk_rows=1,
+                          dtype=memory.dtype)
+    if memory.capacity < self.config.batch_size:
       raise ValueError(
-          f'--config.memory.capacity={capacity} rows must hold at least one '
-          f'batch of {self.config.batch_size} (--config.batch_size).')
+          f'--config.memory.capacity={memory.capacity} rows must hold at least '
+          f'one batch of {self.config.batch_size} (--config.batch_size).')
     return tables.empty(
-        capacity, self.model.dim, mesh=self.mesh,
-        chunk_rows=memory.chunk_rows if capacity > 1 else 1,
-        dtype=memory.dtype)
+        memory.capacity, self.model.dim, mesh=self.mesh,
+        chunk_rows=memory.chunk_rows, dtype=memory.dtype)
 
   def make_step(self):
     """Returns (TrainStep, optimizer schedule)."""
@@ -249,8 +259,8 @@ def build(config, *, num_devices=None) -> Experiment:
     raise ValueError(
         f'--config.batch_size={config.batch_size} must be a multiple of the '
         f'{mesh.shape["data"]} devices.')
-  method = make_method(config, mesh)
   dataset = make_dataset(config)
+  method = make_method(config, mesh, len(dataset.corpus_ids))
   tokenizer = make_tokenizer(config, dataset)
   query_tokens, target_tokens_ = make_tokens(config, dataset, tokenizer)
   model, params = make_model(config, tokenizer)

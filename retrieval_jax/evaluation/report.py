@@ -28,6 +28,11 @@ def write_results(workdir: str, results: Mapping[str, Any]) -> str:
   return path
 
 
+def is_finished(workdir: str) -> bool:
+  """Returns whether a run in `workdir` has written its results."""
+  return os.path.exists(os.path.join(workdir, RESULTS_FILE))
+
+
 def read_results(workdir: str) -> dict[str, Any]:
   """Returns the results of a finished run.
 

@@ -24,7 +24,7 @@ class HostTokens:
 
     Id -1 gives a row of padding. `ids` must be replicated.
     """
-    ids = np.asarray(ids)
+    ids = jax.device_get(ids)  # explicit, which a transfer guard lets pass
     shape = (*ids.shape, self._store.tokens.shape[1])
 
     def rows(index):

@@ -33,7 +33,7 @@ def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
   with g fresh, g' remembered and h the corrector; P_hat is 0 for a target that
   is not remembered (a ring), R is the set of those that are. The gradient of
   the full softmax loss -log P(y+ | x) with respect to q, and its estimate by
-  drawing from P_hat and encoding what was drawn (papers (a) and (d)), are
+  drawing from P_hat and encoding what was drawn are
 
     exact     = beta (1 - p+)     (E_P[g]     - g(y+))
     estimated = beta (1 - p_hat+) (E_P_hat[g] - g(y+))
@@ -89,6 +89,10 @@ def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
   Raises:
     ValueError: for shapes that do not fit, nothing remembered, or a table that
       remembers ids beyond N.
+
+  Source: the corrected softmax is that of Monath et al., ICML 2024; the
+    (1 - p+) form of the gradient that of Lindgren et al., NeurIPS 2021. The
+    bounds and the choice of numbers are ours.
   """
   arguments = {'queries': (queries, 'B D'), 'fresh': (fresh, 'N D'),
                'table.embeddings': (view.table.embeddings, 'M D')}

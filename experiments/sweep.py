@@ -144,7 +144,7 @@ def check_same_command(trial: Trial) -> None:
     return
   with open(path, encoding='utf-8') as f:
     before = json.load(f)['arguments']
-  now = list(trial.command[1:])
+  now = _settings(trial)
   if before != now:
     raise ValueError(
         f'{trial.workdir} holds a run of other settings:\n'
@@ -152,12 +152,18 @@ def check_same_command(trial: Trial) -> None:
         'Choose another --workdir, or delete that folder.')
 
 
+def _settings(trial: Trial) -> list[str]:
+  """Returns what decides a run: its arguments, wherever it stands."""
+  return [argument for argument in trial.command[1:]
+          if not argument.startswith('--workdir=')]
+
+
 def run_trial(trial: Trial) -> int:
   """Runs one trial and returns its exit status; 0 only if it finished."""
   os.makedirs(trial.workdir, exist_ok=True)
   trec.write_text(
       os.path.join(trial.workdir, _OVERRIDES_FILE),
-      json.dumps({'arguments': trial.command[1:],
+      json.dumps({'arguments': _settings(trial),
                   'overrides': trial.overrides}, indent=2, default=str) + '\n')
   process = subprocess.Popen(trial.command)
   try:

@@ -33,17 +33,19 @@ def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
   with g fresh, g' remembered and h the corrector; P_hat is 0 for a target that
   is not remembered (a ring), R is the set of those that are. The gradient of
   the full softmax loss -log P(y+ | x) with respect to q, and its estimate by
-  drawing from P_hat and encoding what was drawn (papers (a) and (d)), are
+  drawing from P_hat and encoding what was drawn are
 
-    exact     = beta (1 - p+)     (E_P[g]     - g(y+)),  p+     = sigmoid(s+ - log Z)
-    estimated = beta (1 - p_hat+) (E_P_hat[g] - g(y+)),  p_hat+ = sigmoid(s+ - log Z_hat)
+    exact     = beta (1 - p+)     (E_P[g]     - g(y+))
+    estimated = beta (1 - p_hat+) (E_P_hat[g] - g(y+))
 
+  with p+ = sigmoid(s(y+) - log Z) and p_hat+ = sigmoid(s(y+) - log Z_hat).
   Without `positive_ids` they are beta E_P[g] and beta E_P_hat[g], the part of
   the gradient that the negatives contribute.
 
   Two bounds hold, with eps = max_y |s'(y) - s(y)| and everything remembered:
   tv <= tanh(eps / 2) and kl <= eps^2 / 2. Without `positive_ids`,
-  gradient_bias <= 2 tv beta max_y ||g(y)||.
+  gradient_bias <= 2 tv beta max_y ||g(y)||; with them,
+  gradient_bias <= 2 tanh(eps / 2) beta max_y ||g(y)||.
 
   Both passes over the targets go in chunks: at no time does more than
   [B, chunk_rows] of the scores exist.
@@ -87,6 +89,10 @@ def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
   Raises:
     ValueError: for shapes that do not fit, nothing remembered, or a table that
       remembers ids beyond N.
+
+  Source: the corrected softmax is that of Monath et al., ICML 2024; the
+    (1 - p+) form of the gradient that of Lindgren et al., NeurIPS 2021. The
+    bounds and the choice of numbers are ours.
   """
   arguments = {'queries': (queries, 'B D'), 'fresh': (fresh, 'N D'),
                'table.embeddings': (view.table.embeddings, 'M D')}

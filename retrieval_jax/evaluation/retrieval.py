@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from retrieval_jax.evaluation import runs
+from retrieval_jax.indexes import exact
 
 NUM_RESULTS = 100
 """Passages kept per query: the deepest measure reported is R@100."""
@@ -16,11 +17,11 @@ def search_corpus(query_embeddings: np.ndarray, target_embeddings: np.ndarray,
                   *, query_ids: Sequence[str], corpus_ids: Sequence[str],
                   mesh: jax.sharding.Mesh | None = None, k: int = NUM_RESULTS,
                   exclude: np.ndarray | None = None, chunk_rows: int = 4096,
-                  query_chunk: int = 512, index: Any = None) -> runs.Run:
+                  index: Any = None) -> runs.Run:
   """Returns the k best targets of each query among all targets, exactly.
 
-  Scores are inner products. Queries go through the index `query_chunk` at a
-  time, so memory is the targets' plus what the index needs for one chunk.
+  Scores are inner products. The index takes the queries in batches, so memory
+  is the targets' plus what it needs for one batch and one chunk of rows.
 
   Args:
     query_embeddings: [n, D] float32.
@@ -31,8 +32,8 @@ def search_corpus(query_embeddings: np.ndarray, target_embeddings: np.ndarray,
     k: results per query; at most N come back.
     exclude: [n, E] int, corpus rows that must not be found for each query, -1
       for none; None excludes nothing.
-    chunk_rows: rows scored at a time on each device.
-    query_chunk: queries searched at a time.
+    chunk_rows: rows scored at a time on each device, a multiple of
+      `scoring.BLOCK_ROWS`.
     index: anything with `build` and `search`; None is an exact index.
 
   Raises:
@@ -43,18 +44,20 @@ def search_corpus(query_embeddings: np.ndarray, target_embeddings: np.ndarray,
         f'Expected one target embedding per corpus id ({len(corpus_ids)}), '
         f'got {len(target_embeddings)}; embed the whole corpus.')
   if index is None:
-    from retrieval_jax.indexes import exact  # only the default needs it
+    if mesh is None:
+      raise ValueError(
+          'Expected a mesh for the exact index, got None; pass '
+          'mesh=sharding.make_mesh(), or an index.')
     index = exact.ExactIndex(mesh, chunk_rows)
   return search_index(
       index, index.build(target_embeddings), query_embeddings,
-      query_ids=query_ids, corpus_ids=corpus_ids, k=k, exclude=exclude,
-      query_chunk=query_chunk)
+      query_ids=query_ids, corpus_ids=corpus_ids, k=k, exclude=exclude)
 
 
 def search_index(index: Any, state: Any, query_embeddings: np.ndarray, *,
                  query_ids: Sequence[str], corpus_ids: Sequence[str],
-                 k: int = NUM_RESULTS, exclude: np.ndarray | None = None,
-                 query_chunk: int = 512) -> runs.Run:
+                 k: int = NUM_RESULTS, exclude: np.ndarray | None = None
+                 ) -> runs.Run:
   """Returns the run of an index that is already built.
 
   Arguments are those of `search_corpus`; `state` is what `index.build` gave.
@@ -67,23 +70,6 @@ def search_index(index: Any, state: Any, query_embeddings: np.ndarray, *,
     raise ValueError(
         f'Expected exclude to have one row per query ({len(query_ids)}), got '
         f'{len(exclude)}.')
-  if query_chunk < 1 or k < 1:
-    raise ValueError(
-        f'Expected k >= 1 and query_chunk >= 1, got k={k} and '
-        f'query_chunk={query_chunk}.')
-  k = min(k, len(corpus_ids))
-  n = len(query_ids)
-  rows = np.full((n, k), -1, np.int32)
-  scores = np.full((n, k), -np.inf, np.float32)
-  for start in range(0, n, query_chunk):
-    part = slice(start, min(start + query_chunk, n))
-    # The last chunk is padded so that one program serves all of them.
-    count = part.stop - part.start
-    padding = (0, min(query_chunk, n) - count), (0, 0)
-    found_scores, found_rows = index.search(
-        state, np.pad(query_embeddings[part], padding), k,
-        None if exclude is None else np.pad(
-            exclude[part], padding, constant_values=-1))
-    scores[part] = np.asarray(found_scores)[:count]
-    rows[part] = np.asarray(found_rows)[:count]
+  scores, rows = index.search(
+      state, query_embeddings, min(k, len(corpus_ids)), exclude)
   return runs.from_rows(query_ids, rows, scores, corpus_ids)

@@ -102,7 +102,8 @@ class MeasuresTest(parameterized.TestCase):
       measures.evaluate(make_run(q={'a': 1}), {})
 
   def test_a_query_twice_in_a_run_is_an_error(self):
-    run = runs.Run(('q', 'q'), np.array([['a'], ['b']], object), np.ones((2, 1)))
+    run = runs.Run(
+        ('q', 'q'), np.array([['a'], ['b']], object), np.ones((2, 1)))
     with self.assertRaisesRegex(ValueError, '2 rows of 1 queries'):
       measures.evaluate(run, {'q': {'a': 1}})
 

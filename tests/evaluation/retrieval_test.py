@@ -4,20 +4,17 @@ import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from retrieval_jax import sharding
 from retrieval_jax.evaluation import retrieval
 
 
 class BruteForce:
-  """An index that follows the protocol and notes the shapes it is given."""
-
-  def __init__(self):
-    self.shapes = set()
+  """An index that follows the protocol."""
 
   def build(self, targets):
     return np.asarray(targets)
 
   def search(self, state, queries, k, exclude=None):
-    self.shapes.add(queries.shape)
     scores = queries @ state.T
     if exclude is not None:
       for row, rows in zip(scores, exclude):
@@ -37,23 +34,19 @@ class RetrievalTest(parameterized.TestCase):
     self.names = {'query_ids': [f'q{i}' for i in range(7)],
                   'corpus_ids': [f'c{i}' for i in range(11)]}
 
-  @parameterized.parameters(1, 3, 7, 100)
-  def test_the_run_is_that_of_brute_force_for_any_chunk(self, query_chunk):
-    index = BruteForce()
+  def test_the_run_is_that_of_brute_force(self):
     run = retrieval.search_corpus(
-        self.queries, self.targets, **self.names, k=5, index=index,
-        query_chunk=query_chunk)
+        self.queries, self.targets, **self.names, k=5, index=BruteForce())
     order = np.argsort(-(self.queries @ self.targets.T), axis=1)[:, :5]
     self.assertEqual(
         run.ids.tolist(), [[f'c{i}' for i in row] for row in order])
-    self.assertLen(index.shapes, 1)
 
   def test_excluded_rows_are_not_found(self):
     exclude = np.full((7, 2), -1)
     exclude[3] = [4, 9]
     run = retrieval.search_corpus(
         self.queries, self.targets, **self.names, index=BruteForce(),
-        exclude=exclude, query_chunk=2)
+        exclude=exclude)
     found = {q: ids for q, ids, _ in run.rankings()}
     self.assertNotIn('c4', found['q3'])
     self.assertNotIn('c9', found['q3'])
@@ -61,20 +54,17 @@ class RetrievalTest(parameterized.TestCase):
     self.assertLen(found['q2'], 11)
 
   def test_the_exact_index_is_the_default(self):
-    try:
-      from retrieval_jax import sharding
-      from retrieval_jax.indexes import exact
-    except ImportError as error:
-      self.skipTest(f'the exact index is not there: {error}')
-    del exact
     arguments = (self.queries, self.targets)
     run = retrieval.search_corpus(
-        *arguments, **self.names, mesh=sharding.make_mesh(2), k=5,
-        chunk_rows=4)
+        *arguments, **self.names, mesh=sharding.make_mesh(2), k=5)
     expected = retrieval.search_corpus(
         *arguments, **self.names, k=5, index=BruteForce())
     self.assertEqual(run.ids.tolist(), expected.ids.tolist())
     np.testing.assert_allclose(run.scores, expected.scores, rtol=1e-5)
+
+  def test_an_exact_index_needs_a_mesh(self):
+    with self.assertRaisesRegex(ValueError, 'Expected a mesh'):
+      retrieval.search_corpus(self.queries, self.targets, **self.names)
 
   @parameterized.parameters(
       ('queries', r'per query id \(7\), got 6'),

@@ -13,21 +13,28 @@ from absl import app
 from absl import flags
 import numpy as np
 
+from experiments import process
 from experiments import saved
 from retrieval_jax import data
 from retrieval_jax.evaluation import trec
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-_OUT = flags.DEFINE_string('out', None, 'Folder to write; made if absent.')
-_DTYPE = flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'float16'], 'Type of the stored numbers.')
+
+def define_flags(values):
+  """Adds the flags; not at import, where scripts would clash."""
+  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  flags.DEFINE_string('out', None, 'Folder to write; made if absent.',
+      flag_values=values)
+  flags.DEFINE_enum(
+      'dtype', 'float32', ['float32', 'float16'], 'Type of the stored numbers.',
+      flag_values=values)
+  flags.mark_flags_as_required(['workdir', 'out'], flag_values=values)
 
 
-def main(argv):
+def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  with saved.errors_as_messages():
-    write(_WORKDIR.value, _OUT.value, _DTYPE.value)
+  with process.script():
+    write(values.workdir, values.out, values.dtype)
 
 
 def write(workdir, out, dtype='float32'):
@@ -54,5 +61,5 @@ def write(workdir, out, dtype='float32'):
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['workdir', 'out'])
+  define_flags(flags.FLAGS)
   app.run(main)

@@ -13,6 +13,7 @@ from absl import flags
 import numpy as np
 import rich.console
 
+from experiments import process
 from experiments import saved
 from retrieval_jax.evaluation import measures as measures_lib
 from retrieval_jax.evaluation import report
@@ -81,28 +82,32 @@ def _measure(experiment, names, rows, found, workdir, measures):
   return by_split
 
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-_SPLITS = flags.DEFINE_list(
-    'splits', None, 'Splits to evaluate; those of the config by default.')
-_MEASURES = flags.DEFINE_list(
-    'measures', list(measures_lib.MEASURES),
-    'Measures in the spelling of ir-measures.')
+def define_flags(values):
+  """Adds the flags; not at import, where scripts would clash."""
+  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  flags.DEFINE_list(
+      'splits', None, 'Splits to evaluate; those of the config by default.',
+      flag_values=values)
+  flags.DEFINE_list(
+      'measures', list(measures_lib.MEASURES),
+      'Measures in the spelling of ir-measures.', flag_values=values)
+  flags.mark_flags_as_required(['workdir'], flag_values=values)
 
 
-def main(argv):
+def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  workdir = _WORKDIR.value
-  with saved.errors_as_messages():
+  workdir = values.workdir
+  with process.script():
     experiment, params, step = saved.load(workdir)
-    names = _SPLITS.value or splits(experiment.config)
+    names = values.splits or splits(experiment.config)
     unknown = set(names) - set(experiment.dataset.qrels)
     if unknown:
       raise ValueError(
           f'--splits names {sorted(unknown)}; {experiment.dataset.name} has '
           f'{sorted(experiment.dataset.qrels)}.')
     found = evaluate_params(
-        experiment, params, names, workdir=workdir, measures=_MEASURES.value)
+        experiment, params, names, workdir=workdir, measures=values.measures)
     results = (report.read_results(workdir) if report.is_finished(workdir)
                else {'measures': {}, 'steps': step})
     for split, of_split in found.items():
@@ -116,5 +121,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['workdir'])
+  define_flags(flags.FLAGS)
   app.run(main)

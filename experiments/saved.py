@@ -1,9 +1,7 @@
-"""Takes up a run again from its folder: what all scripts after training share."""
+"""Takes up a run again from its folder: for all scripts after training."""
 
-import contextlib
 import json
 import os
-import sys
 
 from ml_collections import config_dict
 import numpy as np
@@ -59,15 +57,3 @@ def abstract_state(experiment, train_step):
       np.float32(0), (len(experiment.target_tokens), experiment.model.dim))
   return states.abstract(train_step.init_state(
       experiment.params, experiment.make_table(nothing)))
-
-
-@contextlib.contextmanager
-def errors_as_messages():
-  """Turns the errors a user can mend into one line and exit code 1."""
-  try:
-    yield
-  except (ValueError, FileNotFoundError, FloatingPointError,
-          ModuleNotFoundError) as error:
-    if os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
-      raise
-    sys.exit(f'error: {error}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')

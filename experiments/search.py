@@ -14,23 +14,30 @@ from absl import flags
 import jax
 import numpy as np
 
+from experiments import process
 from experiments import saved
 from retrieval_jax.indexes import exact
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-_QUERY = flags.DEFINE_multi_string(
-    'query', [], 'A query; may be given several times. Standard input without.')
-_K = flags.DEFINE_integer('k', 5, 'Passages per query.', lower_bound=1)
+
+def define_flags(values):
+  """Adds the flags; not at import, where scripts would clash."""
+  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  flags.DEFINE_multi_string(
+      'query', [], 'A query; may be repeated. Without it, standard input.',
+      flag_values=values)
+  flags.DEFINE_integer('k', 5, 'Passages per query.', lower_bound=1,
+      flag_values=values)
+  flags.mark_flags_as_required(['workdir'], flag_values=values)
 
 
-def main(argv):
+def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  with saved.errors_as_messages():
-    searcher = Searcher(_WORKDIR.value)
-    for query in _QUERY.value or _lines():
+  with process.script():
+    searcher = Searcher(values.workdir)
+    for query in values.query or _lines():
       print(f'\n{query}')
-      for score, name, text in searcher(query, _K.value):
+      for score, name, text in searcher(query, values.k):
         print(f'  {score:7.4f}  {name:>16}  {text}')
 
 
@@ -71,5 +78,5 @@ class Searcher:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['workdir'])
+  define_flags(flags.FLAGS)
   app.run(main)

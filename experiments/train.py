@@ -25,9 +25,9 @@ import numpy as np
 import rich.console
 
 from experiments import evaluate
+from experiments import process
 from experiments import saved
 from retrieval_jax import factory
-from retrieval_jax import runtime
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.evaluation import bm25
@@ -333,27 +333,30 @@ def print_results(results, workdir, seconds):
       highlight=False, markup=False, soft_wrap=True)
 
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, e.g. configs/stale.py or configs/stale.py:tiny.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-_NUM_DEVICES = flags.DEFINE_integer(
-    'num_devices', None, 'Devices to use; all by default.', lower_bound=1)
+def define_flags(values):
+  """Adds the flags; not at import, where scripts would clash."""
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config file, e.g. configs/stale.py:tiny.',
+      flag_values=values)
+  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  flags.DEFINE_integer(
+      'num_devices', None, 'Devices to use; all by default.', lower_bound=1,
+      flag_values=values)
+  flags.mark_flags_as_required(['config', 'workdir'], flag_values=values)
 
 
-def main(argv):
+def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  runtime.configure_compilation_cache(
-      os.path.expanduser(_CONFIG.value.data.cache))
   started = time.monotonic()
   command = 'python -m experiments.train ' + shlex.join(sys.argv[1:])
-  with saved.errors_as_messages():
-    results = run(_CONFIG.value, _WORKDIR.value,
-                  num_devices=_NUM_DEVICES.value, command=command)
+  with process.script():
+    results = run(values.config, values.workdir,
+                  num_devices=values.num_devices, command=command)
   if results is not None and not jax.process_index():
-    print_results(results, _WORKDIR.value, time.monotonic() - started)
+    print_results(results, values.workdir, time.monotonic() - started)
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
+  define_flags(flags.FLAGS)
   app.run(main)

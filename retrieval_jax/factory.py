@@ -40,8 +40,9 @@ SAMPLERS = {
     'none': lambda config, mesh, num_targets: samplers.NoNegatives(),
     'uniform': lambda config, mesh, num_targets: samplers.Uniform(
         config.sampler.num_negatives),
-    'stochastic': lambda config, mesh, num_targets: samplers.StochasticNegativeMining(
-        config.sampler.num_negatives, config.sampler.pool_size),
+    'stochastic': lambda config, mesh, num_targets: (
+        samplers.StochasticNegativeMining(
+            config.sampler.num_negatives, config.sampler.pool_size)),
     'exhaustive': lambda config, mesh, num_targets: samplers.Exhaustive(
         -(-sharding.capacity(num_targets, mesh, config.memory.chunk_rows)
           // config.batch_size)),
@@ -229,7 +230,7 @@ class Experiment:
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
         buckets=tuple(options.buckets),
-        pad_id=self.model.config.pad_id)
+        pad_id=self.model.config.pad_id, mesh=self.mesh)
     encoders = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)

@@ -1,5 +1,6 @@
 """The BM25 baseline, indexed by bm25s."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,8 @@ import bm25s
 import numpy as np
 import scipy.sparse
 import tqdm
+
+logging.getLogger('bm25s').setLevel(logging.WARNING)  # logs each index
 
 _METHODS = ('lucene', 'robertson', 'atire')
 _CHUNK_POSTINGS = 20_000_000

@@ -1,0 +1,133 @@
+"""Embeds many texts: sorted by length, at few static shapes, kept busy.
+
+Padding every text of a corpus to one length wastes most of the work, since
+most texts are far shorter than the longest. Sorted by length and cut into
+batches of about `batch_tokens` tokens, nearly nothing is wasted, at the price
+of one compiled program per bucket. Programs are kept per `encode`, so a
+second call compiles nothing.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax import types
+
+BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+# Batches whose results are not fetched yet: one computes, one waits.
+_IN_FLIGHT = 2
+
+
+class Tokens(Protocol):
+  """Tokenised texts: `tokens` [n, L] integers, padded with `pad_id` after
+  the first `lengths` [n] tokens; arrays in memory or memory-mapped."""
+  tokens: Any
+  lengths: Any
+  pad_id: int
+
+
+def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
+          rows: Sequence[int] | np.ndarray | None = None, mesh=None,
+          batch_tokens: int = 16384, buckets: Sequence[int] = BUCKETS,
+          dtype=np.float32,
+          progress: Callable[[int], Any] | None = None) -> np.ndarray:
+  """Returns embeddings [n, D] of all texts, or of `rows`, on the host.
+
+  Args:
+    encode: (params, tokens [n, L]) -> [n, D] float32; hashable, and the same
+      object (or an equal one) in every call, since programs are kept by it.
+    params: of `encode`, arrays on device or host.
+    tokens: the texts; anything with `tokens`, `lengths`, `pad_id`.
+    rows: [n] rows of `tokens` to embed, in the order of the result, repeats
+      allowed; None for all.
+    mesh: mesh with axis 'data' whose devices share each batch; None for the
+      default device.
+    batch_tokens: tokens per batch, padding included; a multiple of the number
+      of devices is rounded to.
+    buckets: ascending lengths that texts are padded to; those beyond the
+      width of `tokens` stand for that width.
+    dtype: of the result, e.g. np.float16 to halve it.
+    progress: called with the number of texts done since the last call.
+
+  Raises:
+    ValueError: for buckets that do not ascend or a batch_tokens below one
+      text per device.
+  """
+  width = tokens.tokens.shape[1]
+  buckets = check_buckets(buckets, width)
+  rows = (np.arange(tokens.tokens.shape[0]) if rows is None
+          else np.asarray(rows))
+  if not rows.size:
+    dim = jax.eval_shape(
+        encode, params, jax.ShapeDtypeStruct((1, width), jnp.int32)).shape[1]
+    return np.zeros((0, dim), dtype)
+  num_devices = 1 if mesh is None else mesh.size
+  sharding, everywhere = _shardings(mesh)
+  params = jax.device_put(params, everywhere)
+  run = _program(encode)
+
+  lengths = np.asarray(tokens.lengths)[rows]
+  order = np.argsort(lengths, kind='stable')
+  fits = np.searchsorted(buckets, lengths[order])
+  result, waiting = None, []
+
+  def fetch():
+    places, embeddings = waiting.pop(0)
+    result[places] = np.asarray(embeddings)[:len(places)]
+    if progress is not None:
+      progress(len(places))
+
+  for i, length in enumerate(buckets):
+    places_of_bucket = order[fits == i]
+    size = _batch_size(batch_tokens, length, num_devices)
+    for start in range(0, len(places_of_bucket), size):
+      places = places_of_bucket[start:start + size]
+      batch = np.full((size, length), tokens.pad_id, np.int32)
+      # Ascending rows keep reads of a memory-mapped array local.
+      places = places[np.argsort(rows[places], kind='stable')]
+      batch[:len(places)] = tokens.tokens[rows[places], :length]
+      embeddings = run(params, jax.device_put(batch, sharding))
+      if result is None:
+        result = np.empty((len(rows), embeddings.shape[1]), dtype)
+      waiting.append((places, embeddings))
+      if len(waiting) > _IN_FLIGHT:
+        fetch()
+  while waiting:
+    fetch()
+  return result
+
+
+def check_buckets(buckets: Sequence[int], width: int) -> tuple[int, ...]:
+  """Returns the buckets below `width`, and `width` as the last one."""
+  buckets = tuple(int(b) for b in buckets)
+  if any(a >= b for a, b in zip((0,) + buckets, buckets)):
+    raise ValueError(f'buckets={buckets} must be positive and ascending.')
+  return tuple(b for b in buckets if b < width) + (width,)
+
+
+def _batch_size(batch_tokens, length, num_devices):
+  per_device = batch_tokens // (length * num_devices)
+  if per_device < 1:
+    raise ValueError(
+        f'batch_tokens={batch_tokens} must be at least one text of {length} '
+        f'tokens on each of {num_devices} devices: '
+        f'{length * num_devices}.')
+  return per_device * num_devices
+
+
+def _shardings(mesh):
+  if mesh is None:
+    return None, None
+  spec = jax.sharding.PartitionSpec
+  return (jax.sharding.NamedSharding(mesh, spec('data')),
+          jax.sharding.NamedSharding(mesh, spec()))
+
+
+@functools.lru_cache(maxsize=16)
+def _program(encode):
+  return jax.jit(encode)

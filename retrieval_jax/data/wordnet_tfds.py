@@ -13,6 +13,7 @@ import json
 import os
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from retrieval_jax.data import wordnet
 
@@ -104,6 +105,19 @@ def _read_synsets(folder: str) -> list[wordnet.Synset]:
   return list(wordnet.read_synsets(folder))
 
 
+@contextlib.contextmanager
+def _silence():
+  """Keeps tfds from printing a banner, bars and needless warnings."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()), \
+        contextlib.redirect_stderr(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
 def build(data_dir: str, wordnet_folder: str | None = None
           ) -> dict[str, WordNet]:
   """Builds both configs in `data_dir` unless they are there.
@@ -118,9 +132,7 @@ def build(data_dir: str, wordnet_folder: str | None = None
     builder = WordNet(data_dir=data_dir, config=config,
                       wordnet_folder=wordnet_folder)
     if not builder.is_prepared():
-      # It prints a banner and several bars for four seconds of work.
-      with contextlib.redirect_stdout(io.StringIO()), \
-          contextlib.redirect_stderr(io.StringIO()):
+      with _silence():
         builder.download_and_prepare()
     builders[config] = builder
   _read_synsets.cache_clear()

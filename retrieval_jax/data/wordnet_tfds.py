@@ -128,12 +128,12 @@ def build(data_dir: str, wordnet_folder: str | None = None
   data_dir = os.path.abspath(os.path.expanduser(data_dir))
   os.makedirs(data_dir, exist_ok=True)
   builders = {}
-  for config in ('targets', 'queries'):
-    builder = WordNet(data_dir=data_dir, config=config,
-                      wordnet_folder=wordnet_folder)
-    if not builder.is_prepared():
-      with _silence():
+  with _silence():
+    for config in ('targets', 'queries'):
+      builder = WordNet(data_dir=data_dir, config=config,
+                        wordnet_folder=wordnet_folder)
+      if not builder.is_prepared():
         builder.download_and_prepare()
-    builders[config] = builder
+      builders[config] = builder
   _read_synsets.cache_clear()
   return builders

@@ -1,4 +1,4 @@
-"""Progress of long passes: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long passes: a bar on a terminal, else a line now and then."""
 
 import sys
 import time

@@ -17,6 +17,7 @@ from retrieval_jax.data import progress as progress_lib
 
 _FORMAT = 1  # part of every key: a change here tokenises all texts afresh
 _CHUNK = 4096  # texts tokenised at a time: bounds memory, keeps threads busy
+_HEAD = 7  # characters per token; English text has 4 to 5, its space included
 _PAD_TOKENS = ('[PAD]', '<pad>', '<|pad|>', '<|endoftext|>')
 _SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 
@@ -52,7 +53,14 @@ class Tokenizer:
     """
     texts = list(texts)
     encoder = self._of_length(max_length)
-    ids = [e.ids for e in encoder.encode_batch_fast(texts)]
+    heads = ([_head(text, _HEAD * max_length) for text in texts]
+             if self._splits_at_spaces else texts)
+    ids = [e.ids for e in encoder.encode_batch_fast(heads)]
+    short = [i for i, (text, head) in enumerate(zip(texts, heads))
+             if len(head) < len(text) and len(ids[i]) < max_length]
+    for i, e in zip(short, encoder.encode_batch_fast(
+        [texts[i] for i in short])):
+      ids[i] = e.ids
     lengths = np.fromiter(map(len, ids), np.int32, len(ids))
     tokens = np.full([len(ids), max_length], self.pad_id, np.int32)
     tokens[np.arange(max_length) < lengths[:, None]] = np.fromiter(
@@ -71,6 +79,21 @@ class Tokenizer:
     temporary = f'{path}.{os.getpid()}.tmp'
     encoder.save(temporary)
     os.replace(temporary, path)
+
+  @functools.cached_property
+  def _splits_at_spaces(self) -> bool:
+    """Whether what follows a space cannot change the tokens before it.
+
+    Then a head of a long text that fills max_length does for the whole, which
+    the library would tokenise to its end before cutting.
+    """
+    parts = json.loads(self.definition)
+    kind = lambda name: (parts.get(name) or {}).get('type')
+    return (kind('pre_tokenizer') == 'BertPreTokenizer'
+            and kind('normalizer') in (None, 'BertNormalizer', 'Lowercase')
+            and kind('model') == 'WordPiece'
+            and not any(' ' in token['content']
+                        for token in parts['added_tokens']))
 
   @functools.cached_property
   def _encoders(self):
@@ -100,6 +123,12 @@ class Tokenizer:
   def __setstate__(self, state):
     for name, value in state.items():
       object.__setattr__(self, name, value)
+
+
+def _head(text: str, length: int) -> str:
+  """Returns at least `length` characters, up to a space if there is one."""
+  end = text.find(' ', length)
+  return text if end < 0 else text[:end]
 
 
 def _from_definition(definition: str):

@@ -13,6 +13,7 @@ import json
 import os
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from retrieval_jax.data import wordnet
 
@@ -104,6 +105,19 @@ def _read_synsets(folder: str) -> list[wordnet.Synset]:
   return list(wordnet.read_synsets(folder))
 
 
+@contextlib.contextmanager
+def _silence():
+  """Keeps tfds from printing a banner, bars and needless warnings."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()), \
+        contextlib.redirect_stderr(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
 def build(data_dir: str, wordnet_folder: str | None = None
           ) -> dict[str, WordNet]:
   """Builds both configs in `data_dir` unless they are there.
@@ -114,14 +128,12 @@ def build(data_dir: str, wordnet_folder: str | None = None
   data_dir = os.path.abspath(os.path.expanduser(data_dir))
   os.makedirs(data_dir, exist_ok=True)
   builders = {}
-  for config in ('targets', 'queries'):
-    builder = WordNet(data_dir=data_dir, config=config,
-                      wordnet_folder=wordnet_folder)
-    if not builder.is_prepared():
-      # It prints a banner and several bars for four seconds of work.
-      with contextlib.redirect_stdout(io.StringIO()), \
-          contextlib.redirect_stderr(io.StringIO()):
+  with _silence():
+    for config in ('targets', 'queries'):
+      builder = WordNet(data_dir=data_dir, config=config,
+                        wordnet_folder=wordnet_folder)
+      if not builder.is_prepared():
         builder.download_and_prepare()
-    builders[config] = builder
+      builders[config] = builder
   _read_synsets.cache_clear()
   return builders

@@ -21,7 +21,7 @@ QRELS = dataset.Qrels.from_triples(
 
 def store(n, offset):
   """Token stores whose row i holds offset + i."""
-  tokens = np.full([n, 3], 1, np.uint16) * np.arange(n, dtype=np.uint16)[:, None]
+  tokens = np.repeat(np.arange(n)[:, None], 3, axis=1)
   return tokenization.TokenStore(
       (tokens + offset).astype(np.uint16), np.full([n], 3, np.int32), 0)
 

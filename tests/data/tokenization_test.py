@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import subprocess
 import sys
 from unittest import mock
@@ -41,6 +42,19 @@ class TokenizerTest(absltest.TestCase):
     cut, lengths = tokenizer.encode_batch(['the quick brown fox'], 4)
     np.testing.assert_array_equal(cut[0], [2, *full[0, 1:3], 3])
     self.assertEqual(lengths[0], 4)
+
+  def test_reading_only_the_head_of_long_texts_changes_nothing(self):
+    source = random.Random(0)
+    words = ['the', 'quick', 'fox', 'ünseen', ' ', '\n', 'x' * 120, 'e\u0301',
+             '\u0301', '日本', '[SEP]', '##s', 'dog!']
+    texts = [source.choice((' ', '')).join(
+        source.choices(words, k=source.randint(0, 60))) for _ in range(300)]
+    tokenizer = make_tokenizer()
+    for length in (3, 5, 12, 40):
+      tokens, _ = tokenizer.encode_batch(texts, length)
+      with mock.patch.object(tokenization, '_HEAD', 10**6):
+        np.testing.assert_array_equal(
+            tokens, make_tokenizer().encode_batch(texts, length)[0])
 
   def test_no_texts_give_no_rows(self):
     tokens, lengths = make_tokenizer().encode_batch([], 5)
@@ -144,8 +158,10 @@ class TokenizeTest(absltest.TestCase):
       self.tokenize(TEXTS[:-1])
 
   def test_failing_leaves_nothing(self):
-    with self.assertRaises(TypeError):
-      self.tokenize([*TEXTS, None])
+    with mock.patch.object(tokenization.Tokenizer, 'encode_batch',
+                           side_effect=OSError('disk full')):
+      with self.assertRaisesRegex(OSError, 'disk full'):
+        self.tokenize()
     self.assertEmpty(os.listdir(self.cache))
 
   def test_no_texts(self):

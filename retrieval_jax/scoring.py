@@ -1,22 +1,22 @@
 """Exact selection over a row-sharded table: top-k, Gumbel draws, log-partition.
 
 All three score every live row, and none ever holds [B, M] numbers. A shard
-scans its rows in chunks of C; a chunk's logits are reduced at once to one number
-per *block* of g = `BLOCK_ROWS` consecutive rows; then the best K blocks of each
-query are scored again, and the answer is the best K rows inside them.
+scans its rows in chunks of C; a chunk's logits are reduced at once to one
+number per *block* of g consecutive rows; then the best K blocks of each query
+are scored again, and the answer is the best K rows inside them.
 
   top_k           A block's number is its largest logit. The K blocks with the
                   largest maxima contain the K best rows.
   gumbel_top_k    A block's number is its log-sum-exp plus one Gumbel, which is
-                  distributed as the largest perturbed logit of the block. Inside
-                  the K winning blocks the rows' Gumbels are drawn given that
-                  maximum (Kool et al. 2019, section 4.1). So noise costs M / g
-                  numbers per query instead of M, and log Z comes for free.
+                  distributed as the largest perturbed logit of the block.
+                  Inside the K winning blocks the rows' Gumbels are drawn given
+                  that maximum (Kool et al. 2019, section 4.1). So noise costs
+                  M / g numbers per query, not M, and log Z comes for free.
   log_partition   The log-sum-exp pass alone.
 
-Noise is a pure function of (key, query, global block, row in block). Neither the
-number of devices nor `chunk_rows` enters, so they do not change a draw (up to
-ties within the rounding of a matmul, which may depend on its shape).
+Noise is a pure function of (key, query, global block, row in block). Neither
+the number of devices nor `chunk_rows` enters, so they do not change a draw (up
+to ties within the rounding of a matmul, which may depend on its shape).
 
 Memory per shard: B * C for the chunk, B * M / (S * g) for the blocks, B * g * D
 for scoring again. Traffic: [B, S * K] numbers, twice.
@@ -235,7 +235,8 @@ class _Shard:
       logits = jnp.where((piece.ids >= 0)[:, None], logits, _NEVER)
       blocks = self.first_block + chunk * chunk_blocks + jnp.arange(
           chunk_blocks)
-      return step(carry, logits.reshape(chunk_blocks, self.block_rows, -1), blocks)
+      logits = logits.reshape(chunk_blocks, self.block_rows, num_queries)
+      return step(carry, logits, blocks)
 
     carry, numbers = jax.lax.scan(body, carry, jnp.arange(num_chunks))
     if numbers is not None:

@@ -4,13 +4,14 @@
 
 Each arm runs in its own process, so that its peak memory is its own; the arms
 take turns `--rounds` times, so that a busy machine slows both. Extra memory is
-the peak of resident memory during search above that before it. The faiss arm
-needs the package faiss-cpu and is left out where it is absent.
+the peak of resident memory during the first search (of ours, its compilation
+too) above what was resident before it. The faiss arm needs the package
+faiss-cpu and is left out where it is absent. Linux only.
 """
 
+import gc
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -29,10 +30,19 @@ _ARM = flags.DEFINE_enum('arm', None, ['retrieval_jax', 'faiss'],
                          'Internal: run this arm alone.')
 
 
-def _peak_bytes() -> int:
-  """Returns the peak of this process's resident memory."""
-  scale = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+def _resident_bytes(field: str) -> int:
+  """Returns 'VmRSS' (now) or 'VmHWM' (the peak) of this process, on Linux."""
+  with open('/proc/self/status', encoding='utf-8') as lines:
+    for line in lines:
+      if line.startswith(field):
+        return 1024 * int(line.split()[1])
+  raise KeyError(field)
+
+
+def _forget_peak():
+  """Makes VmHWM start again from the present (see proc(5), clear_refs)."""
+  with open('/proc/self/clear_refs', 'w', encoding='utf-8') as file:
+    file.write('5')
 
 
 def _data() -> tuple[np.ndarray, np.ndarray]:
@@ -64,14 +74,16 @@ def _run_arm(arm: str):
   targets, queries = _data()
   search = _make_search(arm, targets)
   del targets
-  before, seconds = _peak_bytes(), []
+  gc.collect()
+  _forget_peak()
+  before, seconds = _resident_bytes('VmRSS'), []
   for _ in range(_REPEATS.value + 1):
     start = time.perf_counter()
     _, ids = search(queries)
     seconds.append(time.perf_counter() - start)
   print(json.dumps({
       'seconds': seconds[1:], 'first': seconds[0],
-      'extra_bytes': _peak_bytes() - before,
+      'extra_bytes': _resident_bytes('VmHWM') - before,
       'ids': np.sort(ids, axis=1).astype(int).tolist()}))
 
 

@@ -1,22 +1,22 @@
 """Exact selection over a row-sharded table: top-k, Gumbel draws, log-partition.
 
 All three score every live row, and none ever holds [B, M] numbers. A shard
-scans its rows in chunks of C; a chunk's logits are reduced at once to one number
-per *block* of g = `BLOCK_ROWS` consecutive rows; then the best K blocks of each
-query are scored again, and the answer is the best K rows inside them.
+scans its rows in chunks of C; a chunk's logits are reduced at once to one
+number per *block* of g consecutive rows; then the best K blocks of each query
+are scored again, and the answer is the best K rows inside them.
 
   top_k           A block's number is its largest logit. The K blocks with the
                   largest maxima contain the K best rows.
   gumbel_top_k    A block's number is its log-sum-exp plus one Gumbel, which is
-                  distributed as the largest perturbed logit of the block. Inside
-                  the K winning blocks the rows' Gumbels are drawn given that
-                  maximum (Kool et al. 2019, section 4.1). So noise costs M / g
-                  numbers per query instead of M, and log Z comes for free.
+                  distributed as the largest perturbed logit of the block.
+                  Inside the K winning blocks the rows' Gumbels are drawn given
+                  that maximum (Kool et al. 2019, section 4.1). So noise costs
+                  M / g numbers per query, not M, and log Z comes for free.
   log_partition   The log-sum-exp pass alone.
 
-Noise is a pure function of (key, query, global block, row in block). Neither the
-number of devices nor `chunk_rows` enters, so they do not change a draw (up to
-ties within the rounding of a matmul, which may depend on its shape).
+Noise is a pure function of (key, query, global block, row in block). Neither
+the number of devices nor `chunk_rows` enters, so they do not change a draw (up
+to ties within the rounding of a matmul, which may depend on its shape).
 
 Memory per shard: B * C for the chunk, B * M / (S * g) for the blocks, B * g * D
 for scoring again. Traffic: [B, S * K] numbers, twice.
@@ -39,7 +39,7 @@ costs M / g numbers per query and scoring again K * g rows; 64 balances the two
 for a million rows.
 """
 
-_TOP_K_BLOCK_ROWS = 32
+_TOP_K_BLOCK_ROWS = 16
 """g of top_k, which has no noise to save on. Results do not depend on it."""
 
 _NEVER = -jnp.inf
@@ -210,7 +210,8 @@ class _Shard:
     queries last, so that reductions over a block run along whole vectors.
 
     Returns:
-      The last carry, and the numbers [blocks of the shard, B] that step gave.
+      The last carry, and the numbers [B, blocks of the shard] float32 that
+      `step` gave, chunk by chunk as [c, B]; it may give None instead.
     """
     num_chunks = self.num_rows // self.chunk_rows
     chunk_blocks = self.chunk_rows // self.block_rows
@@ -218,7 +219,8 @@ class _Shard:
     query = jnp.broadcast_to(
         jnp.arange(num_queries)[:, None], self.exclude_rows.shape)
 
-    def body(carry, chunk):
+    def body(state, chunk):
+      carry, numbers = state
       start = chunk * self.chunk_rows
       piece = jax.tree.map(
           lambda a: jax.lax.dynamic_slice_in_dim(a, start, self.chunk_rows),
@@ -235,18 +237,24 @@ class _Shard:
       logits = jnp.where((piece.ids >= 0)[:, None], logits, _NEVER)
       blocks = self.first_block + chunk * chunk_blocks + jnp.arange(
           chunk_blocks)
-      return step(carry, logits.reshape(chunk_blocks, self.block_rows, -1), blocks)
+      logits = logits.reshape(chunk_blocks, self.block_rows, num_queries)
+      carry, found = step(carry, logits, blocks)
+      if found is not None:
+        # Written in place, queries first: stacking them as scan outputs and
+        # transposing would hold them twice.
+        numbers = jax.lax.dynamic_update_slice_in_dim(
+            numbers, found.T, chunk * chunk_blocks, axis=1)
+      return (carry, numbers), None
 
-    carry, numbers = jax.lax.scan(body, carry, jnp.arange(num_chunks))
-    if numbers is not None:
-      numbers = numbers.reshape(self.num_blocks, num_queries)
-    return carry, numbers
+    numbers = jnp.full((num_queries, self.num_blocks), _NEVER)
+    state, _ = jax.lax.scan(body, (carry, numbers), jnp.arange(num_chunks))
+    return state
 
   def best_blocks(self, numbers, k):
     """Returns the k best of all blocks, for every query, by block number.
 
     Args:
-      numbers: [blocks of the shard, B] float32, -inf for blocks without rows.
+      numbers: [B, blocks of the shard] float32, -inf for blocks without rows.
       k: at most k blocks come out; all of them if there are fewer.
 
     Returns:
@@ -254,7 +262,7 @@ class _Shard:
       blocks: [B, <=k] int32 in rising order, so that among equal rows the
         lowest comes first later on; -1 (first) for blocks without rows.
     """
-    best, blocks = jax.lax.top_k(numbers.T, min(k, self.num_blocks))
+    best, blocks = jax.lax.top_k(numbers, min(k, self.num_blocks))
     best, blocks = _gather_shards(best, self.first_block + blocks)
     best, which = jax.lax.top_k(best, min(k, best.shape[1]))
     blocks = jnp.take_along_axis(blocks, which, axis=1)

@@ -1,0 +1,127 @@
+"""The propose phase beside the bare matmul of the same shape.
+
+  python -m experiments.benchmarks.propose --num_rows=1000000 --dim=256
+
+Times the kernels of `retrieval_jax.scoring` and a scan that only multiplies
+the same chunks, in turns, and prints medians and ratios of medians. On a GPU it
+also prints how long reading the table once takes (its bytes over
+--memory_bandwidth), which bounds every exact kernel from below.
+"""
+
+import statistics
+import time
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax import scoring, sharding, table
+from retrieval_jax.types import View
+
+_NUM_ROWS = flags.DEFINE_multi_integer(
+    'num_rows', [100_000, 1_000_000], 'Table rows M; may be repeated.')
+_DIM = flags.DEFINE_multi_integer('dim', [256, 384], 'Dimension D; same.')
+_NUM_QUERIES = flags.DEFINE_integer('num_queries', 128, 'Queries B.')
+_NUM_NEGATIVES = flags.DEFINE_integer('num_negatives', 64, 'Draws K.')
+_NUM_EXCLUDED = flags.DEFINE_integer('num_excluded', 4, 'Excluded rows E.')
+_CHUNK_ROWS = flags.DEFINE_integer('chunk_rows', 4096, 'Rows per chunk C.')
+_DTYPE = flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of the table.')
+_SCALE = flags.DEFINE_float('scale', 20., 'beta.')
+_REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed calls per kernel.')
+_MEMORY_BANDWIDTH = flags.DEFINE_float(
+    'memory_bandwidth', 4.8e12, 'Bytes a second of the GPU, for the roofline.')
+
+
+def _unit(key, num, dim):
+  vectors = jax.random.normal(key, (num, dim))
+  return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _kernels(mesh):
+  """Returns name -> jitted function of (key, queries, table, exclude)."""
+  options = dict(mesh=mesh, chunk_rows=_CHUNK_ROWS.value)
+  k = _NUM_NEGATIVES.value
+  view = lambda rows: View(
+      rows, lambda part: part.embeddings.astype(jnp.float32),
+      jnp.float32(_SCALE.value))
+
+  def matmul(key, queries, rows, exclude):
+    del key, exclude
+    def multiply(embeddings, queries):
+      def body(largest, start):
+        chunk = jax.lax.dynamic_slice_in_dim(
+            embeddings, start, _CHUNK_ROWS.value).astype(jnp.float32)
+        # A product that nothing depends on would be removed by the compiler.
+        logits = jax.lax.optimization_barrier(chunk @ queries.T)
+        return jnp.maximum(largest, logits[0]), None
+      starts = jnp.arange(0, embeddings.shape[0], _CHUNK_ROWS.value)
+      return jax.lax.scan(
+          body, jnp.zeros(queries.shape[0]), starts)[0][None]
+    # Called on one device only (see main), so no shard_map is needed.
+    return multiply(rows.embeddings, queries)
+
+  def gumbel(k):
+    return lambda key, queries, rows, exclude: scoring.gumbel_top_k(
+        key, queries, view(rows), k, exclude_rows=exclude, **options)
+
+  named = {
+      'matmul': matmul,
+      'log_partition': lambda key, queries, rows, exclude: (
+          scoring.log_partition(
+              queries, view(rows), exclude_rows=exclude, **options)),
+      'gumbel K=1': gumbel(1),
+      f'gumbel K={k}': gumbel(k),
+      f'top_k K={k}': lambda key, queries, rows, exclude: scoring.top_k(
+          queries, view(rows), k, exclude_rows=exclude, **options)}
+  return {name: jax.jit(kernel) for name, kernel in named.items()}
+
+
+def _measure(num_rows: int, dim: int):
+  """Times all kernels on one table and prints a line for each."""
+  mesh = sharding.make_mesh(1)
+  kernels = _kernels(mesh)
+  key = jax.random.key(0)
+  rows = table.from_embeddings(
+      np.asarray(_unit(key, num_rows, dim)), mesh, _CHUNK_ROWS.value,
+      _DTYPE.value)
+  queries = _unit(jax.random.key(1), _NUM_QUERIES.value, dim)
+  exclude = jax.random.randint(
+      jax.random.key(2), (_NUM_QUERIES.value, _NUM_EXCLUDED.value), 0, num_rows)
+  arguments = (jax.random.key(3), queries, rows, exclude)
+  compiled = {name: kernel.lower(*arguments).compile()
+              for name, kernel in kernels.items()}
+  for kernel in compiled.values():
+    jax.block_until_ready(kernel(*arguments))
+  seconds = {name: [] for name in compiled}
+  for _ in range(_REPEATS.value):
+    for name, kernel in compiled.items():
+      start = time.perf_counter()
+      jax.block_until_ready(kernel(*arguments))
+      seconds[name].append(time.perf_counter() - start)
+  matmul = statistics.median(seconds['matmul'])
+  roofline = rows.embeddings.nbytes / _MEMORY_BANDWIDTH.value
+  matrix = 4 * num_rows * _NUM_QUERIES.value
+  print(f'\nM={num_rows:,} D={dim} B={_NUM_QUERIES.value} {_DTYPE.value} on '
+        f'{jax.devices()[0].device_kind}')
+  for name, values in seconds.items():
+    median = statistics.median(values)
+    memory = compiled[name].memory_analysis().temp_size_in_bytes
+    line = (f'{name:14s} {1e3 * median:9.2f} ms (best {1e3 * min(values):.2f})'
+            f', {median / matmul:.2f} x matmul, {memory / 2**20:.0f} MiB = '
+            f'{memory / matrix:.3f} of [B, M]')
+    if jax.default_backend() == 'gpu':
+      line += f', {median / roofline:.2f} x reading the table'
+    print(line, flush=True)
+
+
+def main(argv):
+  del argv
+  for num_rows in _NUM_ROWS.value:
+    for dim in _DIM.value:
+      _measure(num_rows, dim)
+
+
+if __name__ == '__main__':
+  app.run(main)

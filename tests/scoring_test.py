@@ -1,0 +1,307 @@
+"""Exact selection: against brute force, on any device count, in distribution."""
+
+import functools
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from retrieval_jax import scoring, sharding, table
+from retrieval_jax.types import View
+
+NUM_TARGETS, DIM, NUM_QUERIES, BETA = 700, 8, 6, 3.
+
+
+@functools.cache
+def _data():
+  """Returns targets [N, D], queries [B, D], exclude [B, E], weight [D, D]."""
+  rng = np.random.default_rng(0)
+  targets = rng.normal(size=(NUM_TARGETS, DIM)).astype(np.float32)
+  queries = rng.normal(size=(NUM_QUERIES, DIM)).astype(np.float32)
+  weight = np.eye(DIM) + .1 * rng.normal(size=(DIM, DIM))
+  weight = weight.astype(np.float32)
+  best = np.argsort(-queries @ (targets @ weight).T, axis=1)
+  exclude = np.stack([
+      best[:, 1], np.full(NUM_QUERIES, -1), best[:, 0], best[:, 300]], axis=1)
+  exclude[0] = -1
+  return targets, queries, exclude.astype(np.int32), weight
+
+
+def _logits(dtype='float32', exclude=True, gaps=True):
+  """Returns all logits [B, N] the slow and obvious way."""
+  targets, queries, rows, weight = _data()
+  stale = np.asarray(jnp.asarray(targets).astype(dtype), np.float64)
+  logits = BETA * queries.astype(np.float64) @ (stale @ weight).T
+  if exclude:
+    for query, row in zip(*np.nonzero(rows >= 0)):
+      logits[query, rows[query, row]] = -np.inf
+  if gaps:
+    logits[:, ::7] = -np.inf
+  return logits
+
+
+@functools.cache
+def _kernels(devices, chunk_rows, dtype='float32', k=9, shard_queries=False):
+  """Returns what all three kernels find, by one jit, as numpy arrays."""
+  targets, queries, exclude, weight = _data()
+  mesh = sharding.make_mesh(devices)
+  ids = np.where(np.arange(NUM_TARGETS) % 7, np.arange(NUM_TARGETS), -1)
+  rows = table.create(
+      targets, ids, mesh=mesh, chunk_rows=chunk_rows, dtype=dtype)
+
+  @jax.jit
+  def run(key, queries, rows, weight, scale, exclude):
+    correct = lambda rows: rows.embeddings.astype(jnp.float32) @ weight
+    view = View(rows, correct, scale)
+    options = dict(mesh=mesh, chunk_rows=chunk_rows, exclude_rows=exclude)
+    return (scoring.top_k(queries, view, k, **options),
+            scoring.gumbel_top_k(key, queries, view, k, **options),
+            scoring.log_partition(queries, view, **options))
+
+  where = sharding.batch if shard_queries else sharding.replicated
+  queries = jax.device_put(queries, where(mesh))
+  return jax.tree.map(np.asarray, run(
+      jax.random.key(5), queries, rows, weight, jnp.float32(BETA), exclude))
+
+
+class BruteForceTest(parameterized.TestCase):
+
+  @parameterized.parameters((1, 'float32'), (4, 'float32'), (4, 'bfloat16'))
+  def test_top_k_equals_a_full_sort(self, devices, dtype):
+    (logits, rows), _, _ = _kernels(devices, 64, dtype)
+    expected = _logits(dtype)
+    order = np.argsort(-expected, axis=1, kind='stable')[:, :9]
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_allclose(
+        logits, np.take_along_axis(expected, order, axis=1), rtol=1e-5)
+    self.assertEqual(rows.dtype, np.int32)
+
+  @parameterized.parameters((1, 'float32'), (4, 'float32'), (4, 'bfloat16'))
+  def test_log_partition_equals_the_full_log_sum_exp(self, devices, dtype):
+    _, (_, _, log_z), alone = _kernels(devices, 64, dtype)
+    expected = np.logaddexp.reduce(_logits(dtype), axis=1)
+    np.testing.assert_allclose(log_z, expected, rtol=2e-6)
+    np.testing.assert_allclose(alone, expected, rtol=2e-6)
+
+  def test_gumbel_returns_logits_without_noise(self):
+    _, (rows, logits, _), _ = _kernels(4, 64)
+    np.testing.assert_allclose(
+        logits, np.take_along_axis(_logits(), rows, axis=1), rtol=1e-5)
+    for row in rows:
+      self.assertLen(set(row), 9)
+
+  def test_ties_go_to_the_lowest_row(self):
+    mesh = sharding.make_mesh(2)
+    rows = table.from_embeddings(np.ones((256, 4)), mesh, 64, 'float32')
+    view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
+    _, found = scoring.top_k(
+        jnp.ones((2, 4)), view, 5, mesh=mesh, chunk_rows=64,
+        exclude_rows=jnp.asarray([[1, 3], [-1, -1]], jnp.int32))
+    np.testing.assert_array_equal(found, [[0, 2, 4, 5, 6], [0, 1, 2, 3, 4]])
+
+  @parameterized.parameters(1, 2)
+  def test_fewer_live_rows_than_k_fill_up_with_minus_one(self, devices):
+    mesh = sharding.make_mesh(devices)
+    rows = table.create(
+        np.eye(3), [4, -1, 6], mesh=mesh, chunk_rows=64, dtype='float32')
+
+    @jax.jit
+    def run(key, queries, exclude):
+      view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
+      options = dict(mesh=mesh, chunk_rows=64, exclude_rows=exclude)
+      return (scoring.top_k(queries, view, 150, **options),
+              scoring.gumbel_top_k(key, queries, view, 150, **options))
+
+    exclude = jnp.asarray([[-1, -1], [0, 2]], jnp.int32)
+    (logits, top), (drawn, drawn_logits, log_z) = run(
+        jax.random.key(0), jnp.ones((2, 3)), exclude)
+    np.testing.assert_array_equal(top[0, :3], [0, 2, -1])
+    self.assertCountEqual(drawn[0, :2].tolist(), [0, 2])
+    for rows_found, found in ((top, logits), (drawn, drawn_logits)):
+      self.assertEqual(rows_found.shape, (2, 150))
+      np.testing.assert_array_equal(rows_found[0, 2:], -1)
+      np.testing.assert_array_equal(rows_found[1], -1)
+      np.testing.assert_array_equal(found[0, :2], 1.)
+      np.testing.assert_array_equal(found[0, 2:], -np.inf)
+    np.testing.assert_allclose(log_z, [1. + np.log(2.), -np.inf])
+
+  def test_huge_logits_stay_finite(self):
+    mesh = sharding.make_mesh(1)
+    rows = table.from_embeddings(
+        np.linspace(-1, 1, 64)[:, None], mesh, 64, 'float32')
+    view = View(rows, lambda rows: rows.embeddings, jnp.float32(1e4))
+    drawn, logits, log_z = scoring.gumbel_top_k(
+        jax.random.key(0), jnp.ones((3, 1)), view, 4, mesh=mesh, chunk_rows=64)
+    np.testing.assert_array_equal(drawn, [[63, 62, 61, 60]] * 3)
+    np.testing.assert_allclose(log_z, 1e4, rtol=1e-6)
+    self.assertTrue(np.all(np.isfinite(logits)))
+
+
+class InvarianceTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (1, 128, False), (2, 256, True), (4, 64, False), (8, 64, False))
+  def test_draws_do_not_depend_on_devices_chunks_or_sharding_of_queries(
+      self, devices, chunk_rows, shard_queries):
+    (_, top), (drawn, _, log_z), _ = _kernels(
+        devices, chunk_rows, shard_queries=shard_queries)
+    (_, expected_top), (expected, _, expected_z), _ = _kernels(1, 64)
+    np.testing.assert_array_equal(top, expected_top)
+    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_allclose(log_z, expected_z, rtol=1e-6)
+
+  def test_scores_of_all_rows_are_never_stored(self):
+    mesh = sharding.make_mesh(1)
+    num_rows, num_queries = 2**16, 64
+    rows = jax.eval_shape(
+        lambda: table.TargetTable(
+            jnp.zeros((num_rows, 4)), jnp.zeros(num_rows, jnp.int32),
+            jnp.zeros(num_rows, jnp.int32), True))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def run(key, queries, rows):
+      view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
+      return (scoring.top_k(queries, view, 8, mesh=mesh, chunk_rows=1024),
+              scoring.gumbel_top_k(
+                  key, queries, view, 8, mesh=mesh, chunk_rows=1024))
+
+    memory = jax.jit(run).lower(
+        key, jax.ShapeDtypeStruct((num_queries, 4), jnp.float32), rows
+    ).compile().memory_analysis()
+    self.assertLess(
+        memory.temp_size_in_bytes, 4 * num_queries * num_rows / 10)
+
+
+def _tail_p_value(draw, key, num_blocks=1024, num_queries=2**15):
+  """Returns the p-value of a chi-square test of the largest Gumbels."""
+  # Between the values that 23 random bits can give near their cap of 15.94.
+  edges = np.asarray([11., 12., 13., 14., 14.35, 14.55, 14.60, 14.82, 14.86,
+                      15.22, 15.28, 15.90, 15.96, 30.])
+
+  @jax.jit
+  def count(key):
+    exponentials = draw(key, jnp.arange(num_blocks), num_queries)
+    return jnp.stack([
+        jnp.sum(exponentials < limit) for limit in np.exp(-edges)])
+
+  survival = -np.expm1(-np.exp(-edges))
+  expected = -np.diff(survival) * num_blocks * num_queries
+  seen = -np.diff(np.asarray(count(key)))
+  return stats.chi2.sf(np.sum((seen - expected)**2 / expected), len(seen))
+
+
+def _capped_exponential(key, blocks, num_queries):
+  return jnp.exp(-jax.random.gumbel(key, (len(blocks), num_queries)))
+
+
+class NoiseTest(parameterized.TestCase):
+
+  def test_tail_of_the_noise_is_right_and_23_bits_fail(self):
+    p_value = {
+        name: _tail_p_value(draw, jax.random.key(1)) for name, draw in (
+            ('ours', scoring._exponential),
+            ('jax.random.gumbel', _capped_exponential))}
+    self.assertGreater(p_value['ours'], 1e-3)
+    self.assertLess(p_value['jax.random.gumbel'], 1e-6)
+
+  def test_smallest_exponentials_are_the_random_bits_themselves(self):
+    bits = np.asarray([1, 2, 3, 1000, 2**20], np.uint32)
+    np.testing.assert_allclose(
+        scoring._bits_to_exponential(jnp.asarray(bits)),
+        -np.log1p(-(bits / 2.**32)), rtol=1e-6)
+    extremes = scoring._bits_to_exponential(
+        jnp.asarray([0, 2**32 - 1], jnp.uint32))
+    self.assertTrue(np.all(np.isfinite(extremes) & (extremes > 0)))
+
+  def test_noise_of_a_block_does_not_depend_on_its_company(self):
+    key = jax.random.key(2)
+    together = scoring._exponential(key, jnp.arange(6), 5)
+    apart = scoring._exponential(key, jnp.asarray([4]), 3)
+    np.testing.assert_array_equal(together[4, :3], apart[0])
+
+
+def _pair_p_value(devices, num_draws=8192):
+  """Returns the p-value of ordered pairs drawn, against the closed form."""
+  rng = np.random.default_rng(3)
+  logits = np.full(256, -30.)
+  chosen = np.asarray([0, 1, 2, 63, 64, 65, 130, 200, 255])
+  logits[chosen] = rng.normal(size=len(chosen))
+  mesh = sharding.make_mesh(devices)
+  rows = table.from_embeddings(logits[:, None], mesh, 64, 'float32')
+  view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
+  drawn, _, _ = jax.jit(lambda key: scoring.gumbel_top_k(
+      key, jnp.ones((num_draws, 1)), view, 2, mesh=mesh, chunk_rows=64))(
+          jax.random.key(4))
+  p = np.exp(logits[chosen]) / np.sum(np.exp(logits[chosen]))
+  expected = p[:, None] * p[None] / (1 - p[:, None])
+  expected = num_draws * expected * (1 - np.eye(len(p)))
+  seen = np.zeros_like(expected)
+  np.add.at(seen, tuple(np.searchsorted(chosen, np.asarray(drawn).T)), 1)
+  cells = expected > 0
+  return stats.chisquare(
+      seen[cells], expected[cells] * seen.sum() / expected.sum()).pvalue
+
+
+class DistributionTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 4)
+  def test_pairs_follow_the_law_of_draws_without_replacement(self, devices):
+    self.assertGreater(_pair_p_value(devices), 1e-3)
+
+  def test_rows_not_conditioned_on_their_block_fail(self):
+    with mock.patch.object(
+        scoring, '_given_maximum', lambda perturbed, maxima: perturbed):
+      self.assertLess(_pair_p_value(1), 1e-6)
+
+  def test_one_noise_per_block_instead_of_rows_fails(self):
+    greedy = lambda perturbed, maxima: (
+        perturbed - jnp.max(perturbed, axis=2, keepdims=True)
+        + maxima[:, :, None])
+    with mock.patch.object(scoring, '_given_maximum', greedy):
+      self.assertLess(_pair_p_value(1), 1e-6)
+
+  def test_conditioned_noise_keeps_the_maximum_and_its_place(self):
+    rng = np.random.default_rng(0)
+    perturbed = rng.gumbel(size=(3, 4, 5)).astype(np.float32)
+    perturbed[0, 0] = -np.inf
+    perturbed[1, 1, 1:] = -np.inf
+    maxima = np.linspace(-5, 30, 12, dtype=np.float32).reshape(3, 4)
+    moved = np.asarray(scoring._given_maximum(
+        jnp.asarray(perturbed), jnp.asarray(maxima)))
+    np.testing.assert_array_equal(moved[0, 0], -np.inf)
+    live = np.ones((3, 4), bool)
+    live[0, 0] = False
+    np.testing.assert_allclose(moved.max(2)[live], maxima[live], rtol=1e-5)
+    np.testing.assert_array_equal(
+        moved.argmax(2)[live], perturbed.argmax(2)[live])
+    self.assertFalse(np.any(np.isnan(moved)))
+
+
+class ErrorTest(absltest.TestCase):
+
+  def _top_k(self, queries, mesh_of_table=1, chunk_rows=64):
+    rows = table.from_embeddings(
+        np.zeros((64, 4)), sharding.make_mesh(mesh_of_table), 64, 'float32')
+    view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
+    return scoring.top_k(queries, view, 2, mesh=sharding.make_mesh(2),
+                         chunk_rows=chunk_rows)
+
+  def test_part_chunks_name_both_numbers_and_what_to_do(self):
+    with self.assertRaisesRegex(
+        ValueError, '64 rows, expected a multiple of 128.*table.create'):
+      self._top_k(jnp.ones((2, 4)))
+
+  def test_chunk_rows_must_hold_whole_blocks(self):
+    with self.assertRaisesRegex(ValueError, 'chunk_rows is 100, .*of 64'):
+      self._top_k(jnp.ones((2, 4)), chunk_rows=100)
+
+  def test_dimension_mismatch_names_the_argument(self):
+    with self.assertRaisesRegex(ValueError, 'table.embeddings has D=4.*D=3'):
+      self._top_k(jnp.ones((2, 3)))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -71,10 +71,12 @@ def _measure(experiment, names, rows, found, workdir, measures):
     part = runs.Run(found.query_ids[start:stop], found.ids[start:stop],
                     found.scores[start:stop])
     start = stop
+    relevant = qrels.grades > 0  # below 0: related, neither right nor wrong
     by_split[name] = measures_lib.evaluate(
         part, measures_lib.qrels_from_rows(
-            qrels.query_rows, qrels.corpus_rows, qrels.grades,
-            dataset.query_ids, dataset.corpus_ids), measures,
+            qrels.query_rows[relevant], qrels.corpus_rows[relevant],
+            qrels.grades[relevant], dataset.query_ids, dataset.corpus_ids),
+        measures,
         drop_self_matches=config.evaluation.drop_self_matches)
     if workdir:
       trec.write_run(os.path.join(workdir, f'{name}.run'), part)

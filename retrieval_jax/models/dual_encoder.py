@@ -184,7 +184,7 @@ def pool(hidden: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
   """Returns [n, H] from hidden [n, L, H]; zeros for a mean over no tokens."""
   if pooling == 'cls':
     return hidden[:, 0]
-  weights = mask.astype(jnp.float32)
+  weights = mask.astype(hidden.dtype)
   total = jnp.sum(hidden * weights[:, :, None], axis=1)
   return total / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.)
 

@@ -38,6 +38,16 @@ def load(workdir, *, num_devices=None):
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
   """
+  experiment, state = load_state(workdir, num_devices=num_devices)
+  return experiment, state.params, int(state.step)
+
+
+def load_state(workdir, *, num_devices=None):
+  """Returns (factory.Experiment, TrainState) of a run's last checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+  """
   config = read_config(workdir)
   folder = os.path.join(workdir, 'checkpoints')
   if not os.path.isdir(folder):
@@ -45,10 +55,9 @@ def load(workdir, *, num_devices=None):
         f'--workdir={workdir} holds no checkpoints; run or resume training.')
   experiment = factory.build(config, num_devices=num_devices)
   with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as saved:
-    step = saved.latest_step()
     state, _ = saved.restore(
         abstract_state(experiment, experiment.make_step()[0]))
-  return experiment, state.params, step
+  return experiment, state
 
 
 def abstract_state(experiment, train_step):

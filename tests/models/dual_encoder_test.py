@@ -22,9 +22,9 @@ class DualEncoderTest(parameterized.TestCase):
       learn_scale=(True, False))
   def test_every_variant_embeds(self, **options):
     model = dual_encoder.DualEncoder(CONFIG, **options)
-    params = model.init(jax.random.key(0))
-    targets = model.encode_targets(params, TOKENS)
-    queries = model.encode_queries(params, TOKENS)
+    params = jax.jit(model.init)(jax.random.key(0))
+    targets = jax.jit(model.encode_targets)(params, TOKENS)
+    queries = jax.jit(model.encode_queries)(params, TOKENS)
     self.assertEqual(targets.shape, (3, model.dim))
     self.assertEqual(targets.dtype, jnp.float32)
     np.testing.assert_allclose(
@@ -36,63 +36,48 @@ class DualEncoderTest(parameterized.TestCase):
   @parameterized.parameters('mean', 'cls')
   def test_padding_changes_nothing(self, pooling):
     model = dual_encoder.DualEncoder(CONFIG, pooling=pooling)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     np.testing.assert_allclose(
-        model.encode_targets(params, TOKENS[:1]),
-        model.encode_targets(params, TOKENS[:1, :3]), atol=1e-6)
+        jax.jit(model.encode_targets)(params, TOKENS[:1]),
+        jax.jit(model.encode_targets)(params, TOKENS[:1, :3]), atol=1e-6)
 
   @parameterized.parameters('mean', 'cls')
   def test_text_of_padding_only_is_finite(self, pooling):
     model = dual_encoder.DualEncoder(CONFIG, pooling=pooling)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     total = lambda p: jnp.sum(model.encode_targets(p, TOKENS)[:, 0])
-    value, gradient = jax.value_and_grad(total)(params)
+    value, gradient = jax.jit(jax.value_and_grad(total))(params)
     self.assertTrue(np.isfinite(value))
     for leaf in jax.tree.leaves(gradient):
       self.assertTrue(np.all(np.isfinite(leaf)))
-
-  def test_gradient_equals_finite_differences(self):
-    with jax.enable_x64(True):
-      model = dual_encoder.DualEncoder(CONFIG, projection=3)
-      params = jax.tree.map(lambda x: 10 * x.astype(jnp.float64),
-                            model.init(jax.random.key(0)))
-      random = np.random.default_rng(0)
-      way = jax.tree.map(lambda x: random.normal(size=x.shape), params)
-      weights = random.normal(size=(2, 3))
-      f = lambda p: jnp.sum(weights * model.encode_targets(p, TOKENS[:2]))
-      moved = lambda t: jax.tree.map(lambda p, w: p + t * w, params, way)
-      along = sum(jax.tree.leaves(jax.tree.map(
-          lambda g, w: jnp.sum(g * w), jax.grad(f)(params), way)))
-      difference = (f(moved(1e-6)) - f(moved(-1e-6))) / 2e-6
-      np.testing.assert_allclose(along, difference, rtol=1e-5)
 
   def test_remat_gives_the_same_gradient(self):
     def gradient(remat):
       model = dual_encoder.DualEncoder(
           dataclasses.replace(CONFIG, remat=remat))
-      params = model.init(jax.random.key(0))
-      return jax.grad(
-          lambda p: model.encode_targets(p, TOKENS)[0, 0])(params)
+      params = jax.jit(model.init)(jax.random.key(0))
+      return jax.jit(jax.grad(
+          lambda p: model.encode_targets(p, TOKENS)[0, 0]))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
                  gradient(False), gradient(True))
 
   def test_bfloat16_is_near_and_returns_float32(self):
     model = dual_encoder.DualEncoder(CONFIG)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     half = dual_encoder.DualEncoder(
         dataclasses.replace(CONFIG, dtype='bfloat16'))
-    embeddings = half.encode_targets(params, TOKENS)
+    embeddings = jax.jit(half.encode_targets)(params, TOKENS)
     self.assertEqual(embeddings.dtype, jnp.float32)
     np.testing.assert_allclose(
-        embeddings, model.encode_targets(params, TOKENS), atol=2e-2)
-    gradient = jax.grad(
-        lambda p: half.encode_targets(p, TOKENS)[0, 0])(params)
+        embeddings, jax.jit(model.encode_targets)(params, TOKENS), atol=2e-2)
+    gradient = jax.jit(jax.grad(
+        lambda p: half.encode_targets(p, TOKENS)[0, 0]))(params)
     for leaf in jax.tree.leaves(gradient):
       self.assertEqual(leaf.dtype, jnp.float32)
 
   def test_learned_scale_is_the_exponential_of_its_parameter(self):
     model = dual_encoder.DualEncoder(CONFIG, scale=7., learn_scale=True)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     np.testing.assert_allclose(
         jax.grad(model.scale_of)(params)['log_scale'], 7., rtol=1e-6)
 
@@ -106,11 +91,12 @@ class DualEncoderTest(parameterized.TestCase):
 
   def test_tower_is_the_composition_of_its_parts(self):
     model = dual_encoder.DualEncoder(CONFIG, tied=False)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     encode = model.encode_targets
     table, rest = encode.split(params)
     np.testing.assert_array_equal(
-        encode(params, TOKENS), encode.body(rest, table[TOKENS], TOKENS))
+        jax.jit(encode)(params, TOKENS),
+        jax.jit(encode.body)(rest, table[TOKENS], TOKENS))
     jax.tree.map(np.testing.assert_array_equal, params,
                  encode.merge(table, rest))
     self.assertEqual(encode, model.encode_targets)
@@ -122,8 +108,8 @@ class DualEncoderTest(parameterized.TestCase):
         dataclasses.replace(CONFIG, num_layers=1))
     with self.assertRaisesRegex(ValueError, 'layer_1.*None'):
       model.with_pretrained(
-          model.init(jax.random.key(0)),
-          other.init(jax.random.key(0))['tower']['transformer'])
+          jax.jit(model.init)(jax.random.key(0)),
+          jax.jit(other.init)(jax.random.key(0))['tower']['transformer'])
 
   @parameterized.parameters(
       (dict(pooling='max'), "pooling='max' must be one of mean, cls"),
@@ -135,7 +121,7 @@ class DualEncoderTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(num_heads=3), 'hidden_size=8 must be a multiple of num_heads=3'),
-      (dict(dtype='float16'), "dtype='float16' must be"),
+      (dict(dtype='float16'), "dtype='float16' must be one of float32"),
       (dict(pad_id=30), 'pad_id=30 must lie in'),
       (dict(vocab_size=0), 'vocab_size=0 must be at least 1'))
   def test_wrong_configs_are_refused(self, options, message):
@@ -144,11 +130,11 @@ class DualEncoderTest(parameterized.TestCase):
 
   def test_wrong_tokens_are_refused(self):
     model = dual_encoder.DualEncoder(CONFIG)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     with self.assertRaisesRegex(ValueError, 'L=11, but .*max_positions=10'):
-      model.encode_targets(params, np.ones((1, 11), np.int32))
+      jax.jit(model.encode_targets)(params, np.ones((1, 11), np.int32))
     with self.assertRaisesRegex(ValueError, r'expected two dimensions'):
-      model.encode_targets(params, np.ones((1, 2, 3), np.int32))
+      jax.jit(model.encode_targets)(params, np.ones((1, 2, 3), np.int32))
 
 
 if __name__ == '__main__':

@@ -17,9 +17,11 @@ TOKENS = np.array([[3, 4, 5, 0, 0, 0], [7, 8, 9, 10, 11, 12], [0] * 6])
 
 class DualEncoderTest(parameterized.TestCase):
 
-  @parameterized.product(
-      pooling=('mean', 'cls'), projection=(None, 5), tied=(True, False),
-      learn_scale=(True, False))
+  @parameterized.parameters(
+      dict(pooling='mean', projection=None, tied=True, learn_scale=False),
+      dict(pooling='mean', projection=5, tied=False, learn_scale=True),
+      dict(pooling='cls', projection=5, tied=True, learn_scale=False),
+      dict(pooling='cls', projection=None, tied=False, learn_scale=True))
   def test_every_variant_embeds(self, **options):
     model = dual_encoder.DualEncoder(CONFIG, **options)
     params = jax.jit(model.init)(jax.random.key(0))

@@ -54,9 +54,7 @@ class Tower:
         {'params': params['transformer']}, tokens, token_vectors)
     pooled = pool(hidden, tokens != model.config.pad_id, model.pooling)
     if model.projection is not None:
-      pooled = jax.lax.dot_general(
-          pooled, params['projection']['kernel'], (((1,), (0,)), ((), ())),
-          preferred_element_type=jnp.float32)
+      pooled = pooled @ params['projection']['kernel']
     return normalise(pooled) if model.normalize else pooled
 
 

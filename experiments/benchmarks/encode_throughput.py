@@ -127,8 +127,9 @@ def _time_length(programs, params, torch, length):
       # Of turns next to each other, since other work comes and goes.
       ratio = np.median(np.divide(seconds['torch float32'], times))
       ratio = f', {ratio:.2f} times torch'
-    print(f'length {length:4d}, {name:13s}: median {num / np.median(times):6.0f}'
-          f' texts/s, best {num / min(times):6.0f}{ratio}', flush=True)
+    median, best = num / np.median(times), num / min(times)
+    print(f'length {length:4d}, {name:13s}: median {median:6.0f} texts/s, '
+          f'best {best:6.0f}{ratio}', flush=True)
 
 
 def _time_corpus(encoders, params):

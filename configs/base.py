@@ -49,16 +49,15 @@ def get_config(variant=''):
   config.model.projection = 0  # output dimension of a linear head; 0: none
   config.model.normalize = True
   config.model.tied = True  # one tower for queries and targets
-  config.model.scale = 20.0  # beta, the inverse temperature; its start if learned
+  config.model.scale = 20.0  # beta, the inverse temperature (start if learned)
   config.model.learn_scale = False
-  config.model.dtype = 'float32'  # of the encoder's matmuls; 'bfloat16' on GPU/TPU
+  config.model.dtype = 'auto'  # of matmuls: bfloat16 where native, or float32
   config.model.remat = False
 
   config.encoding = ml_collections.ConfigDict()
-  config.encoding.chunk_size = 128  # texts encoded at a time in a step; 0: all
-  config.encoding.buckets = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384,
-                             512)  # padded lengths
-  config.encoding.batch_tokens = 16384  # per call when embedding a corpus
+  config.encoding.chunk_size = 32  # texts encoded at a time in a step; 0: all
+  config.encoding.buckets = (12, 16, 24, 32, 64, 128, 256)  # padded lengths
+  config.encoding.batch_tokens = 8192  # per call when embedding a corpus
 
   config.memory = ml_collections.ConfigDict()
   config.memory.kind = 'corpus'  # 'none', 'ring' or 'corpus'
@@ -115,7 +114,7 @@ def get_config(variant=''):
   config.checkpoint.keep = 1
 
   config.profile = ml_collections.ConfigDict()
-  config.profile.start = 0  # first profiled step; a trace lands in WORKDIR/profile
+  config.profile.start = 10  # first profiled step; trace in WORKDIR/profile
   config.profile.num_steps = 0
 
   if variant == 'tiny':

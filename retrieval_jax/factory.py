@@ -14,6 +14,7 @@ import numpy as np
 from retrieval_jax import correctors
 from retrieval_jax import data
 from retrieval_jax import method as methods
+from retrieval_jax import runtime
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
@@ -121,8 +122,12 @@ def make_model(config, tokenizer):
         pad_id=tokenizer.pad_id,
         max_positions=max(
             config.data.query_length, config.data.target_length)), None
+  dtype = options.dtype
+  if dtype == 'auto':
+    dtype = ('bfloat16' if runtime.multiplies_bfloat16_natively()
+             else 'float32')
   architecture = dataclasses.replace(
-      architecture, dtype=options.dtype, remat=options.remat)
+      architecture, dtype=dtype, remat=options.remat)
   if tokenizer.vocab_size > architecture.vocab_size:
     raise ValueError(
         f'--config.tokenizer.path={config.tokenizer.path!r} has '

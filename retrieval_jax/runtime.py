@@ -48,3 +48,20 @@ def configure_compilation_cache(folder: str,
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs',
                     min_compile_seconds)
+
+
+def multiplies_bfloat16_natively() -> bool:
+  """Returns whether this machine's jax devices are faster in bfloat16.
+
+  True for GPU and TPU, and for x86 CPUs with AVX512_BF16 or AMX instructions
+  (Linux tells); other CPUs emulate bfloat16, slower than float32.
+  """
+  import jax  # Late: see the module's docstring.
+  if jax.default_backend() != 'cpu':
+    return True
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as f:
+      features = f.read()
+  except OSError:
+    return False
+  return 'avx512_bf16' in features or 'amx_bf16' in features

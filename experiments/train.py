@@ -359,4 +359,4 @@ def main(argv, values=flags.FLAGS):
 
 if __name__ == '__main__':
   define_flags(flags.FLAGS)
-  app.run(main)
+  app.run(main, flags_parser=process.parse_flags)

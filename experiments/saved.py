@@ -3,12 +3,15 @@
 import json
 import os
 
+import jax
 from ml_collections import config_dict
 import numpy as np
 
 from configs import base
 from retrieval_jax import factory
+from retrieval_jax import sharding
 from retrieval_jax.training import checkpoint
+from retrieval_jax.training import meter as meters
 from retrieval_jax.training import state as states
 
 
@@ -43,12 +46,35 @@ def load(workdir, *, num_devices=None):
   if not os.path.isdir(folder):
     raise FileNotFoundError(
         f'--workdir={workdir} holds no checkpoints; run or resume training.')
-  experiment = factory.build(config, num_devices=num_devices)
   with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as saved:
     step = saved.latest_step()
-    state, _ = saved.restore(
-        abstract_state(experiment, experiment.make_step()[0]))
-  return experiment, state.params, step
+    if step is None:
+      raise FileNotFoundError(
+          f'--workdir={workdir} holds no checkpoint yet; resume training.')
+    experiment = factory.build(config, num_devices=num_devices)
+    replicated = sharding.replicated(experiment.mesh)
+    params = saved.restore_params(jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        experiment.params), step)
+  return experiment, params, step
+
+
+def read_meter(workdir, step):
+  """Returns a Meter with the counts of the checkpoint of `step`."""
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as saved:
+    counts = saved.restore_meta(step)['meter']
+  meter = meters.Meter()
+  meter.load_state_dict(counts)
+  return meter
+
+
+def read_baselines(workdir):
+  """Returns what the first start of a run measured before training."""
+  path = os.path.join(workdir, 'baselines.json')
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding='utf-8') as f:
+    return json.load(f)
 
 
 def abstract_state(experiment, train_step):

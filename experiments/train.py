@@ -177,7 +177,7 @@ def start_state(experiment, checkpoints, resumed, cost, workdir, say):
   if resumed is not None:
     state, _ = checkpoints.restore(
         saved.abstract_state(experiment, train_step), resumed)
-    return train_step, schedule, state, read_baselines(workdir)
+    return train_step, schedule, state, saved.read_baselines(workdir)
   targets, baselines = None, {}
   if remembers_all:
     say(f'Embedding {num_targets:,} targets for the memory.')
@@ -197,15 +197,6 @@ def start_state(experiment, checkpoints, resumed, cost, workdir, say):
   state = train_step.init_state(
       experiment.params, experiment.make_table(targets))
   return train_step, schedule, state, baselines
-
-
-def read_baselines(workdir):
-  """Returns what the first start of a run measured before training."""
-  path = os.path.join(workdir, 'baselines.json')
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding='utf-8') as f:
-    return json.load(f)
 
 
 def evaluate_bm25(experiment):

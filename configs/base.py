@@ -1,4 +1,4 @@
-"""Every option there is, with its default; all other configs start from here.
+r"""Every option there is, with its default; all other configs start from here.
 
 By itself this is the stale baseline on WordNet: negatives drawn by Gumbel-top-k
 from a table of all targets that is embedded once and never again.
@@ -7,6 +7,11 @@ from a table of all targets that is embedded once and never again.
   python -m experiments.train --config=configs/base.py:tiny --workdir=/tmp/tiny
 
 Any leaf can be set on the command line: --config.sampler.num_negatives=4.
+Every config has `seeds`, the sweep of three runs that differ in the seed:
+
+  python -m experiments.sweep --config=configs/stale.py --sweep=seeds \
+      --workdir=runs/stale_seeds
+
 Values marked [ours] come from no paper.
 """
 
@@ -123,6 +128,12 @@ def get_config(variant=''):
   elif variant:
     raise ValueError(f"Unknown config variant {variant!r}; there is ':tiny'.")
   return config.lock()
+
+
+def seeds():
+  """Yields the overrides of three runs, for experiments.sweep."""
+  for seed in range(3):
+    yield {'seed': seed}
 
 
 def make_tiny(config):

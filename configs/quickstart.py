@@ -11,6 +11,7 @@ All numbers here are ours, chosen on the dev split.
 """
 
 from configs import base
+from configs.base import seeds  # pylint: disable=unused-import
 
 
 def get_config(variant=''):

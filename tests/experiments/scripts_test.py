@@ -194,7 +194,8 @@ def test_sweep_runs_training_with_the_seeds_of_a_config(
       f'--workdir={tmp_path}', '--', '--num_devices=1',
       '--config.data.source=beir', f'--config.data.path={beir}',
       f'--config.data.cache={cache}', '--config.data.num_targets=0',
-      '--config.num_steps=2', '--config.evaluation.baselines=false')
+      '--config.num_steps=2', '--config.evaluation.baselines=false',
+      '--config.encoding.chunk_size=0', '--config.encoding.buckets=(24,)')
   with mock.patch.object(sweep, 'run_trial', side_effect=train_here):
     call(sweep, *arguments)
   assert len(commands) == 3

@@ -54,9 +54,9 @@ def get_config(variant=''):
   config.model.projection = 0  # output dimension of a linear head; 0: none
   config.model.normalize = True
   config.model.tied = True  # one tower for queries and targets
-  config.model.scale = 20.0  # beta, the inverse temperature; its start if learned
+  config.model.scale = 20.0  # beta, inverse temperature; its start if learned
   config.model.learn_scale = False
-  config.model.dtype = 'float32'  # of the encoder's matmuls; 'bfloat16' on GPU/TPU
+  config.model.dtype = 'float32'  # of matmuls; 'bfloat16' on GPU and TPU
   config.model.remat = False
 
   config.encoding = ml_collections.ConfigDict()
@@ -120,8 +120,8 @@ def get_config(variant=''):
   config.checkpoint.keep = 1
 
   config.profile = ml_collections.ConfigDict()
-  config.profile.start = 0  # first profiled step; a trace lands in WORKDIR/profile
-  config.profile.num_steps = 0
+  config.profile.start = 10  # steps before a trace in WORKDIR/profile
+  config.profile.num_steps = 0  # of the trace; 0: none
 
   if variant == 'tiny':
     make_tiny(config)

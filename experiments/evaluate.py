@@ -23,7 +23,7 @@ from retrieval_jax.evaluation import trec
 
 
 def splits(config):
-  """Returns the splits evaluated at the end of a run: dev and test."""
+  """Returns the splits evaluated at the end of a run: dev and test, if any."""
   return [split for split in (config.data.dev_split, config.data.test_split)
           if split]
 
@@ -41,6 +41,8 @@ def evaluate_params(experiment, params, names, *, targets=None, workdir=None,
     measures: names of ir-measures.
   """
   config, dataset = experiment.config, experiment.dataset
+  if not names:
+    return {}
   if targets is None:
     targets = experiment.embed_targets(params)
   rows = np.concatenate([dataset.qrels[name].queries() for name in names])

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 import sys
 from unittest import mock
 
@@ -193,6 +194,10 @@ def test_a_ring_with_cache_gradients_is_a_matter_of_options(
     ('in_batch', {'sampler.name': 'uniform', 'sampler.num_negatives': '1'},
      "memory.kind='none' remembers nothing"),
     ('stale', {'model.pooling': 'max'}, 'pooling'),
+    ('stale', {'profile.num_steps': '2', 'profile.start': '0'},
+     'profile.start=0 must be at least 1'),
+    ('stale', {'data.dev_split': '', 'evaluation.every': '2'},
+     'evaluation.every looks at the dev queries'),
     ('stale', {'encoding.batch_tokens': '10'}, 'batch_tokens=10 must be'),
 ])
 def test_a_wrong_option_is_named(
@@ -220,3 +225,34 @@ def test_a_misspelt_option_is_refused(argument, message, tmp_path):
 def test_a_missing_config_file_is_named(tmp_path):
   with pytest.raises(SystemExit, match='configs/nowhere.py'):
     run_main('--config=configs/nowhere.py', f'--workdir={tmp_path}')
+
+
+def test_a_run_without_evaluation_splits_trains(
+    beir, cache, tmp_path, capsys):
+  run_main('--config=configs/in_batch.py:tiny', f'--workdir={tmp_path}',
+           '--num_devices=1', '--config.data.source=beir',
+           f'--config.data.path={beir}', f'--config.data.cache={cache}',
+           '--config.data.num_targets=0', '--config.data.dev_split=',
+           '--config.data.test_split=')
+  printed = capsys.readouterr().out
+  assert 'what it cost' in printed and 'Done in' in printed
+  with open(tmp_path / 'results.json', encoding='utf-8') as f:
+    assert json.load(f)['measures'] == {}
+
+
+def test_other_options_of_evaluation_measure_again(
+    trained, make_config, tmp_path):
+  workdir = shutil.copytree(trained[0], str(tmp_path / 'run'))
+  config = make_config('stale', **tiny.MOVING, evaluation__depth=5)
+  again = train.run(config, workdir, num_devices=1)
+  assert again['measures']['test']['R@1'] == (
+      trained[1]['measures']['test']['R@1'])
+  with open(os.path.join(workdir, 'test.run'), encoding='utf-8') as f:
+    assert len(f.readlines()) == tiny.NUM_QUERIES['test'] * 5
+
+
+def test_a_stopped_run_has_the_exit_code_of_an_interrupt():
+  values = mock.Mock(num_devices=None)
+  with mock.patch.object(train, 'run', return_value=None):
+    with pytest.raises(SystemExit, match='130'):
+      train.main(['train'], values)

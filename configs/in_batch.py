@@ -1,7 +1,9 @@
-"""The in-batch softmax baseline: no memory, no drawn negatives.
+r"""The in-batch softmax baseline: no memory, no drawn negatives.
 
-  python -m experiments.train --config=configs/in_batch.py --workdir=runs/in_batch
-  python -m experiments.train --config=configs/in_batch.py:tiny --workdir=/tmp/tiny
+  python -m experiments.train --config=configs/in_batch.py \
+      --workdir=runs/in_batch
+  python -m experiments.train --config=configs/in_batch.py:tiny \
+      --workdir=/tmp/tiny
 """
 
 from configs import base

@@ -1,7 +1,7 @@
 """Negatives from a memory that is (almost) never stale: the upper bound.
 
   python -m experiments.train --config=configs/oracle.py --workdir=runs/oracle
-  python -m experiments.train --config=configs/oracle.py:tiny --workdir=/tmp/tiny
+  python -m experiments.train --config=configs/oracle.py:tiny --workdir=/tmp/t
 """
 
 from configs import base

@@ -1,5 +1,6 @@
 """Takes up a run again from its folder: for all scripts after training."""
 
+import contextlib
 import json
 import os
 
@@ -41,22 +42,43 @@ def load(workdir, *, num_devices=None):
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
   """
+  with _checkpoints(workdir) as (config, kept, step):
+    experiment = factory.build(config, num_devices=num_devices)
+    replicated = sharding.replicated(experiment.mesh)
+    params = kept.restore_params(jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        experiment.params), step)
+  return experiment, params, step
+
+
+def load_state(workdir, *, num_devices=None):
+  """Returns (factory.Experiment, TrainState) of a run's last checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+    ValueError: if the memory was padded to another number of devices.
+  """
+  with _checkpoints(workdir) as (config, kept, step):
+    experiment = factory.build(config, num_devices=num_devices)
+    state, _ = kept.restore(
+        abstract_state(experiment, experiment.make_step()[0]), step)
+  return experiment, state
+
+
+@contextlib.contextmanager
+def _checkpoints(workdir):
+  """Yields a run's config, its open Checkpoints and the last step of them."""
   config = read_config(workdir)
   folder = os.path.join(workdir, 'checkpoints')
   if not os.path.isdir(folder):
     raise FileNotFoundError(
         f'--workdir={workdir} holds no checkpoints; run or resume training.')
-  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as saved:
-    step = saved.latest_step()
+  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as kept:
+    step = kept.latest_step()
     if step is None:
       raise FileNotFoundError(
           f'--workdir={workdir} holds no checkpoint yet; resume training.')
-    experiment = factory.build(config, num_devices=num_devices)
-    replicated = sharding.replicated(experiment.mesh)
-    params = saved.restore_params(jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        experiment.params), step)
-  return experiment, params, step
+    yield config, kept, step
 
 
 def read_meter(workdir, step):

@@ -164,9 +164,9 @@ class InvarianceTest(parameterized.TestCase):
 
     def run(key, queries, rows):
       view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
-      return (scoring.top_k(queries, view, 8, mesh=mesh, chunk_rows=1024),
+      return (scoring.top_k(queries, view, 8, mesh=mesh, chunk_rows=256),
               scoring.gumbel_top_k(
-                  key, queries, view, 8, mesh=mesh, chunk_rows=1024))
+                  key, queries, view, 8, mesh=mesh, chunk_rows=256))
 
     memory = jax.jit(run).lower(
         key, jax.ShapeDtypeStruct((num_queries, 4), jnp.float32), rows

@@ -63,9 +63,11 @@ def _make_search(arm: str, targets: np.ndarray):
     index = faiss.IndexFlatIP(targets.shape[1])
     index.add(targets)
     return lambda queries: index.search(queries, _K.value)
+  import jax
   from retrieval_jax import indexes, sharding
   index = indexes.ExactIndex(sharding.make_mesh(), _CHUNK_ROWS.value)
-  state = index.build(targets)
+  # Copying to the device is asynchronous and must not count as search.
+  state = jax.block_until_ready(index.build(targets))
   return lambda queries: index.search(state, queries, _K.value)
 
 

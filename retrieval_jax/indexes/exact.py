@@ -24,7 +24,7 @@ class ExactIndex:
   """
   mesh: jax.sharding.Mesh
   chunk_rows: int
-  batch_size: int = 512
+  batch_size: int = 256
   dtype: str = 'float32'
 
   def build(self, targets) -> TargetTable:

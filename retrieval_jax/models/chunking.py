@@ -115,7 +115,7 @@ class _Chunked:
 
   def __call__(self, params, tokens):
     """Returns embeddings [n, D] float32 of tokens [n, L] int32."""
-    return self._run(params, tokens)
+    return self._run(params, jnp.asarray(tokens))
 
   def _forward(self, params, tokens):
     table, rest = self._parts.split(params)

@@ -54,9 +54,7 @@ class Tower:
         {'params': params['transformer']}, tokens, token_vectors)
     pooled = pool(hidden, tokens != model.config.pad_id, model.pooling)
     if model.projection is not None:
-      pooled = jax.lax.dot_general(
-          pooled, params['projection']['kernel'], (((1,), (0,)), ((), ())),
-          preferred_element_type=jnp.float32)
+      pooled = pooled @ params['projection']['kernel']
     return normalise(pooled) if model.normalize else pooled
 
 
@@ -184,7 +182,7 @@ def pool(hidden: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
   """Returns [n, H] from hidden [n, L, H]; zeros for a mean over no tokens."""
   if pooling == 'cls':
     return hidden[:, 0]
-  weights = mask.astype(jnp.float32)
+  weights = mask.astype(hidden.dtype)
   total = jnp.sum(hidden * weights[:, :, None], axis=1)
   return total / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.)
 

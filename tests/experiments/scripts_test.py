@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from experiments import compare
+from experiments import diagnose
 from experiments import embed
 from experiments import evaluate
 from experiments import search
 from experiments import sweep
 from experiments import train
+from retrieval_jax import factory
 from retrieval_jax.training import signals
 from tests.experiments import tiny
 
@@ -161,6 +163,18 @@ def test_an_unknown_split_or_measure_is_named(run_copy):
     call(evaluate, f'--workdir={run_copy}', '--splits=nope')
   with pytest.raises(SystemExit, match='error: .*MRR@ten'):
     call(evaluate, f'--workdir={run_copy}', '--measures=MRR@ten')
+
+
+def test_diagnose_prints_what_the_hook_measures(run_copy, capsys):
+  build = factory.build  # the memory is padded to the devices of the run
+  with mock.patch.object(
+      factory, 'build', lambda config, num_devices: build(
+          config, num_devices=1)):
+    call(diagnose, f'--workdir={run_copy}')
+  printed = capsys.readouterr().out
+  assert 'memory against brute force' in printed
+  for name in ('tv', 'kl', 'top_k_overlap', 'drift_before'):
+    assert name in printed
 
 
 def test_compare_reads_what_training_wrote(run_copy, trained, tmp_path, capsys):

@@ -1,0 +1,83 @@
+import types
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax.models import embedding
+
+PARAMS = {'table': np.random.default_rng(0).normal(size=(40, 6)).astype('f')}
+
+
+def bag(params, tokens):
+  mask = (tokens != 0)[:, :, None]
+  return jnp.sum(jnp.sin(params['table'][tokens]) * mask, axis=1)
+
+
+def store(num, width=13):
+  random = np.random.default_rng(1)
+  lengths = random.integers(0, width + 1, num)
+  tokens = random.integers(1, 40, (num, width))
+  tokens = np.where(np.arange(width) < lengths[:, None], tokens, 0)
+  return types.SimpleNamespace(
+      tokens=tokens.astype(np.uint16), lengths=lengths, pad_id=0)
+
+
+class EmbedTest(parameterized.TestCase):
+
+  @parameterized.parameters(0, 1, 3, 8)
+  def test_equals_encoding_all_at_once(self, num_devices):
+    texts = store(57)
+    mesh = jax.make_mesh(
+        (num_devices,), ('data',), devices=jax.devices()[:num_devices],
+        axis_types=(jax.sharding.AxisType.Auto,)) if num_devices else None
+    done = []
+    ours = embedding.embed(
+        bag, PARAMS, texts, mesh=mesh, batch_tokens=120, buckets=(4, 8, 32),
+        progress=done.append)
+    np.testing.assert_allclose(
+        ours, bag(PARAMS, texts.tokens.astype(np.int32)), atol=1e-5)
+    self.assertEqual(sum(done), 57)
+
+  def test_rows_come_in_their_order_and_may_repeat(self):
+    texts = store(20)
+    embed = lambda rows: embedding.embed(
+        bag, PARAMS, texts, rows=rows, batch_tokens=64, buckets=(4, 8))
+    np.testing.assert_array_equal(embed([7, 2, 7]), embed(None)[[7, 2, 7]])
+    self.assertEqual(embed([]).shape, (0, 6))
+
+  def test_second_call_traces_nothing(self):
+    traces = []
+
+    def counted(params, tokens):
+      traces.append(tokens.shape)
+      return bag(params, tokens)
+
+    run = lambda rows: embedding.embed(
+        counted, PARAMS, store(50), rows=rows, batch_tokens=64,
+        buckets=(4, 8))
+    run(None)
+    self.assertCountEqual(traces, [(16, 4), (8, 8), (4, 13)])
+    run(range(10, 50))
+    self.assertLen(traces, 3)
+
+  def test_result_has_the_dtype_asked_for(self):
+    ours = embedding.embed(bag, PARAMS, store(5), dtype=np.float16)
+    self.assertEqual(ours.dtype, np.float16)
+
+  def test_works_where_implicit_transfers_are_refused(self):
+    with jax.transfer_guard('disallow'):
+      embedding.embed(bag, PARAMS, store(5))
+
+  def test_wrong_options_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'buckets=.* ascending'):
+      embedding.embed(bag, PARAMS, store(5), buckets=(8, 4))
+    with self.assertRaisesRegex(
+        ValueError, 'batch_tokens=5 must be at least one text of 13 tokens'):
+      embedding.embed(bag, PARAMS, store(5), buckets=(), batch_tokens=5)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,4 +1,4 @@
-"""Every option there is, with its default; all other configs start from here.
+r"""Every option there is, with its default; all other configs start from here.
 
 By itself this is the stale baseline on WordNet: negatives drawn by Gumbel-top-k
 from a table of all targets that is embedded once and never again.
@@ -7,6 +7,11 @@ from a table of all targets that is embedded once and never again.
   python -m experiments.train --config=configs/base.py:tiny --workdir=/tmp/tiny
 
 Any leaf can be set on the command line: --config.sampler.num_negatives=4.
+Every config has `seeds`, the sweep of three runs that differ in the seed:
+
+  python -m experiments.sweep --config=configs/stale.py --sweep=seeds \
+      --workdir=runs/stale_seeds
+
 Values marked [ours] come from no paper.
 """
 
@@ -114,14 +119,20 @@ def get_config(variant=''):
   config.checkpoint.keep = 1
 
   config.profile = ml_collections.ConfigDict()
-  config.profile.start = 10  # first profiled step; trace in WORKDIR/profile
-  config.profile.num_steps = 0
+  config.profile.start = 10  # steps before a trace in WORKDIR/profile
+  config.profile.num_steps = 0  # of the trace; 0: none
 
   if variant == 'tiny':
     make_tiny(config)
   elif variant:
     raise ValueError(f"Unknown config variant {variant!r}; there is ':tiny'.")
   return config.lock()
+
+
+def seeds():
+  """Yields the overrides of three runs, for experiments.sweep."""
+  for seed in range(3):
+    yield {'seed': seed}
 
 
 def make_tiny(config):

@@ -1,10 +1,13 @@
-"""The in-batch softmax baseline: no memory, no drawn negatives.
+r"""The in-batch softmax baseline: no memory, no drawn negatives.
 
-  python -m experiments.train --config=configs/in_batch.py --workdir=runs/in_batch
-  python -m experiments.train --config=configs/in_batch.py:tiny --workdir=/tmp/tiny
+  python -m experiments.train --config=configs/in_batch.py \
+      --workdir=runs/in_batch
+  python -m experiments.train --config=configs/in_batch.py:tiny \
+      --workdir=/tmp/tiny
 """
 
 from configs import base
+from configs.base import seeds  # pylint: disable=unused-import
 
 
 def get_config(variant=''):

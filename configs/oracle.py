@@ -1,10 +1,11 @@
 """Negatives from a memory that is (almost) never stale: the upper bound.
 
   python -m experiments.train --config=configs/oracle.py --workdir=runs/oracle
-  python -m experiments.train --config=configs/oracle.py:tiny --workdir=/tmp/tiny
+  python -m experiments.train --config=configs/oracle.py:tiny --workdir=/tmp/t
 """
 
 from configs import base
+from configs.base import seeds  # pylint: disable=unused-import
 
 
 def get_config(variant=''):

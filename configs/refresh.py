@@ -1,10 +1,11 @@
 """All targets re-encoded every R steps, hardest negatives: the ANCE regime.
 
   python -m experiments.train --config=configs/refresh.py --workdir=runs/refresh
-  python -m experiments.train --config=configs/refresh.py:tiny --workdir=/tmp/tiny
+  python -m experiments.train --config=configs/refresh.py:tiny --workdir=/tmp/t
 """
 
 from configs import base
+from configs.base import seeds  # pylint: disable=unused-import
 
 
 def get_config(variant=''):

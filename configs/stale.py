@@ -5,6 +5,7 @@
 """
 
 from configs import base
+from configs.base import seeds  # pylint: disable=unused-import
 
 
 def get_config(variant=''):

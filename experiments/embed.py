@@ -15,15 +15,15 @@ import numpy as np
 
 from experiments import process
 from experiments import saved
-from retrieval_jax import data
+from retrieval_jax.data import dataset as datasets
 from retrieval_jax.evaluation import trec
 
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
-  flags.DEFINE_string('out', None, 'Folder to write; made if absent.',
-      flag_values=values)
+  flags.DEFINE_string(
+      'out', None, 'Folder to write; must not exist.', flag_values=values)
   flags.DEFINE_enum(
       'dtype', 'float32', ['float32', 'float16'], 'Type of the stored numbers.',
       flag_values=values)
@@ -43,7 +43,7 @@ def write(workdir, out, dtype='float32'):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
   experiment, params, step = saved.load(workdir)
   dataset = experiment.dataset
-  with data.atomic_folder(os.path.abspath(out)) as folder:
+  with datasets.atomic_folder(os.path.abspath(out)) as folder:
     targets = experiment.embed_targets(params)
     queries = experiment.embed_queries(params, None)
     for name, embeddings, ids in (('target', targets, dataset.corpus_ids),

@@ -3,7 +3,7 @@
   python -m experiments.evaluate --workdir=runs/stale --splits=dev,test
 
 Writes SPLIT.run (TREC) beside the run's files and prints the measures;
-results.json is brought up to date.
+results.json is brought up to date, or made if the run has not finished.
 """
 
 import os
@@ -23,7 +23,7 @@ from retrieval_jax.evaluation import trec
 
 
 def splits(config):
-  """Returns the splits evaluated at the end of a run: dev and test."""
+  """Returns the splits evaluated at the end of a run: dev and test, if any."""
   return [split for split in (config.data.dev_split, config.data.test_split)
           if split]
 
@@ -41,6 +41,8 @@ def evaluate_params(experiment, params, names, *, targets=None, workdir=None,
     measures: names of ir-measures.
   """
   config, dataset = experiment.config, experiment.dataset
+  if not names:
+    return {}
   if targets is None:
     targets = experiment.embed_targets(params)
   rows = np.concatenate([dataset.qrels[name].queries() for name in names])
@@ -84,6 +86,25 @@ def _measure(experiment, names, rows, found, workdir, measures):
   return by_split
 
 
+def results_so_far(experiment, workdir, step):
+  """Returns results.json as it stands, or as a run that got to `step` has it.
+
+  Args:
+    experiment: factory.Experiment.
+    workdir: folder of the run.
+    step: that of the checkpoint; other results of the folder are out of date.
+  """
+  if os.path.exists(os.path.join(workdir, report.RESULTS_FILE)):
+    results = report.read_results(workdir)
+    if results['steps'] == step:
+      return results
+  return {
+      'measures': {}, **saved.read_baselines(workdir),
+      'meter': saved.read_meter(workdir, step).as_dict(), 'steps': step,
+      'seed': experiment.config.seed, 'config': experiment.config.to_dict(),
+      'method': repr(experiment.method)}
+
+
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
@@ -110,8 +131,7 @@ def main(argv, values=flags.FLAGS):
           f'{sorted(experiment.dataset.qrels)}.')
     found = evaluate_params(
         experiment, params, names, workdir=workdir, measures=values.measures)
-    results = (report.read_results(workdir) if report.is_finished(workdir)
-               else {'measures': {}, 'steps': step})
+    results = results_so_far(experiment, workdir, step)
     for split, of_split in found.items():
       results['measures'].setdefault(split, {}).update(of_split)
     report.write_results(workdir, results)

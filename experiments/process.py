@@ -1,11 +1,14 @@
 """What every script does around its work: quiet logs, errors in one line."""
 
+import ast
 import contextlib
 import os
 import sys
 
+from absl import app
 from absl import flags
 from absl import logging
+import jax
 
 from retrieval_jax import runtime
 
@@ -14,18 +17,48 @@ from retrieval_jax import runtime
 def script():
   """Keeps libraries' logs to warnings and compiled programs on disk.
 
-  Errors that a user can mend (ValueError, FileNotFoundError,
-  FloatingPointError, ModuleNotFoundError) end the process with exit code 1 and
-  their message alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they came from.
+  A cache folder that is set already, as by JAX_COMPILATION_CACHE_DIR, stays.
+  Errors that a user can mend (ValueError, OSError, FloatingPointError,
+  ModuleNotFoundError) end the process with exit code 1 and their message
+  alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they came from.
   """
   if 'verbosity' not in flags.FLAGS or not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)
-  runtime.configure_compilation_cache(
-      os.path.expanduser('~/.cache/retrieval_jax/compiled'))
+  if not jax.config.jax_compilation_cache_dir:
+    runtime.configure_compilation_cache(
+        os.path.expanduser('~/.cache/retrieval_jax/compiled'))
   try:
     yield
-  except (ValueError, FileNotFoundError, FloatingPointError,
+  except (ValueError, OSError, FloatingPointError,
           ModuleNotFoundError) as error:
     if os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
       raise
     sys.exit(f'error: {error}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
+
+
+def parse_flags(argv):
+  """Parses flags like absl, but a misspelt --config option is no traceback.
+
+  Args:
+    argv: the command line; the locked ConfigDict refuses names it lacks with
+      an AttributeError or KeyError, which absl lets through.
+
+  Returns:
+    The arguments that are no flags.
+  """
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    sys.exit(f'error: there is no such --config option: {_unquoted(error)}\n'
+             'configs/base.py lists all of them.')
+
+
+def _unquoted(error):
+  """Returns the message that ml_collections wrapped in reprs of KeyErrors."""
+  text = str(error)
+  while text[:1] in ('"', "'"):
+    try:
+      text = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      break
+  return text

@@ -1,14 +1,18 @@
 """Takes up a run again from its folder: for all scripts after training."""
 
+import contextlib
 import json
 import os
 
+import jax
 from ml_collections import config_dict
 import numpy as np
 
 from configs import base
 from retrieval_jax import factory
+from retrieval_jax import sharding
 from retrieval_jax.training import checkpoint
+from retrieval_jax.training import meter as meters
 from retrieval_jax.training import state as states
 
 
@@ -38,8 +42,13 @@ def load(workdir, *, num_devices=None):
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
   """
-  experiment, state = load_state(workdir, num_devices=num_devices)
-  return experiment, state.params, int(state.step)
+  with _checkpoints(workdir) as (config, kept, step):
+    experiment = factory.build(config, num_devices=num_devices)
+    replicated = sharding.replicated(experiment.mesh)
+    params = kept.restore_params(jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        experiment.params), step)
+  return experiment, params, step
 
 
 def load_state(workdir, *, num_devices=None):
@@ -47,17 +56,47 @@ def load_state(workdir, *, num_devices=None):
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+    ValueError: if the memory was padded to another number of devices.
   """
+  with _checkpoints(workdir) as (config, kept, step):
+    experiment = factory.build(config, num_devices=num_devices)
+    state, _ = kept.restore(
+        abstract_state(experiment, experiment.make_step()[0]), step)
+  return experiment, state
+
+
+@contextlib.contextmanager
+def _checkpoints(workdir):
+  """Yields a run's config, its open Checkpoints and the last step of them."""
   config = read_config(workdir)
   folder = os.path.join(workdir, 'checkpoints')
   if not os.path.isdir(folder):
     raise FileNotFoundError(
         f'--workdir={workdir} holds no checkpoints; run or resume training.')
-  experiment = factory.build(config, num_devices=num_devices)
-  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as saved:
-    state, _ = saved.restore(
-        abstract_state(experiment, experiment.make_step()[0]))
-  return experiment, state
+  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as kept:
+    step = kept.latest_step()
+    if step is None:
+      raise FileNotFoundError(
+          f'--workdir={workdir} holds no checkpoint yet; resume training.')
+    yield config, kept, step
+
+
+def read_meter(workdir, step):
+  """Returns a Meter with the counts of the checkpoint of `step`."""
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as saved:
+    counts = saved.restore_meta(step)['meter']
+  meter = meters.Meter()
+  meter.load_state_dict(counts)
+  return meter
+
+
+def read_baselines(workdir):
+  """Returns what the first start of a run measured before training."""
+  path = os.path.join(workdir, 'baselines.json')
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding='utf-8') as f:
+    return json.load(f)
 
 
 def abstract_state(experiment, train_step):

@@ -55,7 +55,7 @@ class Trial:
   command: tuple[str, ...]
 
   def finished(self) -> bool:
-    return os.path.exists(os.path.join(self.workdir, report.RESULTS_FILE))
+    return report.is_finished(self.workdir)
 
 
 def load_sweep(config: str, function: str) -> list[dict[str, Any]]:

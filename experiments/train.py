@@ -41,8 +41,8 @@ from retrieval_jax.training import meter as meters
 from retrieval_jax.training import metric_writer
 from retrieval_jax.training import signals
 
-# Sections that may change when a run is resumed: none of them changes what is
-# computed. `num_steps` may not: the learning-rate schedule depends on it.
+# Sections that may change when a run is resumed: none of them changes the
+# parameters that come out. `num_steps` may not: the schedule depends on it.
 MAY_CHANGE = ('log', 'checkpoint', 'profile', 'diagnostics', 'evaluation',
               'data.cache', 'data.path', 'data.tokens_on_device',
               'encoding.batch_tokens')
@@ -61,7 +61,6 @@ def run(config, workdir, *, num_devices=None, command=None):
     The content of results.json; None if the run was stopped by a signal.
   """
   meter = meters.Meter()
-  say = functools.partial(print, file=sys.stderr, flush=True)
   os.makedirs(workdir, exist_ok=True)
   resolved = config.to_dict()
   with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'),
@@ -71,8 +70,11 @@ def run(config, workdir, *, num_devices=None, command=None):
       meta = checkpoints.restore_meta(resumed)
       checkpoint.check_same_config(meta['config'], resolved, ignore=MAY_CHANGE)
       if resumed == config.num_steps and report.is_finished(workdir):
-        say(f'{workdir} is finished; here is what it found.')
-        return report.read_results(workdir)
+        results = report.read_results(workdir)
+        # Other options of evaluation: no steps are left, but measures are.
+        if results['config']['evaluation'] == resolved['evaluation']:
+          say(f'{workdir} is finished; here is what it found.')
+          return results
     with meter.phase('prepare'):
       experiment = factory.build(config, num_devices=num_devices)
     trec.write_text(os.path.join(workdir, 'config.json'),
@@ -81,8 +83,8 @@ def run(config, workdir, *, num_devices=None, command=None):
         f'targets; {experiment.method}')
 
     cost = Cost(experiment, meter)
-    start = start_state(experiment, checkpoints, resumed, cost, workdir, say)
-    train_step, schedule, state, baselines = start
+    train_step, schedule, state, baselines = start_state(
+        experiment, checkpoints, resumed, cost, workdir)
     if resumed is not None:
       meter.load_state_dict(meta['meter'])
       say(f'Resumed at step {resumed} of {config.num_steps}.')
@@ -106,6 +108,7 @@ def run(config, workdir, *, num_devices=None, command=None):
       writer.close()
       return None
 
+    say('Evaluating on the whole corpus.')
     with meter.phase('evaluate'):
       measures = evaluate.evaluate_params(
           experiment, state.params, evaluate.splits(config), workdir=workdir)
@@ -164,7 +167,13 @@ class Cost:
         targets=self._corpus, target_flops=self._target_flops)
 
 
-def start_state(experiment, checkpoints, resumed, cost, workdir, say):
+def say(text):
+  """Prints a line of progress; the first process speaks for all."""
+  if not jax.process_index():
+    print(text, file=sys.stderr, flush=True)
+
+
+def start_state(experiment, checkpoints, resumed, cost, workdir):
   """Returns (TrainStep, schedule, state, baselines) to start or go on from.
 
   A fresh run embeds the corpus once with the initial parameters: for the
@@ -172,19 +181,17 @@ def start_state(experiment, checkpoints, resumed, cost, workdir, say):
   """
   config = experiment.config
   train_step, schedule = experiment.make_step()
-  num_targets = len(experiment.target_tokens)
-  remembers_all = experiment.method.memory == 'corpus'
   if resumed is not None:
     state, _ = checkpoints.restore(
         saved.abstract_state(experiment, train_step), resumed)
-    return train_step, schedule, state, read_baselines(workdir)
+    return train_step, schedule, state, saved.read_baselines(workdir)
   targets, baselines = None, {}
-  if remembers_all:
-    say(f'Embedding {num_targets:,} targets for the memory.')
+  if experiment.method.memory == 'corpus':
+    say(f'Embedding {len(experiment.target_tokens):,} targets for the memory.')
     with cost.phase('refresh'):
       targets = experiment.embed_targets(experiment.params)
     cost.reembedding()
-  if config.evaluation.baselines:
+  if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
     with cost.phase('evaluate'):
       baselines = {
@@ -197,15 +204,6 @@ def start_state(experiment, checkpoints, resumed, cost, workdir, say):
   state = train_step.init_state(
       experiment.params, experiment.make_table(targets))
   return train_step, schedule, state, baselines
-
-
-def read_baselines(workdir):
-  """Returns what the first start of a run measured before training."""
-  path = os.path.join(workdir, 'baselines.json')
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding='utf-8') as f:
-    return json.load(f)
 
 
 def evaluate_bm25(experiment):
@@ -320,12 +318,13 @@ def hardware(mesh):
 def print_results(results, workdir, seconds):
   """Prints the table of measures, the cost, and what to do next."""
   console = rich.console.Console(width=88)
-  split = results['config']['data']['test_split']
-  console.print(report.results_table(results, split))
+  # The last split is the test split, where there is one.
+  for split in list(results['measures'])[-1:]:
+    console.print(report.results_table(results, split))
   console.print(report.meter_table(results))
   console.print(
       f'Done in {seconds:.0f} s. The run is in {workdir}: results.json, '
-      f'{split}.run (TREC), metrics.jsonl, tensorboard/, checkpoints/.\n'
+      'SPLIT.run (TREC), metrics.jsonl, tensorboard/, checkpoints/.\n'
       'Next: python -m experiments.search '
       f'--workdir={workdir} --query="..."\n'
       '      other methods: --config=configs/{in_batch,stale,refresh}.py\n'
@@ -353,10 +352,12 @@ def main(argv, values=flags.FLAGS):
   with process.script():
     results = run(values.config, values.workdir,
                   num_devices=values.num_devices, command=command)
-  if results is not None and not jax.process_index():
+  if results is None:
+    sys.exit(130)  # as after Ctrl-C, so that `train && next` ends here
+  if not jax.process_index():
     print_results(results, values.workdir, time.monotonic() - started)
 
 
 if __name__ == '__main__':
   define_flags(flags.FLAGS)
-  app.run(main)
+  app.run(main, flags_parser=process.parse_flags)

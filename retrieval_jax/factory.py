@@ -18,6 +18,7 @@ from retrieval_jax import runtime
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
+from retrieval_jax.data import progress
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
@@ -81,6 +82,11 @@ def make_dataset(config) -> data.RetrievalDataset:
       raise ValueError(
           f'--config.data.{option}={split!r} is not a split of '
           f'{dataset.name}; it has {sorted(dataset.qrels)}.')
+  for option in ('evaluation.every', 'diagnostics.every'):
+    if config[option.split('.')[0]].every and not config.data.dev_split:
+      raise ValueError(
+          f'--config.{option} looks at the dev queries; name a split by '
+          '--config.data.dev_split, or set it to 0.')
   return dataset
 
 
@@ -189,10 +195,16 @@ class Experiment:
   params: Any
   method: methods.Method
 
-  def embed_targets(self, params, progress=None):
-    """Returns embeddings [N, D] float32 of the corpus, on the host."""
-    return self._embed(self.model.encode_targets, params, self.target_tokens,
-                       progress=progress)
+  def embed_targets(self, params):
+    """Returns embeddings [N, D] float32 of the corpus, on the host.
+
+    Shows progress on stderr, of the first process only.
+    """
+    with progress.counter(
+        'embedding targets', total=len(self.target_tokens),
+        show=not jax.process_index()) as add:
+      return self._embed(self.model.encode_targets, params, self.target_tokens,
+                         progress=add)
 
   def embed_queries(self, params, rows=None):
     """Returns embeddings [n, D] float32 of the queries in `rows`, or of all."""
@@ -265,6 +277,10 @@ def build(config, *, num_devices=None) -> Experiment:
     raise ValueError(
         f'--config.batch_size={config.batch_size} must be a multiple of the '
         f'{mesh.shape["data"]} devices.')
+  if config.profile.num_steps and config.profile.start < 1:
+    raise ValueError(
+        f'--config.profile.start={config.profile.start} must be at least 1: '
+        'the first step is compiled, which a trace of it would show.')
   dataset = make_dataset(config)
   method = make_method(config, mesh, len(dataset.corpus_ids))
   tokenizer = make_tokenizer(config, dataset)

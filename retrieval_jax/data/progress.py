@@ -1,8 +1,9 @@
 """Progress of long passes: a bar on a terminal, else a line now and then."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar('T')
@@ -32,12 +33,41 @@ def track(items: Iterable[T], what: str, *, total: int | None = None,
     yield from tqdm.tqdm(items, desc=what, total=total, unit=f' {unit}',
                          mininterval=0.5, leave=False)
     return
-  started = shown = time.monotonic()
-  for count, item in enumerate(items, 1):
+  lines = _Lines(what, total, unit)
+  for item in items:
     yield item
-    if time.monotonic() - shown > _LINE_EVERY_SECONDS:
-      shown = time.monotonic()
-      of_total = f' of {total:,}' if total else ''
-      rate = count / (shown - started)
-      print(f'{what}: {count:,}{of_total} {unit}, {rate:,.0f}/s',
-            file=sys.stderr, flush=True)
+    lines.add(1)
+
+
+@contextlib.contextmanager
+def counter(what: str, *, total: int | None = None, unit: str = 'texts',
+            show: bool = True) -> Iterator[Callable[[int], object]]:
+  """Yields `add(n)`, to be called when n more items are done; see `track`."""
+  if not show:
+    yield lambda count: None
+  elif sys.stderr.isatty():
+    import tqdm  # pylint: disable=g-import-not-at-top
+    with tqdm.tqdm(desc=what, total=total, unit=f' {unit}', mininterval=0.5,
+                   leave=False) as bar:
+      yield bar.update
+  else:
+    yield _Lines(what, total, unit).add
+
+
+class _Lines:
+  """Prints a line every ten seconds."""
+
+  def __init__(self, what, total, unit):
+    self._what, self._unit, self._count = what, unit, 0
+    self._of_total = f' of {total:,}' if total else ''
+    self._started = self._shown = time.monotonic()
+
+  def add(self, count):
+    """Counts `count` items more, and prints when it is time."""
+    self._count += count
+    now = time.monotonic()
+    if now - self._shown > _LINE_EVERY_SECONDS:
+      self._shown = now
+      rate = self._count / (now - self._started)
+      print(f'{self._what}: {self._count:,}{self._of_total} {self._unit}, '
+            f'{rate:,.0f}/s', file=sys.stderr, flush=True)

@@ -29,8 +29,15 @@ def write_results(workdir: str, results: Mapping[str, Any]) -> str:
 
 
 def is_finished(workdir: str) -> bool:
-  """Returns whether a run in `workdir` has written its results."""
-  return os.path.exists(os.path.join(workdir, RESULTS_FILE))
+  """Returns whether a run in `workdir` has written its final results.
+
+  Those of an evaluation half-way have fewer steps than their config asks for.
+  """
+  if not os.path.exists(os.path.join(workdir, RESULTS_FILE)):
+    return False
+  results = read_results(workdir)
+  wanted = (results.get('config') or {}).get('num_steps', 0)
+  return results.get('steps', wanted) >= wanted
 
 
 def read_results(workdir: str) -> dict[str, Any]:

@@ -61,18 +61,38 @@ class Checkpoints:
       FileNotFoundError: if there is no such checkpoint.
       ValueError: naming the arrays whose shapes differ from the saved ones.
     """
-    steps = sorted(self._manager.all_steps())
-    if step is None and steps:
-      step = steps[-1]
-    if step not in steps:
-      raise FileNotFoundError(
-          f'No checkpoint of step {step} in {self.folder}; '
-          f'there {f"are steps {steps}" if steps else "is none at all"}.')
+    step = self._existing(step)
     self._check_shapes(step, abstract_state)
     restored = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract_state),
         meta=ocp.args.JsonRestore()))
     return restored.state, restored.meta
+
+  def restore_params(self, abstract_params, step: int | None = None):
+    """Returns the params of a checkpoint, and reads nothing else of it.
+
+    Unlike `restore` it does not care how many rows the table was padded to,
+    which depends on the number of devices.
+
+    Args:
+      abstract_params: pytree of ShapeDtypeStruct with shardings.
+      step: which; None for the latest.
+
+    Raises:
+      FileNotFoundError: if there is no such checkpoint.
+      ValueError: naming the arrays whose shapes differ from the saved ones.
+    """
+    step = self._existing(step)
+    wanted = {'params': abstract_params}
+    self._check_shapes(step, wanted, partial=True)
+    # The manager restores items whole; a handler of trees takes a part.
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return reader.restore(
+          os.path.join(self.folder, str(step), 'state'),
+          args=ocp.args.PyTreeRestore(
+              item=wanted, partial_restore=True,
+              restore_args=ocp.checkpoint_utils.construct_restore_args(
+                  wanted)))['params']
 
   def restore_meta(self, step: int | None = None) -> dict:
     """Returns the meta of a checkpoint, None for the latest, without state."""
@@ -98,13 +118,24 @@ class Checkpoints:
   def __exit__(self, *exception):
     self.close()
 
-  def _check_shapes(self, step, abstract_state):
+  def _existing(self, step):
+    """Returns `step`, or the latest for None, if there is a checkpoint."""
+    steps = sorted(self._manager.all_steps())
+    if step is None and steps:
+      step = steps[-1]
+    if step not in steps:
+      raise FileNotFoundError(
+          f'No checkpoint of step {step} in {self.folder}; '
+          f'there {f"are steps {steps}" if steps else "is none at all"}.')
+    return step
+
+  def _check_shapes(self, step, abstract_state, *, partial=False):
     """Raises a ValueError in our words where orbax would name no option."""
     saved = _leaves(self._manager.item_metadata(step).state)
     wanted = _leaves(abstract_state)
     wrong = [
         f'{name}: saved {_shape(saved, name)}, expected {_shape(wanted, name)}'
-        for name in sorted(saved | wanted)
+        for name in sorted(wanted if partial else saved | wanted)
         if _shape(saved, name) != _shape(wanted, name)]
     if wrong:
       raise ValueError(

@@ -50,6 +50,22 @@ class CheckpointsTest(parameterized.TestCase):
     self.assertEqual(meta, {'config': {'k': [1, None, 'x']}})
     self.assertEqual(self.checkpoints.restore_meta(), meta)
 
+  def test_params_come_back_whatever_the_table_is_padded_to(self):
+    state = training.TrainState(
+        step=jnp.int32(3), params={'w': jnp.arange(3.)}, opt_state=(),
+        table={'rows': jnp.ones((16, 2))}, corrector=(), sampler=())
+    self.checkpoints.save(3, state, {})
+    self.checkpoints.wait()
+    restored = self.checkpoints.restore_params(
+        training.abstract(state.params))
+    np.testing.assert_array_equal(restored['w'], np.arange(3.))
+    with self.assertRaisesRegex(
+        ValueError, r'params\.w: saved \(3,\), expected \(4,\)'):
+      self.checkpoints.restore_params(
+          training.abstract({'w': jnp.zeros(4)}))
+    with self.assertRaisesRegex(FileNotFoundError, 'No checkpoint of step 2'):
+      self.checkpoints.restore_params(training.abstract(state.params), 2)
+
   def test_keeps_the_last_two_and_restores_either(self):
     for step in (1, 2, 3, 3):  # saving a saved step again is no error
       self.checkpoints.save(step, {'x': jnp.float32(step)}, {})

@@ -1,0 +1,102 @@
+"""Every notebook runs at tiny size, and is committed without outputs."""
+
+import ast
+import glob
+import os
+
+import nbformat
+import pytest
+
+from retrieval_jax.data import errors
+from retrieval_jax.data import wordnet
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NOTEBOOKS = sorted(
+    glob.glob(os.path.join(_ROOT, 'colab', '*.ipynb')))
+each_notebook = pytest.mark.parametrize(
+    'path', NOTEBOOKS, ids=[os.path.basename(path) for path in NOTEBOOKS])
+
+
+def code_cells(notebook):
+  return [cell for cell in notebook.cells if cell.cell_type == 'code']
+
+
+def read(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  return notebook
+
+
+def index_of(notebook, tag):
+  """Returns where the one cell with this tag stands."""
+  [index] = [index for index, cell in enumerate(notebook.cells)
+             if tag in cell.metadata.get('tags', ())]
+  return index
+
+
+@pytest.fixture(name='needs_wordnet')
+def fixture_needs_wordnet():
+  try:
+    wordnet.find_wordnet()
+  except errors.DataError as error:
+    pytest.skip(str(error))
+
+
+def test_there_are_notebooks():
+  assert NOTEBOOKS
+
+
+@each_notebook
+def test_no_output_is_committed(path):
+  for cell in code_cells(read(path)):
+    assert not cell.outputs and cell.execution_count is None, cell.source
+
+
+@each_notebook
+def test_a_notebook_only_calls_the_package(path):
+  notebook = read(path)
+  install = notebook.cells[index_of(notebook, 'install')]
+  for cell in code_cells(notebook):
+    if cell is install:  # its shell commands are no Python
+      continue
+    for node in ast.walk(ast.parse(cell.source)):
+      assert not isinstance(
+          node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)), cell.source
+    assert max(map(len, cell.source.splitlines())) <= 80
+
+
+@each_notebook
+def test_every_cell_runs_at_tiny_size(
+    path, needs_wordnet, tmp_path, tmp_path_factory, monkeypatch):
+  del needs_wordnet
+  nbclient = pytest.importorskip('nbclient')
+  pytest.importorskip('ipykernel')
+  monkeypatch.setenv('PYTHONPATH', _ROOT)
+  monkeypatch.setenv('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(
+      tmp_path_factory.getbasetemp() / 'notebook_programs'))
+  notebook = read(path)
+  workdir = str(tmp_path / 'run')
+  overrides = {
+      'data.cache': str(tmp_path_factory.mktemp('cache')),
+      # Half of the time to compile.
+      'encoding.chunk_size': 0, 'encoding.buckets': (24,)}
+  notebook.cells.insert(
+      index_of(notebook, 'parameters') + 1, nbformat.v4.new_code_cell(
+          f'TINY = True\nWORKDIR = {workdir!r}\nOVERRIDES = {overrides!r}'))
+  nbclient.NotebookClient(
+      notebook, timeout=300, kernel_name='python3',
+      resources={'metadata': {'path': str(tmp_path)}}).execute()
+  assert os.path.exists(os.path.join(workdir, 'results.json'))
+  cells = {cell.id: cell for cell in code_cells(notebook)}
+  table = ''.join(
+      output.data['text/plain'] for output in cells['results'].outputs
+      if output.output_type == 'display_data')
+  for row in ('BM25', 'untrained encoder', 'trained encoder', 'MRR@10'):
+    assert row in table
+  for name in ('loss', 'staleness'):
+    assert any('image/png' in output.get('data', {})
+               for output in cells[name].outputs), name
+  found = ''.join(output.text for output in cells['search'].outputs
+                  if output.get('name') == 'stdout')
+  assert len(found.splitlines()) == 5

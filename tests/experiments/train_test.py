@@ -1,0 +1,258 @@
+"""Every config trains, resumes, and says what is wrong with its options."""
+
+import glob
+import json
+import os
+import shutil
+import sys
+from unittest import mock
+
+from absl import flags
+import jax
+import numpy as np
+import pytest
+
+from experiments import process
+from experiments import saved
+from experiments import train
+from retrieval_jax import factory
+from retrieval_jax.evaluation import measures
+from retrieval_jax.training import checkpoint
+from retrieval_jax.training import signals
+from tests.experiments import tiny
+
+CONFIGS = sorted(
+    os.path.basename(path)[:-3] for path in glob.glob('configs/*.py')
+    if not path.endswith('__init__.py'))
+
+
+def stop_after(step):
+  """Returns a patch under which a signal seems to come during `step`."""
+  return mock.patch.object(
+      signals.StopSignal, '__call__', lambda self, now: now >= step)
+
+
+def final_state(workdir):
+  """Returns the TrainState of a run's last checkpoint."""
+  config = saved.read_config(workdir)
+  experiment = factory.build(config, num_devices=1)
+  abstract = saved.abstract_state(experiment, experiment.make_step()[0])
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as kept:
+    return kept.restore(abstract)[0]
+
+
+def run_main(*arguments):
+  """Calls the script's main as the command line would."""
+  values = flags.FlagValues()
+  train.define_flags(values)
+  # ml_collections looks for its overrides in sys.argv, wherever flags are from.
+  with mock.patch.object(sys, 'argv', ['train', *arguments]):
+    with mock.patch.object(
+        process.app, 'parse_flags_with_usage', side_effect=values):
+      train.main(process.parse_flags(sys.argv), values)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_trains_and_evaluates(name, make_config, tmp_path):
+  workdir = str(tmp_path / name)
+  results = train.run(make_config(name), workdir, num_devices=1)
+  for of_split in (results['measures'], results['bm25'], results['untrained']):
+    assert list(of_split) == ['dev', 'test']
+    for values in of_split.values():
+      assert list(values) == list(measures.MEASURES)
+      assert all(0 <= value <= 1 for value in values.values())
+  # One word of six is shared, and stands in an eighth of the targets.
+  assert results['bm25']['test']['R@20'] > 0.5
+  meter = results['meter']
+  steps, batch = results['steps'], results['config']['batch_size']
+  assert meter['query_encoder_calls'] == steps * batch
+  assert meter['seconds']['total'] > 0
+  with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as f:
+    assert json.load(f)['measures'] == results['measures']
+  with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
+    assert json.load(f)['batch_size'] == batch
+  for split in ('dev', 'test'):
+    with open(os.path.join(workdir, f'{split}.run'), encoding='utf-8') as f:
+      assert len(f.readlines()) == tiny.NUM_QUERIES[split] * 100
+  losses = tiny.losses(workdir)
+  assert list(losses) == [2, 4]
+  assert np.isfinite(list(losses.values())).all()
+  assert tiny.read_metrics(workdir)[-1]['test/RR@10'] == (
+      results['measures']['test']['RR@10'])
+
+
+def test_training_learns(make_config, tmp_path):
+  results = train.run(
+      make_config('in_batch', num_steps=24, log__every=4,
+                  encoding__chunk_size=0), str(tmp_path), num_devices=1)
+  losses = list(tiny.losses(str(tmp_path)).values())
+  assert losses[-1] < 0.7 * losses[0]
+  assert (results['measures']['test']['RR@10']
+          > results['untrained']['test']['RR@10'])
+
+
+def test_a_finished_run_returns_at_once(trained, make_config):
+  workdir, results = trained
+  with mock.patch.object(
+      factory, 'build', side_effect=AssertionError('built again')):
+    again = train.run(make_config('stale', **tiny.MOVING), workdir)
+  assert again == json.loads(json.dumps(results))
+
+
+def test_a_stopped_and_resumed_run_equals_a_straight_one(
+    trained, make_config, tmp_path, capfd):
+  straight, results = trained
+  config = make_config('stale', **tiny.MOVING)
+  workdir = str(tmp_path / 'stopped')
+  with stop_after(3):
+    assert train.run(config, workdir, num_devices=1) is None
+  assert 'Stopped after step 3 of 4' in capfd.readouterr().err
+  assert not os.path.exists(os.path.join(workdir, 'results.json'))
+  resumed = train.run(config, workdir, num_devices=1)
+  assert 'Resumed at step 3 of 4' in capfd.readouterr().err
+  jax.tree.map(np.testing.assert_array_equal, final_state(workdir),
+               final_state(straight))
+  assert tiny.losses(workdir) == tiny.losses(straight)
+  for part in ('measures', 'bm25', 'untrained'):
+    assert resumed[part] == results[part]
+  for count in ('target_encoder_calls_in_step', 'query_encoder_calls',
+                'target_encoder_calls_reembedding', 'flops_in_step'):
+    assert resumed['meter'][count] == results['meter'][count], count
+
+
+def test_another_method_is_refused_by_name(trained, make_config):
+  workdir, _ = trained
+  config = make_config('refresh', **tiny.MOVING, num_steps=6)
+  with pytest.raises(
+      ValueError, match=r'(?s)saved values.*num_steps: saved 4, now 6.*'
+      r"sampler\.name: saved 'gumbel', now 'top_k'"):
+    train.run(config, workdir, num_devices=1)
+
+
+def test_what_changes_no_number_may_change(trained, make_config):
+  workdir, results = trained
+  config = make_config('stale', **tiny.MOVING)
+  config.log.every, config.checkpoint.keep = 3, 2
+  assert train.run(config, workdir)['measures'] == results['measures']
+
+
+def test_tokens_on_the_device_give_the_same_losses(
+    trained, make_config, tmp_path):
+  train.run(make_config('stale', **tiny.MOVING, data__tokens_on_device=True,
+                        evaluation__baselines=False),
+            str(tmp_path), num_devices=1)
+  assert tiny.losses(str(tmp_path)) == tiny.losses(trained[0])
+
+
+@pytest.mark.parametrize('chunk_size', [
+    0, pytest.param(16, marks=pytest.mark.slow)])
+def test_four_devices_give_the_losses_of_one(
+    chunk_size, make_config, tmp_path):
+  options = {'evaluation__baselines': False, 'log__every': 1}
+  # One bucket: it changes no number, and compiles in half the time.
+  few = {'encoding__chunk_size': chunk_size, 'encoding__buckets': (24,)}
+  losses = []
+  for num_devices, more in ((1, {}), (4, few)):
+    workdir = str(tmp_path / str(num_devices))
+    train.run(make_config('stale', **options, **more), workdir,
+              num_devices=num_devices)
+    losses.append(list(tiny.losses(workdir).values()))
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_a_ring_with_cache_gradients_is_a_matter_of_options(
+    make_config, tmp_path):
+  config = make_config(
+      'stale', memory__kind='ring', memory__capacity=64, refresh__push=True,
+      refresh__write_back=True, estimator__name='cache_gradient',
+      estimator__columns='own', diagnostics__every=2, log__every=1)
+  results = train.run(config, str(tmp_path), num_devices=1)
+  assert "memory='ring'" in results['method']
+  # A ring begins empty: nothing to embed for it, and no draw in step 1.
+  assert results['meter']['target_encoder_calls_reembedding'] == 0
+  lines = tiny.read_metrics(str(tmp_path))
+  columns = [line['train/columns'] for line in lines
+             if 'train/columns' in line]
+  assert columns == [0, 1, 1, 1]
+  assert all(np.isfinite(value) for line in lines for value in line.values())
+
+
+@pytest.mark.parametrize('name, overrides, message', [
+    ('stale', {'data.path': ''}, 'needs --config.data.path=DIR'),
+    ('stale', {'data.path': '/nowhere'}, '/nowhere'),
+    ('stale', {'data.source': 'bier'},
+     r"data.source='bier' is not one of \['beir', 'wordnet'\]"),
+    ('stale', {'data.dev_split': 'validation'},
+     r"dev_split='validation' is not a split .* \['dev', 'test', 'train'\]"),
+    ('stale', {'batch_size': '15', 'num_devices': '2'},
+     'batch_size=15 must be a multiple of the 2 devices'),
+    ('stale', {'sampler.name': 'gumble'}, "sampler.name='gumble' is not one"),
+    ('stale', {'memory.kind': 'ring'}, 'set refresh.push=True'),
+    ('stale', {'memory.kind': 'ring', 'refresh.push': 'true',
+               'memory.capacity': '8'},
+     r'memory.capacity=8 rows must hold .* 16 \(--config.batch_size\)'),
+    ('in_batch', {'sampler.name': 'uniform', 'sampler.num_negatives': '1'},
+     "memory.kind='none' remembers nothing"),
+    ('stale', {'model.pooling': 'max'}, 'pooling'),
+    ('stale', {'profile.num_steps': '2', 'profile.start': '0'},
+     'profile.start=0 must be at least 1'),
+    ('stale', {'data.dev_split': '', 'evaluation.every': '2'},
+     'evaluation.every looks at the dev queries'),
+    ('stale', {'encoding.batch_tokens': '10'}, 'batch_tokens=10 must be'),
+])
+def test_a_wrong_option_is_named(
+    name, overrides, message, beir, cache, tmp_path):
+  overrides = {'data.source': 'beir', 'data.path': beir, 'data.cache': cache,
+               'data.num_targets': '0', **overrides}
+  num_devices = overrides.pop('num_devices', '1')
+  with pytest.raises(SystemExit, match=f'error: .*{message}'):
+    run_main(f'--config=configs/{name}.py:tiny', f'--workdir={tmp_path}',
+             f'--num_devices={num_devices}',
+             *(f'--config.{key}={value}' for key, value in overrides.items()))
+
+
+@pytest.mark.parametrize('argument, message', [
+    ('--config.sampler.nmae=uniform', 'Did you mean "name"'),
+    ('--config.sample.name=uniform', 'sample'),
+    ('--config.foo=1', 'foo')])
+def test_a_misspelt_option_is_refused(argument, message, tmp_path):
+  with pytest.raises(
+      SystemExit, match=f'(?s)no such --config .*{message}'):
+    run_main('--config=configs/stale.py:tiny', f'--workdir={tmp_path}',
+             argument)
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+  with pytest.raises(SystemExit, match='configs/nowhere.py'):
+    run_main('--config=configs/nowhere.py', f'--workdir={tmp_path}')
+
+
+def test_a_run_without_evaluation_splits_trains(
+    beir, cache, tmp_path, capsys):
+  run_main('--config=configs/in_batch.py:tiny', f'--workdir={tmp_path}',
+           '--num_devices=1', '--config.data.source=beir',
+           f'--config.data.path={beir}', f'--config.data.cache={cache}',
+           '--config.data.num_targets=0', '--config.data.dev_split=',
+           '--config.data.test_split=')
+  printed = capsys.readouterr().out
+  assert 'what it cost' in printed and 'Done in' in printed
+  with open(tmp_path / 'results.json', encoding='utf-8') as f:
+    assert json.load(f)['measures'] == {}
+
+
+def test_other_options_of_evaluation_measure_again(
+    trained, make_config, tmp_path):
+  workdir = shutil.copytree(trained[0], str(tmp_path / 'run'))
+  config = make_config('stale', **tiny.MOVING, evaluation__depth=5)
+  again = train.run(config, workdir, num_devices=1)
+  assert again['measures']['test']['R@1'] == (
+      trained[1]['measures']['test']['R@1'])
+  with open(os.path.join(workdir, 'test.run'), encoding='utf-8') as f:
+    assert len(f.readlines()) == tiny.NUM_QUERIES['test'] * 5
+
+
+def test_a_stopped_run_has_the_exit_code_of_an_interrupt():
+  values = mock.Mock(num_devices=None)
+  with mock.patch.object(train, 'run', return_value=None):
+    with pytest.raises(SystemExit, match='130'):
+      train.main(['train'], values)

@@ -68,7 +68,8 @@ def run(config, workdir, *, num_devices=None, command=None):
     resumed = checkpoints.latest_step()
     if resumed is not None:
       meta = checkpoints.restore_meta(resumed)
-      checkpoint.check_same_config(meta['config'], resolved, ignore=MAY_CHANGE)
+      checkpoint.check_same_config(
+          meta['config'], resolved, ignore=(*MAY_CHANGE, 'data_fingerprint'))
       if resumed == config.num_steps and report.is_finished(workdir):
         results = report.read_results(workdir)
         # Other options of evaluation: no steps are left, but measures are.
@@ -77,6 +78,12 @@ def run(config, workdir, *, num_devices=None, command=None):
           return results
     with meter.phase('prepare'):
       experiment = factory.build(config, num_devices=num_devices)
+    # Data may move to another path, but must not become other data.
+    saved_config = {**resolved, 'data_fingerprint':
+                    experiment.dataset.fingerprint}
+    if resumed is not None:
+      checkpoint.check_same_config(
+          meta['config'], saved_config, ignore=MAY_CHANGE)
     trec.write_text(os.path.join(workdir, 'config.json'),
                     json.dumps(resolved, indent=2) + '\n')
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
@@ -98,7 +105,7 @@ def run(config, workdir, *, num_devices=None, command=None):
       state = loop.train(
           state, device_batches(experiment, start_step),
           make_step(experiment, train_step, cost),
-          make_hooks(experiment, checkpoints, cost, schedule, resolved,
+          make_hooks(experiment, checkpoints, cost, schedule, saved_config,
                      workdir),
           start_step=start_step, num_steps=config.num_steps, meter=meter,
           writer=writer, stop=stop)
@@ -241,7 +248,7 @@ def make_step(experiment, train_step, cost):
   return step
 
 
-def make_hooks(experiment, checkpoints, cost, schedule, resolved, workdir):
+def make_hooks(experiment, checkpoints, cost, schedule, saved_config, workdir):
   """Returns the hooks of a run: re-encoding, measuring, logging, saving."""
   config, method = experiment.config, experiment.method
 
@@ -265,7 +272,7 @@ def make_hooks(experiment, checkpoints, cost, schedule, resolved, workdir):
         functools.partial(diagnose, experiment), config.diagnostics.every))
   chosen.append(hooks.ProgressHook(config.log.every))
   chosen.append(hooks.CheckpointHook(
-      checkpoints, config.checkpoint.every, resolved))
+      checkpoints, config.checkpoint.every, saved_config))
   if config.profile.num_steps:
     chosen.append(hooks.ProfileHook(
         os.path.join(workdir, 'profile'), config.profile.start,

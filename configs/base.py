@@ -62,7 +62,7 @@ def get_config(variant=''):
   config.encoding = ml_collections.ConfigDict()
   config.encoding.chunk_size = 32  # texts encoded at a time in a step; 0: all
   config.encoding.buckets = (12, 16, 24, 32, 64, 128, 256)  # padded lengths
-  config.encoding.batch_tokens = 8192  # per call when embedding a corpus
+  config.encoding.batch_tokens = 4096  # per call when embedding a corpus
 
   config.memory = ml_collections.ConfigDict()
   config.memory.kind = 'corpus'  # 'none', 'ring' or 'corpus'

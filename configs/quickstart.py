@@ -23,10 +23,11 @@ def get_config(variant=''):
   config.refresh.push = True
   config.refresh.write_back = True
   if variant != 'tiny':
-    config.num_steps = 200
+    config.num_steps = 190
+    config.data.target_length = 32
     config.model.num_layers = 1
     config.model.scale = 40.0
-    config.optimizer.learning_rate = 2e-3
-    config.encoding.buckets = (12, 16, 24, 32)  # and 48, the longest
+    config.optimizer.learning_rate = 1e-3
+    config.encoding.buckets = (12, 16, 20, 24, 32)
     config.encoding.batch_tokens = 4096
   return config.lock()

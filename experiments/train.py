@@ -76,6 +76,7 @@ def run(config, workdir, *, num_devices=None, command=None):
         if results['config']['evaluation'] == resolved['evaluation']:
           say(f'{workdir} is finished; here is what it found.')
           return results
+    say('Preparing data, tokens and model; later runs find them ready.')
     with meter.phase('prepare'):
       experiment = factory.build(config, num_devices=num_devices)
     # Data may move to another path, but must not become other data.

@@ -148,6 +148,7 @@ def make_tiny(config):
   config.model.hidden_size = 32
   config.model.num_heads = 2
   config.model.intermediate_size = 64
+  config.model.dtype = 'float32'  # the same digits on every machine
   config.encoding.chunk_size = 16
   config.encoding.buckets = (12, 24)
   config.encoding.batch_tokens = 2400

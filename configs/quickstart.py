@@ -3,7 +3,7 @@ r"""The main job on embedded real data, in minutes on two CPU cores.
 Finds the WordNet synset that a word in its sentence means, among all 117,659
 synsets: the first layer of all-MiniLM-L6-v2, trained with one hard negative per
 query drawn by Gumbel-max from a table of all targets. The table is embedded
-once; rows that a step encodes anyway (its draws and positives) are written back.
+once; rows that a step encodes anyway (draws, positives) are written back.
 
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart

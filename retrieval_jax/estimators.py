@@ -33,8 +33,8 @@ def truncated_softmax(positive, negative, mask, proposal):
     columns the usual in-batch softmax.
   """
   del proposal
-  types.check_shapes({'positive': (positive, 'B'), 'negative': (negative, 'B J'),
-                      'mask': (mask, 'B J')})
+  types.check_shapes({'positive': (positive, 'B'),
+                      'negative': (negative, 'B J'), 'mask': (mask, 'B J')})
   nll = _log_total(positive, jnp.where(mask, negative, -jnp.inf)) - positive
   return nll, {'nll': nll}
 
@@ -55,7 +55,8 @@ def cache_gradient(positive, negative, mask, proposal):
   """Returns a surrogate whose gradient estimates that of the full softmax loss.
 
   With y- drawn from the softmax over the table without the positive,
-    grad(-log p+) = (1 - p+) * E[grad(s-) - grad(s+)],   p+ = sigmoid(s+ - log_z)
+    grad(-log p+) = (1 - p+) * E[grad(s-) - grad(s+)],
+    p+ = sigmoid(s+ - log_z)
   One draw per query replaces the expectation; the value itself is not a loss.
 
   Args:
@@ -75,8 +76,8 @@ def cache_gradient(positive, negative, mask, proposal):
     (its training loss and interpretable loss). Deviation: the table is
     row-sharded and `log_z` is global; known positives are excluded from it.
   """
-  types.check_shapes({'positive': (positive, 'B'), 'negative': (negative, 'B J'),
-                      'mask': (mask, 'B J')})
+  types.check_shapes({'positive': (positive, 'B'),
+                      'negative': (negative, 'B J'), 'mask': (mask, 'B J')})
   if negative.shape[1] != 1:
     raise ValueError(
         f'cache_gradient takes one drawn negative per query, got '
@@ -113,8 +114,8 @@ def sampled_softmax(positive, negative, mask, proposal):
     AISTATS 2023. Rows from 'gumbel' with K > 1 are drawn without replacement;
     their log_q is that of one draw, so Z_hat is then biased (ours, documented).
   """
-  types.check_shapes({'positive': (positive, 'B'), 'negative': (negative, 'B K'),
-                      'mask': (mask, 'B K'),
+  types.check_shapes({'positive': (positive, 'B'),
+                      'negative': (negative, 'B K'), 'mask': (mask, 'B K'),
                       'proposal.log_q': (proposal.log_q, 'B K')})
   log_q = jax.lax.stop_gradient(jnp.where(mask, proposal.log_q, 0.0))
   count = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)

@@ -56,7 +56,8 @@ class TruncatedSoftmaxTest(parameterized.TestCase):
     np.testing.assert_array_equal(gradient[1], [[0.0, 0.0]])
 
   def test_names_the_argument_whose_shape_is_wrong(self):
-    with self.assertRaisesRegex(ValueError, r'mask has J=3 .* negative has J=2'):
+    message = r'mask has J=3 .* negative has J=2'
+    with self.assertRaisesRegex(ValueError, message):
       estimators.truncated_softmax(
           jnp.zeros(1), jnp.zeros((1, 2)), jnp.ones((1, 3), bool),
           proposal((1, 2)))
@@ -96,7 +97,8 @@ class CacheGradientTest(parameterized.TestCase):
       (1.0, 1.0, 0.890350, -0.589488))
   def test_reproduces_the_published_values_of_two_shards(
       self, query, drawn, nll, loss):
-    log_z = jax.nn.logsumexp(query * jnp.array([[1.0, 2.0, -1.0, -2.0]]), axis=1)
+    log_z = jax.nn.logsumexp(
+        query * jnp.array([[1.0, 2.0, -1.0, -2.0]]), axis=1)
     surrogate, info = estimators.cache_gradient(
         jnp.array([2 * query]), jnp.array([[drawn * query]]),
         jnp.ones((1, 1), bool), proposal((1, 1), log_z=log_z))

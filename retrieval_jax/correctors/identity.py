@@ -7,7 +7,7 @@ from jax import numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """Leaves stale rows where they are: the baseline every corrector must beat."""
+  """Leaves stale rows where they are: what every corrector must beat."""
 
   def init(self, key, dim):
     """Returns the empty state."""

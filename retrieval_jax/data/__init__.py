@@ -18,8 +18,8 @@ from retrieval_jax.data.wordnet import WordNetReader
 
 __all__ = [
     'BeirReader', 'DataError', 'load', 'load_tokenizer', 'prepare', 'Qrels',
-    'RetrievalDataset', 'StringArray', 'Subset', 'tokenize', 'Tokenizer', 'TokenStore',
-    'TrainBatches', 'train_tokenizer', 'WordNetReader', 'write_strings',
+    'RetrievalDataset', 'StringArray', 'Subset', 'tokenize', 'Tokenizer',
+    'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader', 'write_strings',
 ]
 
 

@@ -34,7 +34,7 @@ class StochasticNegativeMining:
           f'sampler.num_negatives={self.num_negatives}; raise pool_size.')
 
   def propose(self, key, queries, exclude_rows, view):
-    """Returns the K highest of the pool, hardest first; log_q is not defined."""
+    """Returns the pool's K highest, hardest first; log_q is not defined."""
     live = jnp.maximum(tables.num_live(view.table), 1)
     pool = jnp.sort(jax.random.randint(key, (self.pool_size,), 0, live))
     repeated = jnp.concatenate([jnp.zeros(1, bool), pool[1:] == pool[:-1]])

@@ -20,8 +20,8 @@ def every_sampler(mesh):
       'none': samplers.NoNegatives(),
       'uniform': samplers.Uniform(3),
       'stochastic': samplers.StochasticNegativeMining(3, 16),
-      'exhaustive': samplers.Exhaustive(
-          sharding.capacity(helpers.NUM_TARGETS, mesh, helpers.CHUNK_ROWS) // B),
+      'exhaustive': samplers.Exhaustive(sharding.capacity(
+          helpers.NUM_TARGETS, mesh, helpers.CHUNK_ROWS) // B),
       'top_k': samplers.TopK(3, helpers.CHUNK_ROWS, mesh),
       'gumbel': samplers.Gumbel(3, helpers.CHUNK_ROWS, mesh),
   }

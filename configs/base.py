@@ -46,6 +46,7 @@ def get_config(variant=''):
 
   config.model = ml_collections.ConfigDict()
   config.model.pretrained = MINILM  # Hugging Face folder; '': from scratch
+  config.model.start_from = ''  # workdir of a run whose encoder to start from
   config.model.num_layers = 2  # the first layers of a pretrained encoder
   config.model.hidden_size = 128  # this and the next two: from scratch only
   config.model.num_heads = 4
@@ -71,7 +72,20 @@ def get_config(variant=''):
   config.memory.chunk_rows = 4096  # C, rows scored at a time on each device
 
   config.corrector = ml_collections.ConfigDict()
-  config.corrector.name = 'identity'
+  config.corrector.name = 'identity'  # or 'linear', 'mlp'; all numbers [ours]
+  config.corrector.num_anchors = 0  # uniform rows encoded per step to learn from
+  config.corrector.reset_on_refresh = True  # start anew when all is re-encoded
+  config.corrector.hidden = 256  # this and the next six: of 'mlp' only
+  config.corrector.learning_rate = 1e-3
+  config.corrector.warmup_steps = 10
+  config.corrector.updates_per_step = 4
+  config.corrector.weight_decay = 0.0
+  config.corrector.distribution_weight = 0.0
+  config.corrector.average_decay = 0.0
+  config.corrector.condition_on_age = False
+  config.corrector.fit = 'ridge'  # or 'procrustes'; of 'linear', as the rest
+  config.corrector.ridge = 1e-2
+  config.corrector.decay = 0.95
 
   config.sampler = ml_collections.ConfigDict()
   config.sampler.name = 'gumbel'

@@ -9,7 +9,6 @@ config.json, results.json (measures, baselines, cost), metrics.jsonl,
 tensorboard/, checkpoints/ and one TREC run file per evaluated split.
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -106,8 +105,8 @@ def run(config, workdir, *, num_devices=None, command=None):
       state = loop.train(
           state, device_batches(experiment, start_step),
           make_step(experiment, train_step, cost),
-          make_hooks(experiment, checkpoints, cost, schedule, saved_config,
-                     workdir),
+          make_hooks(experiment, train_step, checkpoints, cost, schedule,
+                     saved_config, workdir),
           start_step=start_step, num_steps=config.num_steps, meter=meter,
           writer=writer, stop=stop)
     if int(state.step) < config.num_steps:
@@ -249,13 +248,16 @@ def make_step(experiment, train_step, cost):
   return step
 
 
-def make_hooks(experiment, checkpoints, cost, schedule, saved_config, workdir):
+def make_hooks(experiment, train_step, checkpoints, cost, schedule,
+               saved_config, workdir):
   """Returns the hooks of a run: re-encoding, measuring, logging, saving."""
   config, method = experiment.config, experiment.method
 
   def reencode(state):
     cost.reembedding()
-    return reencoded(experiment, state)
+    table = experiment.make_table(
+        experiment.embed_targets(state.params), step=int(state.step))
+    return train_step.refreshed(state, table)
 
   def evaluate_dev(state):
     measures = evaluate.evaluate_params(
@@ -284,13 +286,6 @@ def make_hooks(experiment, checkpoints, cost, schedule, saved_config, workdir):
 class EvaluateHook(hooks.EvaluateHook):
   """Dev evaluation on its period only: the end has its own."""
   at_finish = False
-
-
-def reencoded(experiment, state):
-  """Returns the state with every row of the table encoded afresh."""
-  table = experiment.make_table(
-      experiment.embed_targets(state.params), step=int(state.step))
-  return dataclasses.replace(state, table=table)
 
 
 def diagnose(experiment, state):

@@ -24,6 +24,7 @@ from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import transformer
+from retrieval_jax.training import checkpoint
 from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 from retrieval_jax.training import target_tokens
@@ -36,6 +37,12 @@ READERS = {
 
 CORRECTORS = {
     'identity': lambda config: correctors.Identity(),
+    'linear': lambda config: correctors.Linear(
+        keep_norm=config.model.normalize,
+        **_options(config.corrector, correctors.Linear)),
+    'mlp': lambda config: correctors.MLP(
+        keep_norm=config.model.normalize,
+        **_options(config.corrector, correctors.MLP)),
 }
 
 SAMPLERS = {
@@ -57,6 +64,12 @@ SAMPLERS = {
 
 def _cache(config):
   return os.path.expanduser(config.data.cache)
+
+
+def _options(section, cls):
+  """Returns those options of a config section that are fields of `cls`."""
+  fields = {field.name for field in dataclasses.fields(cls)}
+  return {name: value for name, value in section.items() if name in fields}
 
 
 def _choose(registry, option, name):
@@ -147,7 +160,44 @@ def make_model(config, tokenizer):
   params = model.init(jax.random.key(config.seed))
   if weights is not None:
     params = model.with_pretrained(params, weights)
+  if options.start_from:
+    params = _started(config, model, params)
   return model, params
+
+
+def _started(config, model, params):
+  """Returns params with the towers of the run at model.start_from.
+
+  Raises:
+    FileNotFoundError: if that folder holds no checkpoint.
+    ValueError: if its encoder or its tokens differ, naming the options.
+  """
+  folder = os.path.join(config.model.start_from, 'checkpoints')
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(
+        f'--config.model.start_from={config.model.start_from} holds no '
+        'checkpoints; name the --workdir of a run of experiments.train.')
+  with checkpoint.Checkpoints(folder) as saved:
+    theirs = saved.restore_meta()['config']
+    ours = config.to_dict()
+    try:
+      checkpoint.check_same_config(
+          {name: theirs[name] for name in ('model', 'tokenizer')},
+          {name: ours[name] for name in ('model', 'tokenizer')},
+          ignore=['model.' + name for name in (
+              'start_from', 'tied', 'scale', 'learn_scale', 'dtype', 'remat')])
+    except ValueError as error:
+      raise ValueError(
+          f'--config.model.start_from={config.model.start_from}: another '
+          f'encoder. {error}') from error
+    source = dataclasses.replace(
+        model, tied=theirs['model']['tied'],
+        learn_scale=theirs['model']['learn_scale'])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(source.init, jax.random.key(0)))
+    return model.with_towers_of(params, source, saved.restore_params(shapes))
 
 
 def make_method(config, mesh, num_targets) -> methods.Method:

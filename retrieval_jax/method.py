@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from retrieval_jax import correctors
 from retrieval_jax import estimators
 from retrieval_jax import types
 
@@ -74,6 +75,10 @@ class Method:
           "memory.kind='none' remembers nothing to draw from or refresh; set "
           "memory.kind='corpus' or 'ring', or sampler.name='none' with all of "
           'refresh off.')
+    if self.memory == 'none' and self.corrector != correctors.Identity():
+      raise ValueError(
+          "memory.kind='none' remembers nothing to correct; set "
+          "corrector.name='identity', or memory.kind='corpus' or 'ring'.")
     if not draws and self.columns in ('own', 'draws'):
       raise ValueError(
           f"sampler.name='none' with estimator.columns={self.columns!r} leaves "

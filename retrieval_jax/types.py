@@ -119,10 +119,13 @@ class Batch:
 class Observation(NamedTuple):
   """What one step lets a corrector learn from; nothing here has a gradient.
 
+  The rows are those that the step encoded anyway (draws, refreshed rows,
+  positives) and the corrector's anchors; one may come several times.
+
   Attributes:
     stale: TargetTable slice of P rows as they stood before the step's writes.
     fresh: [P, D] float32, the same targets encoded with the step's parameters.
-    mask: [P] bool, False for padding.
+    mask: [P] bool, False where the memory has no such row.
     queries: [B, D] float32.
     scale: [] float32.
     step: [] int32.
@@ -136,7 +139,13 @@ class Observation(NamedTuple):
 
 
 class Corrector(Protocol):
-  """Moves stale rows to the present. Frozen and hashable; state is a pytree."""
+  """Moves stale rows to the present. Frozen and hashable; state is a pytree.
+
+  `num_anchors` uniform rows are encoded at each step for `update` alone;
+  `reset_on_refresh` asks for a new `init` once the whole table is re-encoded.
+  """
+  num_anchors: int
+  reset_on_refresh: bool
 
   def init(self, key: jax.Array, dim: int) -> Any:
     """Returns the state for embeddings of dimension `dim`; identity at init."""

@@ -8,6 +8,8 @@ from jax import numpy as jnp
 @dataclasses.dataclass(frozen=True)
 class Identity:
   """Leaves stale rows where they are: what every corrector must beat."""
+  num_anchors = 0
+  reset_on_refresh = False
 
   def init(self, key, dim):
     """Returns the empty state."""

@@ -147,6 +147,31 @@ class DualEncoder:
                'transformer': jax.tree.map(jnp.array, transformer_params)}
         for name in self.tower_names}}
 
+  def with_towers_of(self, params: types.Params, other: 'DualEncoder',
+                     other_params: types.Params) -> types.Params:
+    """Returns params with the towers of another model's params.
+
+    One tower may become two, equal at first; the temperature stays.
+
+    Args:
+      params: as `init` returns them.
+      other: equal to this model but for `tied`, `scale` and `learn_scale`.
+      other_params: its parameters.
+
+    Raises:
+      ValueError: if `other` has two towers and this model one.
+    """
+    if self.tied and not other.tied:
+      raise ValueError(
+          'The parameters to start from have two towers; set '
+          'model.tied=False.')
+    sources = other.tower_names if len(other.tower_names) == len(
+        self.tower_names) else other.tower_names * 2
+    # Copies, so that donating one tower never invalidates the other.
+    return {**params, **{
+        name: jax.tree.map(jnp.array, other_params[source])
+        for name, source in zip(self.tower_names, sources)}}
+
   def scale_of(self, params: types.Params) -> jax.Array:
     """Returns beta, [] float32."""
     if self.learn_scale:

@@ -4,6 +4,7 @@ The batch and all fresh embeddings are sharded over mesh axis 'data' by query;
 the table by row; everything else is replicated.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,10 +34,11 @@ class Encoders(NamedTuple):
 
 
 class TrainStep(NamedTuple):
-  """The three jitted functions of a step; see `make_train_step`."""
+  """The jitted functions of a step; see `make_train_step`."""
   init_state: Callable
   propose: Callable
   update: Callable
+  refreshed: Callable
 
 
 def make_train_step(encoders, method, optimizer, *, mesh, seed):
@@ -62,22 +64,27 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     mesh; `propose` and `update` as above, with negative_ids [B * K] and
     probe_ids [P] int32 (-1 where there is nothing to encode) and
     negative_tokens [B * K, L], probe_tokens [P, L] int32. `update` donates the
-    state.
+    state. `refreshed(state, table) -> TrainState` replaces the whole table and
+    lets the corrector start anew if it asks for that.
   """
   shards = mesh.shape['data']
 
+  def init_corrector(dim):
+    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+    return method.corrector.init(key, dim)
+
   def init_state(params, table):
     def build(params, table):
-      key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
       return states.TrainState(
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table,
-          corrector=method.corrector.init(key, table.embeddings.shape[1]),
-          sampler=())
+          corrector=init_corrector(table.embeddings.shape[1]), sampler=())
     shape = jax.eval_shape(build, params, table)
     return jax.jit(
         build, out_shardings=sharding.state_shardings(shape, mesh))(
             params, table)
+
+  num_anchors = -(-method.corrector.num_anchors // shards) * shards
 
   def propose(state, batch):
     draw_key, probe_key = jax.random.split(
@@ -90,8 +97,11 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
         draw_key, queries,
         tables.rows_of(state.table, batch.known_positives), view)
     capacity = state.table.ids.shape[0]
-    probe_rows = systematic_rows(
-        probe_key, capacity, method.refresh.num_probes(capacity, shards))
+    refresh_key, anchor_key = jax.random.split(probe_key)
+    probe_rows = jnp.concatenate([
+        systematic_rows(refresh_key, capacity,
+                        method.refresh.num_probes(capacity, shards)),
+        systematic_rows(anchor_key, capacity, num_anchors)])
     probe_ids = tables.take(state.table, probe_rows).ids
     return proposal, probe_rows, proposal.ids.reshape(-1), probe_ids
 
@@ -124,29 +134,36 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     updates, opt_state = optimizer.update(
         gradient, state.opt_state, state.params)
 
-    # What the step saw of the memory's drift, before any row is overwritten.
-    rows = jnp.concatenate([proposal.rows.reshape(-1), probe_rows])
-    fresh_rows = negatives.reshape(-1, queries.shape[-1])
-    if probe_rows.shape[0]:
-      fresh_rows = jnp.concatenate(
-          [fresh_rows, encoders.targets(state.params, probe_tokens)])
+    # What the step saw of the memory's drift, before any row is overwritten:
+    # draws, rows to refresh, anchors of the corrector, positives.
     corrector, table = state.corrector, state.table
-    if rows.shape[0]:
+    positive_rows = tables.rows_of(table, batch.target_ids)
+    rows = jnp.concatenate(
+        [proposal.rows.reshape(-1), probe_rows, positive_rows])
+    fresh_rows = [negatives.reshape(-1, queries.shape[-1]), positives]
+    if probe_rows.shape[0]:
+      fresh_rows.insert(1, encoders.targets(state.params, probe_tokens))
+    fresh_rows = jnp.concatenate(fresh_rows)
+    num_drawn = num_queries * num_negatives
+    num_refreshed = num_drawn + probe_rows.shape[0] - num_anchors
+    if method.memory != 'none':
       stale = tables.take(table, rows)
-      known = rows >= 0
-      metrics |= staleness(method.corrector, corrector, stale, fresh_rows,
-                           known, state.step)
+      known = stale.ids >= 0
+      metrics |= staleness(
+          method.corrector, corrector, stale, fresh_rows,
+          known & (jnp.arange(len(rows)) < len(rows) - num_queries), state.step)
       corrector, corrector_metrics = method.corrector.update(
           corrector, types.Observation(
               stale=stale, fresh=fresh_rows, mask=known, queries=queries,
               scale=metrics['scale'], step=state.step))
       metrics |= corrector_metrics
 
-    drawn = num_queries * num_negatives
     if method.refresh.write_back:
-      table = tables.write(table, rows[:drawn], fresh_rows[:drawn], state.step)
-    if probe_rows.shape[0]:
-      table = tables.write(table, rows[drawn:], fresh_rows[drawn:], state.step)
+      table = tables.write(
+          table, rows[:num_drawn], fresh_rows[:num_drawn], state.step)
+    if num_refreshed > num_drawn:
+      chosen = slice(num_drawn, num_refreshed)
+      table = tables.write(table, rows[chosen], fresh_rows[chosen], state.step)
     if method.refresh.push:
       table = tables.push(table, batch.target_ids, positives, state.step)
     return states.TrainState(
@@ -163,10 +180,18 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     return jax.lax.with_sharding_constraint(
         new_state, sharding.state_shardings(new_state, mesh)), metrics
 
+  def refreshed(state, table):
+    corrector = state.corrector
+    if method.corrector.reset_on_refresh:
+      corrector = jax.jit(
+          init_corrector, static_argnums=0, out_shardings=replicated)(
+              table.embeddings.shape[1])
+    return dataclasses.replace(state, table=table, corrector=corrector)
+
   return TrainStep(
       init_state,
       jax.jit(propose, out_shardings=(replicated,) * 4),
-      jax.jit(update_pinned, donate_argnums=0))
+      jax.jit(update_pinned, donate_argnums=0), refreshed)
 
 
 def columns(kind, queries, positives, negatives, batch, proposal, scale):

@@ -1,5 +1,7 @@
 """The step against the full softmax, on any device count, from any memory."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -7,6 +9,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
+from retrieval_jax import correctors
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
@@ -157,6 +160,18 @@ def many_methods(mesh):
           samplers.StochasticNegativeMining(2, 16)),
       'ring': helpers.method(gumbel, memory='ring', push=True,
                              write_back=True, columns='all'),
+      'mlp': dataclasses.replace(
+          helpers.method(gumbel, columns='all', push=True, write_back=True),
+          corrector=correctors.MLP(
+              hidden=8, learning_rate=1e-2, warmup_steps=2, updates_per_step=2,
+              weight_decay=0.1, distribution_weight=0.1, average_decay=0.5,
+              condition_on_age=True, num_anchors=8, keep_norm=True,
+              reset_on_refresh=True)),
+      'linear': dataclasses.replace(
+          helpers.method(gumbel, columns='all'),
+          corrector=correctors.Linear(
+              fit='ridge', ridge=1e-2, decay=0.9, num_anchors=0,
+              keep_norm=True, reset_on_refresh=True)),
   }
 
 
@@ -170,7 +185,8 @@ def start_table(name, mesh):
 class InvarianceTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'stochastic')
+      'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'stochastic', 'mlp',
+      'linear')
   def test_draws_and_losses_do_not_depend_on_the_device_count(self, name):
     draws, losses = {}, {}
     for devices in (1, 8):
@@ -185,7 +201,8 @@ class InvarianceTest(parameterized.TestCase):
     np.testing.assert_array_equal(draws[1], draws[8])
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
 
-  @parameterized.parameters('in_batch', 'stale', 'cache', 'uniform', 'ring')
+  @parameterized.parameters(
+      'in_batch', 'stale', 'cache', 'uniform', 'ring', 'mlp', 'linear')
   def test_nothing_is_compiled_after_the_first_step(self, name):
     mesh = sharding.make_mesh(2)
     method = many_methods(mesh)[name]
@@ -208,7 +225,8 @@ class InvarianceTest(parameterized.TestCase):
         state = one(state, 1)
     self.assertEqual(int(state.step), 2)
 
-  @parameterized.parameters('in_batch', 'stale', 'cache', 'uniform', 'ring')
+  @parameterized.parameters(
+      'in_batch', 'stale', 'cache', 'uniform', 'ring', 'mlp', 'linear')
   def test_stopping_between_two_steps_changes_no_bit(self, name):
     mesh = sharding.make_mesh(2)
     method = many_methods(mesh)[name]

@@ -1,0 +1,407 @@
+"""Correctors start as the identity, learn drift, and touch nothing else."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+
+from retrieval_jax import correctors
+from retrieval_jax import method as methods
+from retrieval_jax import sharding
+from retrieval_jax import types
+from retrieval_jax.correctors import mlp
+from retrieval_jax.training import step as steps
+from tests import helpers
+
+DIM = 16
+
+
+def network(**options):
+  return correctors.MLP(**(dict(
+      hidden=32, learning_rate=3e-3, warmup_steps=0, updates_per_step=4,
+      weight_decay=0.0, distribution_weight=0.0, average_decay=0.0,
+      condition_on_age=False, num_anchors=0, keep_norm=True,
+      reset_on_refresh=True) | options))
+
+
+def linear(**options):
+  return correctors.Linear(**(dict(
+      fit='ridge', ridge=1e-6, decay=1.0, num_anchors=0, keep_norm=True,
+      reset_on_refresh=True) | options))
+
+
+EVERY = {
+    'identity': correctors.Identity(), 'mlp': network(),
+    'mlp_age': network(condition_on_age=True),
+    'mlp_average': network(average_decay=0.9),
+    'ridge': linear(), 'procrustes': linear(fit='procrustes')}
+
+
+def unit(array):
+  return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+def some_rows(embeddings, written=None):
+  embeddings = jnp.asarray(embeddings, jnp.float32)
+  ids = jnp.arange(len(embeddings), dtype=jnp.int32)
+  return types.TargetTable(
+      embeddings, ids, jnp.zeros_like(ids) if written is None
+      else jnp.asarray(written, jnp.int32), rows_are_ids=False)
+
+
+def observation(stale, fresh, *, mask=None, queries=None, step=5):
+  rows = stale if isinstance(stale, types.TargetTable) else some_rows(stale)
+  return types.Observation(
+      rows, jnp.asarray(fresh, jnp.float32),
+      jnp.ones(len(fresh), bool) if mask is None else jnp.asarray(mask),
+      jnp.ones((3, DIM)) if queries is None else jnp.asarray(queries),
+      jnp.float32(5.0), jnp.int32(step))
+
+
+def log_softmax(queries, targets, scale=10.0):
+  logits = scale * np.asarray(queries) @ np.asarray(targets).T
+  return np.asarray(jax.nn.log_softmax(logits, axis=1), np.float64)
+
+
+def divergence(queries, fresh, approximate):
+  """Returns the mean KL(P || P_hat) over the queries."""
+  p, q = log_softmax(queries, fresh), log_softmax(queries, approximate)
+  return float(np.mean(np.sum(np.exp(p) * (p - q), axis=1)))
+
+
+def learn(corrector, stale, drift, num_steps, size=64, seed=0):
+  """Returns the state after `num_steps` observations of random rows."""
+  rng = np.random.default_rng(seed)
+  state = corrector.init(jax.random.key(seed), DIM)
+  update = jax.jit(corrector.update)
+  for step in range(num_steps):
+    rows = rng.integers(0, len(stale), size)
+    state, _ = update(state, observation(
+        stale[rows], drift[rows], step=step))
+  return state
+
+
+class ContractTest(parameterized.TestCase):
+
+  @parameterized.parameters(*EVERY)
+  def test_is_the_identity_bit_for_bit_at_first(self, name):
+    corrector = EVERY[name]
+    stale = np.random.default_rng(0).normal(size=(40, DIM)).astype(np.float32)
+    state = corrector.init(jax.random.key(0), DIM)
+    np.testing.assert_array_equal(
+        corrector.apply(state, some_rows(stale)), stale)
+    blocks = jax.tree.map(
+        lambda x: x.reshape((5, 8) + x.shape[1:]), some_rows(stale))
+    np.testing.assert_array_equal(
+        corrector.apply(state, blocks), stale.reshape(5, 8, DIM))
+
+  @parameterized.parameters(*set(EVERY) - {'identity'})
+  def test_reduces_a_drift_and_ignores_masked_rows(self, name):
+    rng = np.random.default_rng(1)
+    stale = unit(rng.normal(size=(300, DIM)))
+    turn = np.linalg.qr(np.eye(DIM) + 0.1 * rng.normal(size=(DIM, DIM)))[0]
+    turn *= np.sign(np.diag(turn))
+    fresh = stale @ turn
+    corrector = EVERY[name]
+    state = learn(corrector, stale, fresh, 60)
+    rows = some_rows(stale)
+    error = lambda x: np.mean(np.sum(np.square(np.asarray(x) - fresh), axis=1))
+    self.assertLess(error(corrector.apply(state, rows)), 0.3 * error(stale))
+    # What is masked may hold anything.
+    mask = np.arange(64) < 40
+    noise = np.where(mask[:, None], fresh[:64], 7.0)
+    one, _ = corrector.update(state, observation(
+        stale[:64], fresh[:64], mask=mask))
+    other, _ = corrector.update(state, observation(
+        stale[:64], noise, mask=mask))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    another, _ = corrector.update(state, observation(stale[:64], noise))
+    self.assertFalse(np.array_equal(
+        corrector.apply(one, rows), corrector.apply(another, rows)))
+
+  @parameterized.parameters(
+      (network, 'hidden', 0), (network, 'learning_rate', -1.0),
+      (network, 'warmup_steps', -1), (network, 'updates_per_step', 0),
+      (network, 'weight_decay', -1.0), (network, 'average_decay', 1.0),
+      (network, 'distribution_weight', -0.1), (network, 'num_anchors', -1),
+      (linear, 'fit', 'cubic'), (linear, 'ridge', 0.0), (linear, 'decay', 0.0),
+      (linear, 'num_anchors', -1))
+  def test_refuses(self, make, name, value):
+    with self.assertRaisesRegex(ValueError, f'corrector.{name}='):
+      make(**{name: value})
+
+
+class LinearTest(parameterized.TestCase):
+
+  def test_ridge_recovers_an_affine_drift_from_enough_pairs(self):
+    rng = np.random.default_rng(2)
+    stale = rng.normal(size=(200, DIM))
+    matrix, shift = rng.normal(size=(DIM, DIM)), rng.normal(size=DIM)
+    fresh = stale @ matrix + shift
+    corrector = linear(keep_norm=False)
+    few = learn(corrector, stale, fresh, 1, size=DIM - 4)
+    enough = learn(corrector, stale, fresh, 1, size=4 * DIM)
+    rows = some_rows(stale)
+    np.testing.assert_allclose(
+        corrector.apply(enough, rows), fresh, atol=2e-2)
+    error = np.abs(corrector.apply(few, rows) - fresh).mean()
+    self.assertGreater(error, 0.5)  # 12 pairs cannot determine 17 x 16 numbers
+
+  def test_procrustes_recovers_a_rotation_and_stays_orthogonal(self):
+    rng = np.random.default_rng(3)
+    turn = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+    stale = unit(rng.normal(size=(200, DIM)))
+    corrector = linear(fit='procrustes', keep_norm=False)
+    state = learn(corrector, stale, stale @ turn, 2)
+    np.testing.assert_allclose(
+        corrector.apply(state, some_rows(stale)), stale @ turn, atol=1e-4)
+    # A drift that no rotation makes: the map is orthogonal all the same.
+    state = learn(corrector, stale, 3 * stale + 1, 2)
+    matrix = np.asarray(state.matrix[:-1]) + np.eye(DIM)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(DIM), atol=1e-5)
+
+  def test_decay_forgets(self):
+    rng = np.random.default_rng(4)
+    stale = rng.normal(size=(100, DIM))
+    corrector = linear(decay=0.5, keep_norm=False)
+    state = learn(corrector, stale, 2 * stale, 3)
+    for _ in range(20):
+      state, _ = corrector.update(state, observation(stale, 3 * stale))
+    np.testing.assert_allclose(
+        corrector.apply(state, some_rows(stale)), 3 * stale, rtol=1e-2,
+        atol=1e-2)
+
+  def test_a_mild_drift_leaves_a_tenth_of_the_divergence(self):
+    """Our synthetic trend: KL falls at least tenfold, further with pairs."""
+    rng = np.random.default_rng(5)
+    stale = unit(rng.normal(size=(2000, DIM)))
+    queries = unit(rng.normal(size=(50, DIM)))
+    matrix = np.eye(DIM) + 0.08 * rng.normal(size=(DIM, DIM))
+    fresh = unit(stale @ matrix + 0.02 * np.sin(5 * stale))
+    corrector = linear(ridge=1e-4)
+    found = [divergence(queries, fresh, corrector.apply(
+        learn(corrector, stale, fresh, 1, size=size), some_rows(stale)))
+             for size in (24, 64, 1024)]
+    self.assertLess(found[-1], 0.1 * divergence(queries, fresh, stale))
+    self.assertLess(found[2], found[1])
+    self.assertLess(found[1], found[0])
+
+
+class MlpTest(parameterized.TestCase):
+
+  def test_a_network_beats_the_best_linear_map_on_a_drift_in_regions(self):
+    rng = np.random.default_rng(6)
+    stale = unit(rng.normal(size=(600, DIM)))
+    shift = rng.normal(size=(2, DIM)) * 0.2
+    fresh = unit(stale + np.where(
+        stale[:, :1] * stale[:, 1:2] > 0, shift[0], shift[1]))
+    error = {}
+    for name, corrector in (('ridge', linear()), ('mlp', network(hidden=64))):
+      state = learn(corrector, stale, fresh, 400)
+      error[name] = np.mean(np.sum(np.square(
+          corrector.apply(state, some_rows(stale)) - fresh), axis=1))
+    self.assertLess(error['mlp'], 0.5 * error['ridge'])
+
+  def test_a_row_of_age_zero_stays_and_older_rows_move_further(self):
+    rng = np.random.default_rng(7)
+    stale = unit(rng.normal(size=(64, DIM)))
+    velocity = 0.02 * rng.normal(size=DIM)
+    age = rng.integers(0, 50, 64)
+    corrector = network(condition_on_age=True)
+    state = corrector.init(jax.random.key(0), DIM)
+    update = jax.jit(corrector.update)
+    for _ in range(200):
+      state, _ = update(state, observation(
+          some_rows(stale, 100 - age), unit(stale + age[:, None] * velocity),
+          step=100))
+    state = dataclasses.replace(state, step=jnp.int32(100))
+    same = np.repeat(stale[:1], 3, axis=0)
+    found = np.asarray(corrector.apply(state, some_rows(same, [100, 90, 60])))
+    np.testing.assert_array_equal(found[0], same[0].astype(np.float32))
+    moved = np.linalg.norm(found - same, axis=1)
+    self.assertGreater(moved[2], 1.5 * moved[1])
+    self.assertGreater(moved[1], 0.0)
+    np.testing.assert_allclose(found[2], unit(same[0] + 40 * velocity),
+                               atol=0.15)
+
+  def test_loss_is_the_drift_plus_the_weighted_divergence(self):
+    rng = np.random.default_rng(8)
+    stale, fresh = unit(rng.normal(size=(2, 20, DIM)))
+    queries = unit(rng.normal(size=(6, DIM)))
+    losses = []
+    for weight in (0.0, 0.7):
+      corrector = network(distribution_weight=weight)
+      _, metrics = corrector.update(
+          corrector.init(jax.random.key(0), DIM),
+          observation(stale, fresh, queries=queries))
+      losses.append(float(metrics['corrector_loss']))
+    drift = np.mean(np.sum(np.square(stale - fresh), axis=1))
+    p, q = (log_softmax(queries, x, 5.0) for x in (fresh, stale))
+    kl = np.mean(np.sum(np.exp(p) * (p - q), axis=1))
+    np.testing.assert_allclose(losses, [drift, drift + 0.7 * kl], rtol=1e-4)
+
+  def test_rate_rises_over_the_warm_up(self):
+    """Adam's first step has the size of the rate."""
+    rng = np.random.default_rng(9)
+    seen = observation(*unit(rng.normal(size=(2, 20, DIM))))
+    change = {}
+    for warmup in (0, 10):
+      corrector = network(warmup_steps=warmup, updates_per_step=1,
+                          learning_rate=0.01)
+      state, _ = corrector.update(corrector.init(jax.random.key(0), DIM), seen)
+      change[warmup] = np.abs(state.params['output']['bias']).max()
+    np.testing.assert_allclose(change[0], 0.01, rtol=1e-3)
+    np.testing.assert_allclose(change[10], 0.001, rtol=1e-3)
+
+  def test_average_corrects_in_place_of_the_parameters(self):
+    rng = np.random.default_rng(10)
+    seen = observation(*unit(rng.normal(size=(2, 20, DIM))))
+    corrector = network(average_decay=0.75)
+    first = corrector.init(jax.random.key(0), DIM)
+    state, _ = corrector.update(first, seen)
+    jax.tree.map(
+        lambda average, old, new: np.testing.assert_allclose(
+            average, 0.75 * old + 0.25 * new, atol=1e-6),
+        state.average, first.params, state.params)
+    rows = seen.stale
+    other = dataclasses.replace(state, average=first.params)
+    np.testing.assert_array_equal(
+        corrector.apply(other, rows), rows.embeddings)
+    self.assertFalse(np.array_equal(
+        corrector.apply(state, rows), rows.embeddings))
+
+  def test_norm_is_kept(self):
+    rng = np.random.default_rng(11)
+    stale, residual = rng.normal(size=(2, 10, DIM)).astype(np.float32)
+    found = mlp.moved(jnp.asarray(stale), jnp.asarray(residual))
+    np.testing.assert_allclose(
+        np.linalg.norm(found, axis=1), np.linalg.norm(stale, axis=1), rtol=1e-5)
+    cosine = np.sum(unit(found) * unit(stale + residual), axis=1)
+    np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
+
+
+def method(corrector, mesh, **refresh):
+  return dataclasses.replace(
+      helpers.method(helpers.gumbel(mesh), columns='all', **refresh),
+      corrector=corrector)
+
+
+class InTheStepTest(parameterized.TestCase):
+
+  def test_first_draws_are_those_of_the_stale_baseline(self):
+    mesh = sharding.make_mesh(2)
+    draws = []
+    for corrector in (correctors.Identity(), network(), linear()):
+      seen = []
+      helpers.train(
+          method(corrector, mesh), mesh, num_steps=1,
+          stale_params=helpers.params(5),
+          each=lambda state, proposal, probes, seen=seen: seen.append(
+              jax.device_get(proposal)))
+      draws.append(seen[0])
+    jax.tree.map(np.testing.assert_array_equal, *draws[:2])
+    jax.tree.map(np.testing.assert_array_equal, draws[0], draws[2])
+
+  def test_nothing_of_the_corrector_reaches_the_encoder(self):
+    """With draws that ignore the view, parameters agree bit for bit."""
+    mesh = sharding.make_mesh(1)
+    params = []
+    for corrector in (correctors.Identity(), network(learning_rate=0.1)):
+      uniform = dataclasses.replace(
+          method(corrector, mesh), sampler=helpers.samplers.Uniform(2))
+      state, history = helpers.train(
+          uniform, mesh, num_steps=4, stale_params=helpers.params(5))
+      params.append(jax.device_get(state.params))
+    self.assertGreater(history[-1]['corrector_loss'], 0.0)
+    jax.tree.map(np.testing.assert_array_equal, *params)
+
+  @parameterized.parameters('mlp', 'ridge')
+  def test_follows_the_encoder_while_it_trains(self, name):
+    mesh = sharding.make_mesh(1)
+    corrector = {'mlp': network(learning_rate=1e-2),
+                 'ridge': linear(ridge=1e-3, decay=0.9)}[name]
+    state, history = helpers.train(
+        method(corrector, mesh), mesh, num_steps=60,
+        optimizer=optax.adam(0.02))
+    last = history[-10:]
+    before, after = (np.mean([m[f'drift_{when}'] for m in last])
+                     for when in ('before', 'after'))
+    self.assertLess(after, 0.7 * before)
+    # And where nothing was observed lately: over all rows.
+    fresh = np.asarray(helpers.encode(state.params, helpers.corpus_tokens()))
+    rows = jax.tree.map(
+        lambda x: x[:helpers.NUM_TARGETS], state.table)
+    error = lambda x: np.mean(np.sum(np.square(np.asarray(x) - fresh), axis=1))
+    self.assertLess(error(corrector.apply(state.corrector, rows)),
+                    0.7 * error(rows.embeddings))
+
+  def test_anchors_are_encoded_but_not_written(self):
+    mesh = sharding.make_mesh(2)
+    corrector = network(num_anchors=5)  # becomes 6, a multiple of the devices
+    seen = []
+    state, _ = helpers.train(
+        method(corrector, mesh, fraction=0.1), mesh, num_steps=1,
+        stale_params=helpers.params(5),
+        each=lambda state, proposal, probes: seen.append(np.asarray(probes)))
+    refreshed, anchors = seen[0][:14], seen[0][14:]  # 0.1 * 128 -> 13 -> 14
+    self.assertLen(anchors, 6)
+    live = lambda rows: rows[rows < helpers.NUM_TARGETS]
+    written = np.asarray(helpers.encode(
+        helpers.params(), helpers.corpus_tokens()))
+    stale = np.asarray(helpers.table(mesh, helpers.params(5)).embeddings)
+    now = np.asarray(state.table.embeddings)
+    np.testing.assert_allclose(
+        now[live(refreshed)], written[live(refreshed)], atol=1e-6)
+    kept = live(np.setdiff1d(anchors, refreshed))
+    self.assertNotEmpty(kept)
+    np.testing.assert_array_equal(now[kept], stale[kept])
+
+  def test_a_corrector_without_memory_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "corrector.name='identity'"):
+      dataclasses.replace(
+          helpers.method(helpers.samplers.NoNegatives(), memory='none',
+                         columns='positives'), corrector=network())
+
+  def test_positives_are_learned_from(self):
+    """Without draws or probes the positives are all that is observed."""
+    mesh = sharding.make_mesh(1)
+    only_positives = methods.Method(
+        memory='corpus', corrector=network(),
+        sampler=helpers.samplers.NoNegatives(), estimator='truncated_softmax',
+        columns='positives', refresh=methods.Refresh())
+    _, history = helpers.train(
+        only_positives, mesh, num_steps=1, stale_params=helpers.params(5))
+    ids = helpers.batch(0).target_ids
+    tokens = helpers.corpus_tokens()[ids]
+    wanted = np.mean(np.sum(np.square(
+        helpers.encode(helpers.params(5), tokens)
+        - helpers.encode(helpers.params(), tokens)), axis=1))
+    np.testing.assert_allclose(
+        history[0]['corrector_loss'], wanted, rtol=1e-5)
+
+  @parameterized.parameters(True, False)
+  def test_starts_anew_after_a_refresh_if_asked_to(self, reset):
+    mesh = sharding.make_mesh(2)
+    corrector = network(reset_on_refresh=reset)
+    train_step = steps.make_train_step(
+        helpers.ENCODERS, method(corrector, mesh), optax.sgd(0.1), mesh=mesh,
+        seed=0)
+    first = train_step.init_state(helpers.params(), helpers.table(mesh))
+    start = jax.device_get(first.corrector)
+    state, _ = helpers.train(
+        method(corrector, mesh), mesh, num_steps=3,
+        stale_params=helpers.params(5))
+    refreshed = train_step.refreshed(state, helpers.table(mesh, state.params))
+    wanted = start if reset else jax.device_get(state.corrector)
+    jax.tree.map(np.testing.assert_array_equal, refreshed.corrector, wanted)
+    np.testing.assert_allclose(
+        refreshed.table.embeddings[:helpers.NUM_TARGETS],
+        helpers.encode(state.params, helpers.corpus_tokens()), atol=1e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -41,7 +41,7 @@ class MethodTest(parameterized.TestCase):
       ('ring_without_push', dict(memory='ring'), 'refresh.push=True'),
       ('log_z', dict(estimator='cache_gradient', sampler=samplers.Uniform(1)),
        "sampler.name='gumbel'"),
-      ('one_draw', dict(estimator='cache_gradient', columns='all'),
+      ('own_draws', dict(estimator='cache_gradient', columns='all'),
        "columns='own'"),
       ('log_q', dict(estimator='sampled_softmax', columns='all'),
        'log q of every column'),

@@ -50,6 +50,14 @@ class MethodTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       build(**changes)
 
+  @parameterized.parameters(False, True)
+  def test_a_shortlist_has_log_z_but_no_log_q_of_every_row(self, bucketed):
+    sampler = samplers.ShortlistGumbel(3, 8, bucketed, 64,
+                                       sharding.make_mesh(1))
+    build(sampler=sampler, estimator='cache_gradient')
+    with self.assertRaisesRegex(ValueError, 'log q of every column'):
+      build(sampler=sampler, estimator='sampled_softmax')
+
   @parameterized.parameters((dict(fraction=1.0), 'must lie in'),
                             (dict(reencode_every=-1), '0 for never'))
   def test_refuses_refresh(self, options, message):

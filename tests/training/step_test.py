@@ -155,6 +155,8 @@ def many_methods(mesh):
           samplers.Uniform(3), estimator='sampled_softmax', fraction=0.2),
       'stochastic': helpers.method(
           samplers.StochasticNegativeMining(2, 16)),
+      'shortlist': helpers.method(samplers.ShortlistGumbel(
+          2, 8, False, helpers.CHUNK_ROWS, mesh)),
       'ring': helpers.method(gumbel, memory='ring', push=True,
                              write_back=True, columns='all'),
   }
@@ -170,7 +172,8 @@ def start_table(name, mesh):
 class InvarianceTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'stochastic')
+      'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'stochastic',
+      'shortlist')
   def test_draws_and_losses_do_not_depend_on_the_device_count(self, name):
     draws, losses = {}, {}
     for devices in (1, 8):

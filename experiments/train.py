@@ -176,8 +176,8 @@ def say(text):
 def start_state(experiment, checkpoints, resumed, cost, workdir):
   """Returns (TrainStep, schedule, state, baselines) to start or go on from.
 
-  A fresh run embeds the corpus once with the initial parameters: for the
-  memory, for the measures of the untrained encoder, or for both.
+  A fresh run embeds targets with the initial parameters: as many as the memory
+  begins with, and all of them for the measures of the untrained encoder.
   """
   config = experiment.config
   train_step, schedule = experiment.make_step()
@@ -185,12 +185,13 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
     state, _ = checkpoints.restore(
         saved.abstract_state(experiment, train_step), resumed)
     return train_step, schedule, state, saved.read_baselines(workdir)
-  targets, baselines = None, {}
-  if experiment.method.memory == 'corpus':
-    say(f'Embedding {len(experiment.target_tokens):,} targets for the memory.')
+  ids, targets, baselines = experiment.first_ids(), None, {}
+  if len(ids):
+    say(f'Embedding {len(ids):,} targets for the memory.')
     with cost.phase('refresh'):
-      targets = experiment.embed_targets(experiment.params)
-    cost.reembedding(len(experiment.target_tokens))
+      targets = experiment.embed_targets(experiment.params, ids)
+    cost.reembedding(len(ids))
+  whole = targets if experiment.method.memory == 'corpus' else None
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
     with cost.phase('evaluate'):
@@ -198,7 +199,7 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
           'bm25': evaluate_bm25(experiment),
           'untrained': evaluate.evaluate_params(
               experiment, experiment.params, evaluate.splits(config),
-              targets=targets)}
+              targets=whole)}
   trec.write_text(os.path.join(workdir, 'baselines.json'),
                   json.dumps(baselines, indent=2) + '\n')
   state = train_step.init_state(

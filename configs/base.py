@@ -67,7 +67,9 @@ def get_config(variant=''):
 
   config.memory = ml_collections.ConfigDict()
   config.memory.kind = 'corpus'  # 'none', 'ring' or 'corpus'
-  config.memory.capacity = 0  # rows of a ring
+  config.memory.capacity = 0  # rows of a ring; this and the next two
+  config.memory.replacement = 'lru'  # oldest by last write; 'fifo': by arrival
+  config.memory.prefill = False  # True: filled with random targets at step 0
   config.memory.dtype = 'float32'
   config.memory.chunk_rows = 4096  # C, rows scored at a time on each device
 
@@ -91,6 +93,7 @@ def get_config(variant=''):
   config.sampler.name = 'gumbel'
   config.sampler.num_negatives = 1  # K
   config.sampler.pool_size = 4096  # of 'stochastic' only
+  config.sampler.shortlist = 64  # rows kept by 'top_k_gumbel' and 'bucketed'
 
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'

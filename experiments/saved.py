@@ -102,6 +102,6 @@ def read_baselines(workdir):
 def abstract_state(experiment, train_step):
   """Returns the TrainState of an experiment without its arrays."""
   nothing = np.broadcast_to(
-      np.float32(0), (len(experiment.target_tokens), experiment.model.dim))
+      np.float32(0), (len(experiment.first_ids()), experiment.model.dim))
   return states.abstract(train_step.init_state(
       experiment.params, experiment.make_table(nothing)))

@@ -143,35 +143,27 @@ class Cost:
     self._query_flops = flops(experiment.query_tokens)
     # Forward and backward are three passes; gradient caching adds a forward.
     self._passes = 4 if config.encoding.chunk_size else 3
-    refresh = experiment.method.refresh
-    shards = experiment.mesh.shape['data']
-    capacity = (config.memory.capacity if experiment.method.memory == 'ring'
-                else len(experiment.target_tokens))
-    self._probes = refresh.num_probes(capacity, shards)
     self._targets = config.batch_size * (
         1 + experiment.method.sampler.num_negatives)
     self._queries = config.batch_size
-    self._corpus = len(experiment.target_tokens)
 
   @property
   def phase(self):
     """The meter's `phase`."""
     return self._meter.phase
 
-  def step(self):
-    """Counts one training step."""
+  def step(self, num_probes):
+    """Counts one training step that re-encodes `num_probes` rows on top."""
     self._meter.count_step(
         targets=self._targets, queries=self._queries,
         target_flops=self._passes * self._target_flops,
         query_flops=self._passes * self._query_flops)
-    if self._probes:
-      self._meter.count_reembedding(
-          targets=self._probes, target_flops=self._target_flops)
+    self.reembedding(num_probes)
 
-  def reembedding(self):
-    """Counts one pass over the corpus."""
+  def reembedding(self, num_targets):
+    """Counts targets encoded for the memory alone."""
     self._meter.count_reembedding(
-        targets=self._corpus, target_flops=self._target_flops)
+        targets=num_targets, target_flops=self._target_flops)
 
 
 def say(text):
@@ -183,8 +175,8 @@ def say(text):
 def start_state(experiment, checkpoints, resumed, cost, workdir):
   """Returns (TrainStep, schedule, state, baselines) to start or go on from.
 
-  A fresh run embeds the corpus once with the initial parameters: for the
-  memory, for the measures of the untrained encoder, or for both.
+  A fresh run embeds targets with the initial parameters: as many as the memory
+  begins with, and all of them for the measures of the untrained encoder.
   """
   config = experiment.config
   train_step, schedule = experiment.make_step()
@@ -192,12 +184,13 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
     state, _ = checkpoints.restore(
         saved.abstract_state(experiment, train_step), resumed)
     return train_step, schedule, state, saved.read_baselines(workdir)
-  targets, baselines = None, {}
-  if experiment.method.memory == 'corpus':
-    say(f'Embedding {len(experiment.target_tokens):,} targets for the memory.')
+  ids, targets, baselines = experiment.first_ids(), None, {}
+  if len(ids):
+    say(f'Embedding {len(ids):,} targets for the memory.')
     with cost.phase('refresh'):
-      targets = experiment.embed_targets(experiment.params)
-    cost.reembedding()
+      targets = experiment.embed_targets(experiment.params, ids)
+    cost.reembedding(len(ids))
+  whole = targets if experiment.method.memory == 'corpus' else None
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
     with cost.phase('evaluate'):
@@ -205,7 +198,7 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
           'bm25': evaluate_bm25(experiment),
           'untrained': evaluate.evaluate_params(
               experiment, experiment.params, evaluate.splits(config),
-              targets=targets)}
+              targets=whole)}
   trec.write_text(os.path.join(workdir, 'baselines.json'),
                   json.dumps(baselines, indent=2) + '\n')
   state = train_step.init_state(
@@ -235,10 +228,10 @@ def make_step(experiment, train_step, cost):
   gather = experiment.make_gather()
 
   def step(state, batch):
-    cost.step()
     with cost.phase('propose') as hold:
       proposal, probe_rows, negative_ids, probe_ids = hold(
           train_step.propose(state, batch))
+    cost.step(probe_ids.shape[0])
     with cost.phase('gather') as hold:
       negatives, probes = hold((gather(negative_ids), gather(probe_ids)))
     with cost.phase('update') as hold:
@@ -254,7 +247,7 @@ def make_hooks(experiment, train_step, checkpoints, cost, schedule,
   config, method = experiment.config, experiment.method
 
   def reencode(state):
-    cost.reembedding()
+    cost.reembedding(len(experiment.target_tokens))
     table = experiment.make_table(
         experiment.embed_targets(state.params), step=int(state.step))
     return train_step.refreshed(state, table)

@@ -54,42 +54,47 @@ def full_softmax(positive, negative, mask, proposal):
 def cache_gradient(positive, negative, mask, proposal):
   """Returns a surrogate whose gradient estimates that of the full softmax loss.
 
-  With y- drawn from the softmax over the table without the positive,
+  With y- drawn from the softmax q over the table without the positive,
     grad(-log p+) = (1 - p+) * E[grad(s-) - grad(s+)],
     p+ = sigmoid(s+ - log_z)
   One draw per query replaces the expectation; the value itself is not a loss.
+  K draws y_1 .. y_K one after the other, without replacement, give K unbiased
+  estimates, since given y_1 .. y_{k-1} the next is y with probability
+  q(y) / (1 - sum_{j<k} q(y_j)); their mean replaces the expectation:
+    t_k = sum_{j<k} q(y_j) s_j + (1 - sum_{j<k} q(y_j)) s_k
 
   Args:
     positive: [B] float32, fresh logits of the true targets.
-    negative: [B, 1] float32, fresh logits of the drawn rows.
-    mask: [B, 1] bool, False where no row could be drawn; such queries give 0.
-    proposal: draw-time record; only `log_z` [B] is read, as a constant.
+    negative: [B, K] float32, fresh logits of the drawn rows, in the order
+      drawn.
+    mask: [B, K] bool, False where no row was left to draw; a query without any
+      gives 0.
+    proposal: draw-time record; only `log_z` [B] and `log_q` [B, K] are read,
+      as constants.
 
   Returns:
     (surrogate [B] float32, {'nll': -log p+ under the remembered table, 'p':
     p+}), both [B].
 
-  Raises:
-    ValueError: if more than one column comes in; use `truncated_softmax`.
-
   Source: Lindgren et al., NeurIPS 2021, and the public code of that paper
-    (its training loss and interpretable loss). Deviation: the table is
-    row-sharded and `log_z` is global; known positives are excluded from it.
+    (its training loss and interpretable loss, K = 1); Des Raj, JASA 1956 (the
+    ordered estimator, K > 1: ours). Deviation: the table is row-sharded and
+    `log_z` is global; known positives are excluded from it.
   """
   types.check_shapes({'positive': (positive, 'B'),
-                      'negative': (negative, 'B J'), 'mask': (mask, 'B J')})
-  if negative.shape[1] != 1:
-    raise ValueError(
-        f'cache_gradient takes one drawn negative per query, got '
-        f'{negative.shape[1]} columns; set sampler.num_negatives=1 and '
-        "estimator.columns='own', or estimator.name='truncated_softmax'.")
+                      'negative': (negative, 'B K'), 'mask': (mask, 'B K'),
+                      'proposal.log_q': (proposal.log_q, 'B K')})
   log_z = jax.lax.stop_gradient(proposal.log_z)
   margin = jax.lax.stop_gradient(positive) - log_z
-  live = mask[:, 0]
-  weight = jnp.where(live, jax.nn.sigmoid(-margin), 0.0)  # 1 - p+
-  difference = jnp.where(live, negative[:, 0] - positive, 0.0)
-  return weight * difference, {'nll': jax.nn.softplus(-margin),
-                               'p': jax.nn.sigmoid(margin)}
+  chance = jnp.where(mask, jnp.exp(jax.lax.stop_gradient(proposal.log_q)), 0.0)
+  left = 1.0 - (jnp.cumsum(chance, axis=1) - chance)  # when y_k was drawn
+  num_draws = negative.shape[1]
+  later = jnp.arange(num_draws - 1, -1, -1)[None]  # t_j for j > k hold q(y_k)
+  share = jnp.where(mask, (left + later * chance) / num_draws, 0.0)
+  difference = jnp.where(mask, negative - positive[:, None], 0.0)
+  # 1 - p+ times the estimate of E[s- - s+].
+  return jax.nn.sigmoid(-margin) * jnp.sum(share * difference, axis=1), {
+      'nll': jax.nn.softplus(-margin), 'p': jax.nn.sigmoid(margin)}
 
 
 def sampled_softmax(positive, negative, mask, proposal):

@@ -59,6 +59,12 @@ SAMPLERS = {
         config.sampler.num_negatives, config.memory.chunk_rows, mesh),
     'gumbel': lambda config, mesh, num_targets: samplers.Gumbel(
         config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+    'top_k_gumbel': lambda config, mesh, num_targets: samplers.ShortlistGumbel(
+        config.sampler.num_negatives, config.sampler.shortlist, False,
+        config.memory.chunk_rows, mesh),
+    'bucketed': lambda config, mesh, num_targets: samplers.ShortlistGumbel(
+        config.sampler.num_negatives, config.sampler.shortlist, True,
+        config.memory.chunk_rows, mesh),
 }
 
 
@@ -245,16 +251,16 @@ class Experiment:
   params: Any
   method: methods.Method
 
-  def embed_targets(self, params):
-    """Returns embeddings [N, D] float32 of the corpus, on the host.
+  def embed_targets(self, params, ids=None):
+    """Returns embeddings [n, D] float32 of the targets `ids`, or of all.
 
-    Shows progress on stderr, of the first process only.
+    On the host; shows progress on stderr, of the first process only.
     """
-    with progress.counter(
-        'embedding targets', total=len(self.target_tokens),
-        show=not jax.process_index()) as add:
+    total = len(self.target_tokens) if ids is None else len(ids)
+    with progress.counter('embedding targets', total=total,
+                          show=not jax.process_index()) as add:
       return self._embed(self.model.encode_targets, params, self.target_tokens,
-                         progress=add)
+                         rows=ids, progress=add)
 
   def embed_queries(self, params, rows=None):
     """Returns embeddings [n, D] float32 of the queries in `rows`, or of all."""
@@ -267,11 +273,26 @@ class Experiment:
         batch_tokens=self.config.encoding.batch_tokens,
         buckets=tuple(self.config.encoding.buckets), **options)
 
+  def first_ids(self):
+    """Returns the corpus ids [n] that the memory holds before step 0.
+
+    All of them, none, or as many random ones as a pre-filled ring takes: not
+    the first, for a corpus comes in some order (WordNet's by part of speech).
+    """
+    memory, num_targets = self.config.memory, len(self.target_tokens)
+    if self.method.memory == 'corpus':
+      return np.arange(num_targets)
+    if self.method.memory == 'none' or not memory.prefill:
+      return np.arange(0)
+    # The second number keeps this apart from other uses of the seed.
+    return np.sort(np.random.default_rng([self.config.seed, 1]).choice(
+        num_targets, memory.capacity, replace=False))
+
   def make_table(self, embeddings, step=0):
-    """Returns the memory of the method: a full one, or one yet to be filled.
+    """Returns the memory of the method, which holds `first_ids`.
 
     Args:
-      embeddings: [N, D] float32 for memory 'corpus', else unused.
+      embeddings: [n, D] float32, of the targets `first_ids`.
       step: the step whose parameters made them.
     """
     memory = self.config.memory
@@ -282,13 +303,11 @@ class Experiment:
     if self.method.memory == 'none':  # a placeholder: nothing reads or writes
       return tables.empty(1, self.model.dim, mesh=self.mesh, chunk_rows=1,
                           dtype=memory.dtype)
-    if memory.capacity < self.config.batch_size:
-      raise ValueError(
-          f'--config.memory.capacity={memory.capacity} rows must hold at least '
-          f'one batch of {self.config.batch_size} (--config.batch_size).')
-    return tables.empty(
-        memory.capacity, self.model.dim, mesh=self.mesh,
-        chunk_rows=memory.chunk_rows, dtype=memory.dtype)
+    options = dict(mesh=self.mesh, chunk_rows=memory.chunk_rows,
+                   dtype=memory.dtype, replacement=memory.replacement)
+    if not memory.prefill:
+      return tables.empty(memory.capacity, self.model.dim, **options)
+    return tables.create(embeddings, self.first_ids(), step=step, **options)
 
   def make_step(self):
     """Returns (TrainStep, optimizer schedule)."""
@@ -320,6 +339,23 @@ class Experiment:
         shard_index=jax.process_index())
 
 
+def _check_ring(config, num_targets):
+  memory = config.memory
+  if memory.capacity < config.batch_size:
+    raise ValueError(
+        f'--config.memory.capacity={memory.capacity} rows must hold at least '
+        f'one batch of {config.batch_size} (--config.batch_size).')
+  if memory.prefill and memory.capacity > num_targets:
+    raise ValueError(
+        f'--config.memory.capacity={memory.capacity} rows cannot be filled '
+        f'with {num_targets} targets; lower it, or take '
+        "--config.memory.kind=corpus, which holds them all.")
+  if memory.replacement not in tables.REPLACEMENTS:
+    raise ValueError(
+        f'--config.memory.replacement={memory.replacement!r} is not one of '
+        f'{list(tables.REPLACEMENTS)}.')
+
+
 def build(config, *, num_devices=None) -> Experiment:
   """Returns the Experiment for `config`; raises ValueError on bad options."""
   mesh = sharding.make_mesh(num_devices)
@@ -333,6 +369,8 @@ def build(config, *, num_devices=None) -> Experiment:
         'the first step is compiled, which a trace of it would show.')
   dataset = make_dataset(config)
   method = make_method(config, mesh, len(dataset.corpus_ids))
+  if method.memory == 'ring':
+    _check_ring(config, len(dataset.corpus_ids))
   tokenizer = make_tokenizer(config, dataset)
   query_tokens, target_tokens_ = make_tokens(config, dataset, tokenizer)
   model, params = make_model(config, tokenizer)

@@ -92,17 +92,17 @@ class Method:
           "memory.kind='ring' use refresh.fraction, push and write_back.")
     if self.memory == 'ring' and not self.refresh.push:
       raise ValueError(
-          "memory.kind='ring' starts empty: set refresh.push=True.")
+          "memory.kind='ring' takes in the batches' positives: set "
+          'refresh.push=True.')
     if self.estimator == 'cache_gradient':
       if not self.sampler.gives_log_z:
         raise ValueError(
             "estimator.name='cache_gradient' needs log Z over the memory; use "
-            "sampler.name='gumbel'.")
-      if draws != 1 or self.columns != 'own':
+            "sampler.name='gumbel', 'top_k_gumbel' or 'bucketed'.")
+      if self.columns != 'own':
         raise ValueError(
-            "estimator.name='cache_gradient' takes one draw per query; set "
-            'sampler.num_negatives=1 (it is '
-            f"{draws}) and estimator.columns='own' (it is {self.columns!r}).")
+            "estimator.name='cache_gradient' weighs each query's own draws; "
+            f"set estimator.columns='own' (it is {self.columns!r}).")
     if self.estimator == 'sampled_softmax' and not (
         self.sampler.gives_log_q and self.columns == 'own'):
       raise ValueError(

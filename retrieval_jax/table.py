@@ -6,16 +6,22 @@ step is touched, because a row remembers the step of its last write rather than
 its age.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax import sharding
-from retrieval_jax.types import TargetTable, check_shapes
+from retrieval_jax.types import QueueTable, TargetTable, check_shapes
+
+REPLACEMENTS = ('lru', 'fifo')
+"""Which row a new target takes: that written, or that filled, longest ago."""
 
 
 def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
-           dtype, step: int = 0, rows_are_ids: bool = False) -> TargetTable:
+           dtype, step: int = 0, rows_are_ids: bool = False,
+           replacement: str = 'lru') -> TargetTable:
   """Returns a table that holds the given targets in its first rows.
 
   Args:
@@ -27,10 +33,11 @@ def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
     dtype: float32 or bfloat16, of the remembered embeddings.
     step: step at which the embeddings were computed.
     rows_are_ids: whether row i holds corpus id i.
+    replacement: one of REPLACEMENTS, see `push`; 'fifo' makes a QueueTable.
 
   Raises:
-    ValueError: if shapes disagree, an id comes twice, or `rows_are_ids` is
-      claimed wrongly.
+    ValueError: if shapes disagree, an id comes twice, `rows_are_ids` is
+      claimed wrongly, or there is no such replacement.
   """
   ids = np.asarray(ids, np.int32)
   check_shapes({'embeddings': (embeddings, 'N D'), 'ids': (ids, 'N')})
@@ -44,6 +51,9 @@ def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
     raise ValueError(
         'rows_are_ids=True needs ids equal to 0..N-1 in order; pass '
         'rows_are_ids=False for any other assignment.')
+  if replacement not in REPLACEMENTS:
+    raise ValueError(
+        f'replacement={replacement!r} is not one of {list(REPLACEMENTS)}.')
   size = sharding.capacity(max(num_rows, 1), mesh, chunk_rows)
   where = sharding.rows(mesh)
 
@@ -57,11 +67,17 @@ def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
     return jax.make_array_from_callback(
         (size,) + array.shape[1:], where, part)
 
-  return TargetTable(
+  integers = np.dtype(np.int32)
+  fields = dict(
       embeddings=padded(embeddings, 0, jnp.dtype(dtype)),
-      ids=padded(ids, -1, np.dtype(np.int32)),
-      written=padded(np.full(num_rows, step), step, np.dtype(np.int32)),
+      ids=padded(ids, -1, integers),
+      written=padded(np.full(num_rows, step), step, integers),
       rows_are_ids=rows_are_ids)
+  if replacement == 'lru':
+    return TargetTable(**fields)
+  # One step back: these targets were there before what `step` pushes.
+  return QueueTable(**fields, inserted=padded(
+      np.full(num_rows, step - 1), step - 1, integers))
 
 
 def from_embeddings(embeddings, mesh: jax.sharding.Mesh, chunk_rows: int,
@@ -81,7 +97,7 @@ def from_embeddings(embeddings, mesh: jax.sharding.Mesh, chunk_rows: int,
 
 
 def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
-          dtype) -> TargetTable:
+          dtype, replacement: str = 'lru') -> TargetTable:
   """Returns a table without live rows, to be filled by `push`.
 
   `capacity` is rounded up to whole chunks per shard; `embeddings.shape[0]` of
@@ -89,7 +105,7 @@ def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
   """
   blank = np.broadcast_to(np.zeros((), np.float32), (capacity, dim))
   return create(blank, np.full(capacity, -1), mesh=mesh,
-                chunk_rows=chunk_rows, dtype=dtype)
+                chunk_rows=chunk_rows, dtype=dtype, replacement=replacement)
 
 
 def write(table: TargetTable, rows: jax.Array, embeddings: jax.Array,
@@ -106,22 +122,23 @@ def write(table: TargetTable, rows: jax.Array, embeddings: jax.Array,
   check_shapes({'table': (table.embeddings, 'M D'), 'rows': (rows, 'P'),
                 'embeddings': (embeddings, 'P D')})
   target = _once(rows, table.ids.shape[0])
-  return TargetTable(
-      embeddings=_scatter(table.embeddings, target, embeddings),
-      ids=table.ids,
-      written=_scatter(table.written, target, jnp.full(rows.shape, step)),
-      rows_are_ids=table.rows_are_ids)
+  return dataclasses.replace(
+      table, embeddings=_scatter(table.embeddings, target, embeddings),
+      written=_scatter(table.written, target, jnp.full(rows.shape, step)))
 
 
 def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
          step: jax.Array | int) -> TargetTable:
   """Remembers targets by id: known ids in their row, new ones in the oldest.
 
-  New ids take empty rows first, then the rows written longest ago; ties go to
-  the lowest row. A row that this call overwrites for its own id is not given
-  away. An id that comes several times counts once (the last embedding wins),
-  and -1 is ignored. In a table with `rows_are_ids` every id has its row, and
-  ids that are not in the corpus are ignored.
+  New ids take empty rows first, then the oldest: under replacement 'lru' the
+  rows written longest ago, so that what `write` refreshes stays; under 'fifo'
+  those filled longest ago, whatever was written since. Ties go to the lowest
+  row. A row that this call overwrites for its own id is not given away, and
+  under 'fifo' keeps its place in the queue. An id that comes several times
+  counts once (the last embedding wins), and -1 is ignored. In a table with
+  `rows_are_ids` every id has its row, and ids that are not in the corpus are
+  ignored.
 
   Args:
     table: any table.
@@ -133,7 +150,9 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
     ValueError: if P > M, for then some pushed target would have no row.
 
   Source: the update contract of Lindgren et al., NeurIPS 2021 (public code):
-  oldest first, ties by lowest index, items already present are not repeated.
+  oldest first by last update or by insertion (its `use_lru`), ties by lowest
+  index, items already present are not repeated. Deviation: its filter drops
+  them; here their embedding, fresh anyway, replaces the remembered one.
   """
   check_shapes({'table': (table.embeddings, 'M D'), 'ids': (ids, 'P'),
                 'embeddings': (embeddings, 'P D')})
@@ -147,8 +166,9 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
         'the memory at least as large as what is pushed in one step.')
   # Differences rather than steps, so that float32, the only dtype for which
   # top_k is fast on a CPU, holds them exactly.
-  age = jnp.where(table.ids < 0, jnp.inf,
-                  (step - table.written).astype(jnp.float32))
+  fifo = isinstance(table, QueueTable)
+  since = table.inserted if fifo else table.written
+  age = jnp.where(table.ids < 0, jnp.inf, (step - since).astype(jnp.float32))
   age = age.at[_out_of_range(known, num_rows)].set(-jnp.inf, mode='drop')
   _, oldest = jax.lax.top_k(age, num_pushed)
   unique = _once(ids, jnp.iinfo(jnp.int32).max - num_pushed)
@@ -156,11 +176,13 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
   rank = jnp.maximum(jnp.cumsum(new) - 1, 0)
   rows = jnp.where(new, oldest[rank].astype(jnp.int32), known)
   target = _once(rows, num_rows)
-  return TargetTable(
-      embeddings=_scatter(table.embeddings, target, embeddings),
+  stamp = jnp.full(ids.shape, step)
+  inserted = {} if not fifo else {'inserted': _scatter(
+      table.inserted, _once(jnp.where(new, rows, -1), num_rows), stamp)}
+  return dataclasses.replace(
+      table, embeddings=_scatter(table.embeddings, target, embeddings),
       ids=_scatter(table.ids, target, ids),
-      written=_scatter(table.written, target, jnp.full(ids.shape, step)),
-      rows_are_ids=False)
+      written=_scatter(table.written, target, stamp), **inserted)
 
 
 def rows_of(table: TargetTable, ids: jax.Array) -> jax.Array:
@@ -182,12 +204,8 @@ def take(table: TargetTable, rows: jax.Array) -> TargetTable:
 
   Where a row is -1 the slice has id -1 and the (finite) embedding of row 0.
   """
-  safe = jnp.maximum(rows, 0)
-  return TargetTable(
-      embeddings=table.embeddings[safe],
-      ids=jnp.where(rows < 0, -1, table.ids[safe]),
-      written=table.written[safe],
-      rows_are_ids=table.rows_are_ids)
+  part = jax.tree.map(lambda array: array[jnp.maximum(rows, 0)], table)
+  return dataclasses.replace(part, ids=jnp.where(rows < 0, -1, part.ids))
 
 
 def age(table: TargetTable, step: jax.Array | int) -> jax.Array:

@@ -60,6 +60,18 @@ class TargetTable:
   rows_are_ids: bool = dataclasses.field(metadata={'static': True})
 
 
+@register
+@dataclasses.dataclass(frozen=True)
+class QueueTable(TargetTable):
+  """A table whose targets leave in the order in which they came (FIFO).
+
+  Attributes:
+    inserted: [M@data] int32, step at which the row's target came in, which
+      rewriting its embedding does not change.
+  """
+  inserted: jax.Array
+
+
 class View(NamedTuple):
   """How a sampler sees the memory, without a corrected copy of the table.
 
@@ -84,8 +96,8 @@ class Proposal:
     ids: [B, K] int32, corpus ids of those rows, -1 where masked.
     logits: [B, K] float32, corrected logits at the time of the draw.
     log_q: [B, K] float32, log probability of the row under one draw.
-    log_z: [B] float32, log partition over live rows that are not excluded;
-      nan where the sampler never scored the whole table.
+    log_z: [B] float32, log partition over the rows that could be drawn; nan
+      where the sampler never scored the whole table.
     mask: [B, K] bool, False where no row could be drawn.
   """
   rows: jax.Array
@@ -162,8 +174,10 @@ class Sampler(Protocol):
   """Chooses negatives. Frozen and hashable.
 
   `num_negatives` is K. `gives_log_q` says whether `log_q` is the log
-  probability of one draw, which `sampled_softmax` needs; `gives_log_z` says
-  whether the sampler scores the whole table, which `cache_gradient` needs.
+  probability of a draw that may hit any live row, which `sampled_softmax`
+  needs; `gives_log_z` says whether the sampler scores the whole table and draws
+  from exp(logits - log_z) one row after the other, without replacement, which
+  `cache_gradient` needs.
   """
   num_negatives: int
   gives_log_q: bool

@@ -41,7 +41,7 @@ class MethodTest(parameterized.TestCase):
       ('ring_without_push', dict(memory='ring'), 'refresh.push=True'),
       ('log_z', dict(estimator='cache_gradient', sampler=samplers.Uniform(1)),
        "sampler.name='gumbel'"),
-      ('one_draw', dict(estimator='cache_gradient', columns='all'),
+      ('own_draws', dict(estimator='cache_gradient', columns='all'),
        "columns='own'"),
       ('log_q', dict(estimator='sampled_softmax', columns='all'),
        'log q of every column'),
@@ -49,6 +49,14 @@ class MethodTest(parameterized.TestCase):
   def test_refuses(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       build(**changes)
+
+  @parameterized.parameters(False, True)
+  def test_a_shortlist_has_log_z_but_no_log_q_of_every_row(self, bucketed):
+    sampler = samplers.ShortlistGumbel(3, 8, bucketed, 64,
+                                       sharding.make_mesh(1))
+    build(sampler=sampler, estimator='cache_gradient')
+    with self.assertRaisesRegex(ValueError, 'log q of every column'):
+      build(sampler=sampler, estimator='sampled_softmax')
 
   @parameterized.parameters((dict(fraction=1.0), 'must lie in'),
                             (dict(reencode_every=-1), '0 for never'))

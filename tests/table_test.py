@@ -104,12 +104,28 @@ class PushTest(parameterized.TestCase):
     np.testing.assert_array_equal(ring.ids, [10, 11, -1, -1])
     np.testing.assert_array_equal(ring.embeddings[:2, 0], [3, 4])
 
-  def test_random_pushes_equal_a_slow_reference(self):
+  @parameterized.product(replacement=('lru', 'fifo'), prefilled=(False, True))
+  def test_random_writes_and_pushes_equal_a_slow_reference(
+      self, replacement, prefilled):
     rng = np.random.default_rng(0)
     mesh = sharding.make_mesh(2)
-    ring = table.empty(8, 2, mesh, 2, 'float32')
-    ids, values, written = [-1] * 8, [0.] * 8, [0] * 8
+    ids, values = [-1] * 8, [0.] * 8
+    # Under 'fifo' what was there before step 0 leaves before what came in it.
+    written, inserted = [0] * 8, [-1] * 8
+    clock = written if replacement == 'lru' else inserted
+    ring = table.empty(8, 2, mesh, 2, 'float32', replacement)
+    if prefilled:
+      ids = list(range(20, 28))
+      ring = table.create(np.zeros((8, 2)), ids, mesh=mesh, chunk_rows=2,
+                          dtype='float32', replacement=replacement)
     for step in range(30):
+      drawn = rng.integers(-1, 8, 3)
+      drawn = np.where(np.asarray(ids)[drawn] >= 0, drawn, -1)
+      fresh = rng.normal(size=3).astype(np.float32)
+      ring = _jitted('write')(ring, _ids(*drawn), _rows(*fresh), step)
+      for row, value in zip(drawn, fresh):
+        if row >= 0:
+          values[row], written[row] = value, step
       pushed = rng.integers(-1, 14, 5)
       fresh = rng.normal(size=5).astype(np.float32)
       ring = _jitted('push')(ring, _ids(*pushed), _rows(*fresh), step)
@@ -118,14 +134,35 @@ class PushTest(parameterized.TestCase):
                if i >= 0 and i not in pushed[n + 1:]]
       taken = [ids.index(i) for i in order if i in ids]
       free = sorted((r for r in range(8) if r not in taken),
-                    key=lambda r: (ids[r] >= 0, written[r], r))
+                    key=lambda r: (ids[r] >= 0, clock[r], r))
       rows = [ids.index(i) if i in ids else None for i in order]
       for i, row in zip(order, rows):
-        row = free.pop(0) if row is None else row
+        if row is None:
+          row = free.pop(0)
+          inserted[row] = step
         ids[row], values[row], written[row] = i, last[i], step
       np.testing.assert_array_equal(ring.ids, ids)
+      np.testing.assert_array_equal(ring.written, written)
+      if replacement == 'fifo':
+        np.testing.assert_array_equal(ring.inserted, inserted)
       np.testing.assert_allclose(ring.embeddings[:, 0], values)
       self.assertEqual(len(set(ids) - {-1}), sum(i >= 0 for i in ids))
+
+  @parameterized.parameters(('lru', [10, 11, 20]), ('fifo', [20, 11, 12]))
+  def test_a_row_written_again_is_young_for_lru_alone(
+      self, replacement, expected):
+    ring = table.empty(3, 2, sharding.make_mesh(1), 1, 'float32', replacement)
+    for step, i in enumerate((10, 11, 12)):
+      ring = _jitted('push')(ring, _ids(i), _rows(1), step)
+    ring = _jitted('write')(ring, _ids(0), _rows(2), 3)  # row 0 holds id 10
+    ring = _jitted('push')(ring, _ids(11), _rows(3), 4)  # is there already
+    np.testing.assert_array_equal(ring.written, [3, 4, 2])
+    ring = _jitted('push')(ring, _ids(20), _rows(4), 5)
+    np.testing.assert_array_equal(ring.ids, expected)
+
+  def test_an_unknown_replacement_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "'lifo' is not one of"):
+      table.empty(4, 2, sharding.make_mesh(1), 1, 'float32', 'lifo')
 
   def test_corpus_table_keeps_every_id_in_its_row(self):
     before = table.from_embeddings(
@@ -164,6 +201,12 @@ class LookUpTest(absltest.TestCase):
     np.testing.assert_allclose(
         table.drift(jnp.asarray([[0., 3.], [1., 1.]]),
                     jnp.asarray([[0., 2.], [1., 1.]])), [0.25, 0.])
+
+  def test_drift_reproduces_the_published_staleness(self):
+    """Values of the tests of the negative cache's public code."""
+    np.testing.assert_allclose(
+        table.drift(jnp.asarray([[1.], [-1.]]), jnp.asarray([[2.], [-3.]])),
+        [1 / 4, 4 / 9], rtol=1e-6)
 
 
 if __name__ == '__main__':

@@ -49,12 +49,14 @@ def config(name, folder, cache, **overrides):
   """Returns configs/NAME.py:tiny on the data set in `folder`.
 
   Args:
-    name: of the config's module.
+    name: of the config's module; 'NAME:VARIANT' for another variant than tiny.
     folder: as given to `write_beir`.
     cache: folder for prepared data.
     **overrides: option -> value; '__' stands for the dot.
   """
-  made = importlib.import_module(f'configs.{name}').get_config('tiny')
+  module, _, variant = name.partition(':')
+  made = importlib.import_module(f'configs.{module}').get_config(
+      variant or 'tiny')
   made.update_from_flattened_dict({
       'data.source': 'beir', 'data.path': str(folder),
       'data.cache': str(cache), 'data.num_targets': 0,

@@ -23,7 +23,7 @@ from tests.experiments import tiny
 
 CONFIGS = sorted(
     os.path.basename(path)[:-3] for path in glob.glob('configs/*.py')
-    if not path.endswith('__init__.py'))
+    if not path.endswith('__init__.py')) + ['negative_cache:full_tiny']
 
 
 def stop_after(step):
@@ -177,6 +177,56 @@ def test_a_ring_with_cache_gradients_is_a_matter_of_options(
   assert all(np.isfinite(value) for line in lines for value in line.values())
 
 
+def test_a_prefilled_ring_starts_with_random_targets(make_config, tmp_path):
+  config = make_config('negative_cache', memory__prefill=True, num_steps=2,
+                       memory__replacement='fifo', log__every=1,
+                       evaluation__baselines=False)
+  experiment = factory.build(config, num_devices=1)
+  ids = experiment.first_ids()
+  assert len(set(ids)) == config.memory.capacity
+  assert not np.array_equal(ids, np.arange(len(ids)))
+  table = experiment.make_table(
+      experiment.embed_targets(experiment.params, ids))
+  np.testing.assert_array_equal(table.ids, ids)
+  np.testing.assert_allclose(
+      table.embeddings, experiment.embed_targets(experiment.params)[ids],
+      atol=1e-5)
+  with config.unlocked():
+    config.seed = 1
+  other = factory.build(config, num_devices=1).first_ids()
+  assert not np.array_equal(ids, other)
+  results = train.run(config, str(tmp_path), num_devices=1)
+  assert results['meter']['target_encoder_calls_reembedding'] == len(ids)
+  columns = [line['train/columns'] for line in tiny.read_metrics(str(tmp_path))
+             if 'train/columns' in line]
+  assert columns == [1, 1]  # draws from step 0 on
+
+
+def test_a_stopped_and_resumed_fifo_ring_equals_a_straight_one(
+    make_config, tmp_path):
+  options = {'memory__replacement': 'fifo', 'memory__prefill': True,
+             'evaluation__baselines': False, 'num_steps': 6}
+  config = make_config('negative_cache', **options)
+  straight, stopped = str(tmp_path / 'straight'), str(tmp_path / 'stopped')
+  results = train.run(config, straight, num_devices=1)
+  with stop_after(3):
+    assert train.run(config, stopped, num_devices=1) is None
+  resumed = train.run(config, stopped, num_devices=1)
+  state = final_state(stopped)
+  assert int(state.table.inserted.max()) == 5
+  jax.tree.map(np.testing.assert_array_equal, state, final_state(straight))
+  assert (resumed['meter']['target_encoder_calls_reembedding']
+          == results['meter']['target_encoder_calls_reembedding'] == 64)
+
+
+def test_the_meter_counts_the_rows_that_were_re_encoded(make_config, tmp_path):
+  """A tenth of the 256 rows of the padded table, not of the 120 targets."""
+  config = make_config('stale', refresh__fraction=0.1, num_steps=1,
+                       evaluation__baselines=False, log__every=1)
+  results = train.run(config, str(tmp_path), num_devices=1)
+  assert results['meter']['target_encoder_calls_reembedding'] == 120 + 26
+
+
 @pytest.mark.parametrize('name, overrides, message', [
     ('stale', {'data.path': ''}, 'needs --config.data.path=DIR'),
     ('stale', {'data.path': '/nowhere'}, '/nowhere'),
@@ -191,6 +241,12 @@ def test_a_ring_with_cache_gradients_is_a_matter_of_options(
     ('stale', {'memory.kind': 'ring', 'refresh.push': 'true',
                'memory.capacity': '8'},
      r'memory.capacity=8 rows must hold .* 16 \(--config.batch_size\)'),
+    ('negative_cache', {'memory.replacement': 'lifo'},
+     r"memory.replacement='lifo' is not one of \['lru', 'fifo'\]"),
+    ('negative_cache', {'memory.prefill': 'true', 'memory.capacity': '121'},
+     'memory.capacity=121 rows cannot be filled with 120 targets'),
+    ('negative_cache', {'sampler.name': 'bucketed', 'sampler.shortlist': '0'},
+     'sampler.shortlist=0 is smaller than'),
     ('in_batch', {'sampler.name': 'uniform', 'sampler.num_negatives': '1'},
      "memory.kind='none' remembers nothing"),
     ('stale', {'model.pooling': 'max'}, 'pooling'),

@@ -6,7 +6,9 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import estimators
 from retrieval_jax import samplers
+from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
@@ -24,6 +26,10 @@ def every_sampler(mesh):
           helpers.NUM_TARGETS, mesh, helpers.CHUNK_ROWS) // B),
       'top_k': samplers.TopK(3, helpers.CHUNK_ROWS, mesh),
       'gumbel': samplers.Gumbel(3, helpers.CHUNK_ROWS, mesh),
+      'top_k_gumbel': samplers.ShortlistGumbel(
+          3, 8, False, helpers.CHUNK_ROWS, mesh),
+      'bucketed': samplers.ShortlistGumbel(
+          3, 8, True, helpers.CHUNK_ROWS, mesh),
   }
 
 
@@ -44,7 +50,8 @@ def propose(sampler, mesh, table=None, key=0):
 class ContractTest(parameterized.TestCase):
 
   @parameterized.product(
-      name=('none', 'uniform', 'stochastic', 'exhaustive', 'top_k', 'gumbel'),
+      name=('none', 'uniform', 'stochastic', 'exhaustive', 'top_k', 'gumbel',
+            'top_k_gumbel', 'bucketed'),
       devices=(1, 4))
   def test_every_proposal_is_consistent(self, name, devices):
     mesh = sharding.make_mesh(devices)
@@ -60,6 +67,10 @@ class ContractTest(parameterized.TestCase):
     self.assertEqual(proposal.log_z.shape, (B,))
     self.assertEqual(bool(np.isfinite(proposal.log_z).all()),
                      sampler.gives_log_z)
+    if sampler.gives_log_z:
+      np.testing.assert_allclose(
+          proposal.log_q, np.where(proposal.mask, proposal.logits
+                                   - proposal.log_z[:, None], 0), rtol=1e-6)
     self.assertFalse(np.isnan(proposal.log_q).any())
     mask = np.asarray(proposal.mask)
     np.testing.assert_array_equal(mask, np.asarray(proposal.rows) >= 0)
@@ -76,7 +87,8 @@ class ContractTest(parameterized.TestCase):
     np.testing.assert_allclose(
         np.asarray(proposal.logits)[mask], wanted[mask], atol=1e-5)
 
-  @parameterized.parameters('uniform', 'stochastic', 'top_k', 'gumbel')
+  @parameterized.parameters('uniform', 'stochastic', 'top_k', 'gumbel',
+                            'top_k_gumbel', 'bucketed')
   def test_an_empty_memory_gives_nothing(self, name):
     mesh = sharding.make_mesh(1)
     empty = tables.empty(helpers.CHUNK_ROWS, helpers.DIM, mesh=mesh,
@@ -84,6 +96,94 @@ class ContractTest(parameterized.TestCase):
     proposal = propose(every_sampler(mesh)[name], mesh, empty)
     self.assertFalse(bool(proposal.mask.any()))
     np.testing.assert_array_equal(proposal.rows, -1)
+
+
+class ShortlistTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2)
+  def test_reproduces_the_published_bucketed_loss(self, devices):
+    """Golden values of the negative cache's public code, its top_k = 2.
+
+    Of {1, -1, 3, 2} the buckets {1, -1} and {3, 2} keep {1, 3} for a positive
+    query and {-1, 2} for a negative one, whose two best are -1 and 1.
+    """
+    mesh = sharding.make_mesh(devices)
+    half = 32 * devices  # rows of a bucket
+    values, ids = np.zeros((2 * half, 1)), np.full(2 * half, -1)
+    rows = [0, 1, half, half + 1]
+    values[rows, 0], ids[rows] = [1, -1, 3, 2], range(4)
+    table = tables.create(
+        values, ids, mesh=mesh, chunk_rows=64, dtype='float32')
+    queries = jnp.array([[-1.0], [1.0]])
+    proposal = samplers.ShortlistGumbel(2, 2, True, 64, mesh).propose(
+        jax.random.key(0), queries, jnp.full((2, 1), -1, jnp.int32),
+        types.View(table, lambda rows: rows.embeddings, jnp.float32(1.0)))
+    np.testing.assert_array_equal(
+        np.sort(proposal.rows, axis=1), [[1, half + 1], [0, half]])
+    _, info = estimators.cache_gradient(
+        2 * queries[:, 0], proposal.logits, proposal.mask, proposal)
+    np.testing.assert_allclose(
+        info['nll'], [3.0949229, 1.407605964], rtol=1e-6)
+
+  @parameterized.product(devices=(1, 2, 4, 8), num_buckets=(8, 32))
+  def test_each_bucket_gives_its_best_row(self, devices, num_buckets):
+    rng = np.random.default_rng(0)
+    mesh = sharding.make_mesh(devices)
+    embeddings = rng.normal(size=(512, 4)).astype(np.float32)
+    queries = rng.normal(size=(3, 4)).astype(np.float32)
+    ids = np.where(np.arange(512) % 5, np.arange(512), -1)
+    ids[64:128] = -1  # a whole bucket, or four
+    logits = 2.0 * queries @ embeddings.T
+    logits[:, ids < 0] = -np.inf
+    exclude = np.argmax(logits, axis=1)[:, None].astype(np.int32)
+    logits[np.arange(3), exclude[:, 0]] = -np.inf
+    table = tables.create(
+        embeddings, ids, mesh=mesh, chunk_rows=64, dtype='float32')
+    found, rows = jax.jit(lambda: scoring.bucket_maxima(
+        queries, types.View(table, lambda rows: rows.embeddings,
+                            jnp.float32(2.0)), num_buckets,
+        mesh=mesh, chunk_rows=64, exclude_rows=jnp.asarray(exclude)))()
+    buckets = logits.reshape(3, num_buckets, -1)
+    np.testing.assert_allclose(found, buckets.max(axis=2), rtol=1e-5)
+    best = buckets.argmax(axis=2) + np.arange(num_buckets) * buckets.shape[2]
+    np.testing.assert_array_equal(
+        rows, np.where(np.isinf(buckets.max(axis=2)), -1, best))
+
+  @parameterized.parameters((4, 6), (1, 48))
+  def test_buckets_that_do_not_divide_the_shards_are_refused(
+      self, devices, num_buckets):
+    mesh = sharding.make_mesh(devices)
+    sampler = samplers.ShortlistGumbel(1, num_buckets, True, 64, mesh)
+    with self.assertRaisesRegex(
+        ValueError, f'{num_buckets} buckets over {64 * devices} rows .*=64'):
+      propose(sampler, mesh)
+
+  def test_fewer_rows_than_draws_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'shortlist=2 is smaller than'):
+      samplers.ShortlistGumbel(3, 2, False, 64, sharding.make_mesh(1))
+
+  def test_draws_follow_the_softmax_over_the_best_rows(self):
+    """Chi-square of the ordered pairs of 8,192 draws from three of 56 rows."""
+    mesh = sharding.make_mesh(1)
+    logits = np.linspace(-3, 0, helpers.NUM_TARGETS)
+    best = np.array([7, 20, 33])
+    logits[best] = [1.0, 2.0, 1.5]
+    table = tables.from_embeddings(
+        logits[:, None], mesh=mesh, chunk_rows=64, dtype='float32')
+    proposal = samplers.ShortlistGumbel(2, 3, False, 64, mesh).propose(
+        jax.random.key(0), jnp.ones((8192, 1)),
+        jnp.full((8192, 1), -1, jnp.int32),
+        types.View(table, lambda rows: rows.embeddings, jnp.float32(1.0)))
+    log_z = np.logaddexp.reduce(logits[best])
+    np.testing.assert_allclose(proposal.log_z, log_z, rtol=1e-6)
+    p = np.exp(logits[best] - log_z)
+    expected = 8192 * p[:, None] * p[None] / (1 - p[:, None])
+    counts = np.zeros((3, 3))
+    np.add.at(counts, tuple(np.searchsorted(best, proposal.rows).T), 1)
+    self.assertTrue(np.isin(proposal.rows, best).all())
+    cells = ~np.eye(3, dtype=bool)
+    chi = ((counts - expected)[cells]**2 / expected[cells]).sum()
+    self.assertLess(chi, 20.5)  # 5 degrees of freedom, 99.9%
 
 
 class DrawTest(absltest.TestCase):

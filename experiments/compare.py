@@ -1,224 +1,182 @@
-r"""Compares finished runs: a table (Markdown, CSV) and a plot (PNG).
+r"""Compares finished runs: tables (Markdown, CSV) and figures (PNG).
 
-  python -m experiments.compare --workdirs=runs/in_batch,runs/stale \
-      --out=runs/comparison --split=test --measure=RR@10
+  python -m experiments.compare --sweep=runs/methods --out=runs/comparison \
+      --split=test --reference=oracle --pairs=stale:in_batch \
+      --curves=diagnostics/kl,diagnostics/tv
 
-Reads results.json, metrics.jsonl and config.json of every workdir and writes
-comparison.md, comparison.csv and comparison.png. The plot shows quality against
-what the papers are about, calls of the target encoder, and against seconds.
-Runs whose configs differ in nothing but the seed are shown as their mean, with
-a band from the worst to the best of them.
+Takes every finished run of the sweeps' folders and of --workdirs, reads its
+results.json, metrics.jsonl and config.json, and writes
+
+  comparison.md   quality and cost of each method, and differences of methods
+  comparison.csv  the first of these tables in full precision
+  runs.csv        every single run
+  comparison.png  quality against target-encoder calls, FLOPs and seconds
+  curves.png      the scalars named by --curves over training steps
+
+Runs whose configs differ in nothing but the seed are one method, named after
+the first of them without number and seed: 003_stale-seed0 is 'stale'. Shown are
+mean, sample standard deviation, least and greatest over seeds.
 """
 
+import collections
 import csv
 import dataclasses
 import io
 import json
+import math
 import os
-import re
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app
 from absl import flags
 
+from experiments import finished
+from experiments import plots
 from retrieval_jax.evaluation import measures
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
 
-_CALLS = ('meter/target_encoder_calls',)
-_CALL_PARTS = ('meter/target_encoder_calls_in_step',
-               'meter/target_encoder_calls_reembedding')
-# Okabe and Ito's palette without its yellow (too pale on white): apart for
-# every common colour blindness. Markers differ too, for print in grey.
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00',
-            '#000000')
-_MARKERS = 'osD^vPX*'
+_COSTS = {
+    'target calls, step': '{:,.0f}', 're-embedded targets': '{:,.0f}',
+    'encoder TFLOP': '{:,.1f}', 'training seconds': '{:,.0f}',
+    'total seconds': '{:,.0f}', 'table MiB': '{:,.0f}'}
+_SPREAD = ('sd', 'min', 'max')
+# Student's t: 97.5 % quantiles for 1, 2, ... 9 degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-  """One evaluation during a run: where it stood and how good it was."""
-  step: int
-  seconds: float | None
-  calls: float | None
-  quality: float
+class Difference:
+  """How much better one method is than another, in points (hundredths).
 
-
-@dataclasses.dataclass(frozen=True)
-class FinishedRun:
-  """What one workdir holds.
+  With as few seeds as are usual, look at all three answers: the interval
+  assumes normal differences and is wide (for 3 seeds 2.5 standard deviations to
+  either side), the spreads assume nothing and promise no level.
 
   Attributes:
-    name: short and unlike every other run's.
-    results: the content of results.json.
-    config: the resolved config, {} if the run left none.
-    curve: evaluations during training, by step.
+    method: the first method.
+    against: the second.
+    points: mean of the first less mean of the second.
+    paired: whether both have the same seeds. Then differences are taken seed
+      by seed, which removes what a seed does to both alike.
+    error: standard error of `points`: s / sqrt(n) of the differences if
+      paired, else sqrt(s1^2 / n1 + s2^2 / n2). None if a method has one seed.
+    interval: 95 % t interval. Degrees of freedom are n - 1, unpaired those of
+      the method with fewer seeds, and at most 9: too wide rather than too
+      narrow.
+    exceeds_spread: whether |points| is greater than max - min over the seeds
+      of the first and greater than that of the second. None as above.
   """
-  name: str
-  results: Mapping[str, Any]
-  config: Mapping[str, Any]
-  curve: tuple[Point, ...]
+  method: str
+  against: str
+  points: float
+  paired: bool
+  error: float | None = None
+  interval: tuple[float, float] | None = None
+  exceeds_spread: bool | None = None
 
 
-def read_run(workdir: str, name: str, split: str, measure: str) -> FinishedRun:
-  """Returns the run of one workdir.
+def difference(groups: plots.Groups, method: str, against: str, split: str,
+               measure: str) -> Difference:
+  """Returns the judgement of two methods.
 
   Raises:
-    FileNotFoundError: if the run has not finished.
-    ValueError: if the split was not evaluated, or a file is not JSON.
+    ValueError: if there is no such method, naming those there are.
   """
-  results = report.read_results(workdir)
-  evaluated = results.get('measures', {})
-  if measure not in evaluated.get(split, {}):
-    known = ', '.join(
-        f'{s}: {" ".join(values)}' for s, values in evaluated.items())
-    raise ValueError(
-        f'{workdir}: expected {measure} of split {split!r} in results.json, '
-        f'which has {known or "no measures"}; change --split or --measure.')
-  config = results.get('config') or {}
-  config_path = os.path.join(workdir, 'config.json')
-  if os.path.exists(config_path):
-    with open(config_path, encoding='utf-8') as f:
-      try:
-        config = json.load(f)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-            f'{config_path}:{error.lineno}: expected JSON ({error.msg}).'
-        ) from error
-  return FinishedRun(
-      name, results, config, read_curve(workdir, f'{split}/{measure}', results,
-                                        split, measure))
+  for name in (method, against):
+    if name not in groups:
+      raise ValueError(
+          f'Expected --reference and --pairs to name methods, got {name!r}; '
+          f'there is {", ".join(groups)}.')
+  values = [[100 * run.measure(split, measure) for run in groups[name]]
+            for name in (method, against)]
+  seeds = [[run.results.get('seed') for run in groups[name]]
+           for name in (method, against)]
+  points = statistics.fmean(values[0]) - statistics.fmean(values[1])
+  paired = None not in seeds[0] and set(seeds[0]) == set(seeds[1])
+  fewest = min(map(len, values))
+  if fewest < 2:
+    return Difference(method, against, points, paired)
+  if paired:
+    first, second = (dict(zip(s, v)) for s, v in zip(seeds, values))
+    error = statistics.stdev(
+        first[seed] - second[seed] for seed in first) / math.sqrt(fewest)
+  else:
+    error = math.sqrt(sum(statistics.variance(v) / len(v) for v in values))
+  margin = _T[min(fewest - 1, len(_T)) - 1] * error
+  return Difference(
+      method, against, points, paired, error,
+      (points - margin, points + margin),
+      abs(points) > max(max(v) - min(v) for v in values))
 
 
-def read_curve(workdir: str, tag: str, results: Mapping[str, Any], split: str,
-               measure: str) -> tuple[Point, ...]:
-  """Returns the evaluations that metrics.jsonl logged under `tag`, by step.
+def choose(groups: plots.Groups, split: str, measure: str
+           ) -> tuple[dict[str, list[finished.FinishedRun]], list[str]]:
+  """Keeps the best setting of every method.
 
-  Counts that are logged less often keep their last value. A run that logged
-  none gets one point, its end.
+  Settings of one method have the same 'method' in results.json and differ
+  elsewhere, for instance in the learning rate.
+
+  Returns:
+    The groups that are kept, and a sentence for each method that had a choice.
   """
-  points, seconds, calls = {}, None, None
-  path = os.path.join(workdir, 'metrics.jsonl')
-  if os.path.exists(path):
-    with open(path, encoding='utf-8') as f:
-      for number, line in enumerate(f, 1):
-        if not line.strip():
-          continue
-        try:
-          logged = json.loads(line)
-        except json.JSONDecodeError as error:
-          raise ValueError(
-              f'{path}:{number}: expected one JSON object per line '
-              f'({error.msg}); remove that line.') from error
-        seconds = logged.get('seconds', seconds)
-        calls = _calls(logged, calls)
-        if logged.get(tag) is not None:
-          points[logged['step']] = Point(
-              logged['step'], seconds, calls, logged[tag])
-  if not points:
-    meter = results.get('meter', {})
-    points[0] = Point(
-        results.get('steps', 0), meter.get('seconds', {}).get('total'),
-        _total_calls(meter), results['measures'][split][measure])
-  return tuple(points[step] for step in sorted(points))
+  settings = collections.defaultdict(dict)
+  for name, members in groups.items():
+    settings[members[0].results.get('method', name)][name] = statistics.fmean(
+        run.measure(split, measure) for run in members)
+  kept, sentences = {}, []
+  for quality in settings.values():
+    best = max(quality, key=quality.get)
+    kept[best] = groups[best]
+    if len(quality) > 1:
+      others = ', '.join(f'{name} ({value:.4f})'
+                         for name, value in quality.items() if name != best)
+      sentences.append(f'Chosen by {measure} on {split}: {best} '
+                       f'({quality[best]:.4f}) over {others}.')
+  return kept, sentences
 
 
-def _calls(logged: Mapping[str, float], before: float | None) -> float | None:
-  """Returns the target-encoder calls that a log line states, or `before`."""
-  for name in _CALLS:
-    if name in logged:
-      return logged[name]
-  parts = [logged[name] for name in _CALL_PARTS if name in logged]
-  return sum(parts) if parts else before
+def run_row(run: finished.FinishedRun, split: str,
+            names: Sequence[str]) -> dict[str, Any]:
+  """Returns measures and cost of one run; what is not known is None."""
+  meter, values = run.results.get('meter', {}), run.results['measures'][split]
+  flops, table = finished.total_flops(meter), meter.get('table_bytes')
+  return {name: values.get(name) for name in names} | dict(zip(_COSTS, (
+      meter.get('target_encoder_calls_in_step'),
+      meter.get('target_encoder_calls_reembedding'),
+      None if flops is None else flops / 1e12,
+      finished.training_seconds(meter), meter.get('seconds', {}).get('total'),
+      None if table is None else table / 2**20), strict=True))
 
 
-def _total_calls(meter: Mapping[str, Any]) -> float | None:
-  parts = [meter.get(name) for name in ('target_encoder_calls_in_step',
-                                        'target_encoder_calls_reembedding')]
-  parts = [part for part in parts if part is not None]
-  return sum(parts) if parts else None
+def method_row(members: Sequence[finished.FinishedRun], split: str,
+               names: Sequence[str]) -> dict[str, Any]:
+  """Returns means over seeds, and their spread in columns such as 'R@1 sd'."""
+  rows = [run_row(run, split, names) for run in members]
+  found = {'seeds': len(rows)}
+  for column in rows[0]:
+    values = [row[column] for row in rows]
+    if None in values:
+      values = []
+    found[column] = statistics.fmean(values) if values else None
+    several = len(values) > 1
+    found |= {
+        f'{column} sd': statistics.stdev(values) if several else None,
+        f'{column} min': min(values) if several else None,
+        f'{column} max': max(values) if several else None}
+  return found
 
 
-def names_of(workdirs: Sequence[str]) -> list[str]:
-  """Returns the shortest path endings that tell the workdirs apart."""
-  parts = [os.path.normpath(os.path.abspath(w)).split(os.sep)
-           for w in workdirs]
-  if len({tuple(p) for p in parts}) != len(parts):
-    raise ValueError(
-        f'Expected every workdir once, got {", ".join(workdirs)}.')
-  depth = 1
-  while len({tuple(p[-depth:]) for p in parts}) != len(parts):
-    depth += 1
-  return ['/'.join(p[-depth:]) for p in parts]
-
-
-def _without_seed(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {name: _without_seed(item) for name, item in value.items()
-            if name not in ('seed', 'workdir')}
-  return value
-
-
-def group_seeds(finished: Sequence[FinishedRun]
-                ) -> dict[str, list[FinishedRun]]:
-  """Returns runs by name; those that differ in the seed alone share one."""
-  alike = {}
-  for run in finished:
-    key = (json.dumps(_without_seed(run.config), sort_keys=True)
-           if run.config else run.name)
-    alike.setdefault((run.results.get('method'), key), []).append(run)
-  groups = {}
-  for members in alike.values():
-    name = members[0].name
-    if len(members) > 1:
-      # 'stale_seed3', '002_stale,seed=3' -> 'stale', '002_stale'
-      name = re.sub(r'[-_,.]?(seed|s)[-_=]?\d+$', '', name) or name
-    while name in groups:
-      name += "'"
-    groups[name] = members
-  return groups
-
-
-def _row(run: FinishedRun, split: str) -> dict[str, Any]:
-  meter = run.results.get('meter', {})
-  values = run.results['measures'][split]
-  return {
-      'run': run.name, 'seed': run.results.get('seed'),
-      'steps': run.results.get('steps'),
-      **{name: values.get(name) for name in _measures((run,), split)},
-      'target calls, step': meter.get('target_encoder_calls_in_step'),
-      'target calls, re-embedding':
-          meter.get('target_encoder_calls_reembedding'),
-      'target calls': _total_calls(meter),
-      'encoder TFLOP': _tera(meter),
-      'seconds': meter.get('seconds', {}).get('total'),
-      'table MiB': (meter['table_bytes'] / 2**20
-                    if meter.get('table_bytes') is not None else None)}
-
-
-def _tera(meter: Mapping[str, Any]) -> float | None:
-  parts = [meter.get(name) for name in ('flops_in_step', 'flops_reembedding')]
-  parts = [part for part in parts if part is not None]
-  return sum(parts) / 1e12 if parts else None
-
-
-def _measures(finished: Sequence[FinishedRun], split: str) -> list[str]:
-  """Returns the names any run has, the usual ones first."""
-  seen = {name for run in finished for name in run.results['measures'][split]}
-  return [name for name in measures.MEASURES if name in seen] + sorted(
-      seen - set(measures.MEASURES))
-
-
-def _baselines(finished: Sequence[FinishedRun], split: str
-               ) -> dict[str, Mapping[str, float]]:
+def baselines(loaded: Sequence[finished.FinishedRun], split: str
+              ) -> dict[str, Mapping[str, float]]:
   """Returns BM25 and untrained measures; one entry per distinct outcome."""
   found = {}
   for label, field in (('BM25', 'bm25'), ('untrained', 'untrained')):
     outcomes = {}
-    for run in finished:
+    for run in loaded:
       values = (run.results.get(field) or {}).get(split)
       if values:
         key = json.dumps(values, sort_keys=True)
@@ -228,40 +186,36 @@ def _baselines(finished: Sequence[FinishedRun], split: str
   return found
 
 
-def tabulate(groups: Mapping[str, Sequence[FinishedRun]], split: str
+def tabulate(groups: plots.Groups, split: str, measure: str
              ) -> list[dict[str, Any]]:
-  """Returns the rows of the table; missing values are None.
-
-  Baselines come first, then every run, then the mean of each group of seeds
-  with '±' columns holding the standard deviation over seeds.
-  """
-  finished = [run for members in groups.values() for run in members]
-  names = _measures(finished, split)
-  rows = [{'run': label} | {name: values.get(name) for name in names}
-          for label, values in _baselines(finished, split).items()]
-  rows += [_row(run, split) for run in finished]
-  for label, members in groups.items():
-    if len(members) > 1:
-      rows.append(_mean_row(label, [_row(run, split) for run in members],
-                            names))
-  columns = ['run', 'seed', 'steps', *names, *(f'{n} ±' for n in names)]
-  columns += [c for row in rows for c in row if c not in columns]
-  columns = list(dict.fromkeys(columns))
-  used = [c for c in columns if any(row.get(c) is not None for row in rows)]
-  return [{c: row.get(c) for c in used} for row in rows]
+  """Returns the rows of the table: baselines, then methods."""
+  names = list(dict.fromkeys([*report.LABELS, measure]))
+  runs = [run for members in groups.values() for run in members]
+  rows = [{'method': label} | {name: values.get(name) for name in names}
+          for label, values in baselines(runs, split).items()]
+  rows += [{'method': name} | method_row(members, split, names)
+           for name, members in groups.items()]
+  return _aligned(rows)
 
 
-def _mean_row(label: str, rows: Sequence[Mapping[str, Any]],
-              names: Sequence[str]) -> dict[str, Any]:
-  mean = {'run': f'{label}, mean of {len(rows)} seeds'}
-  for column in rows[0]:
-    values = [row[column] for row in rows]
-    if column in ('run', 'seed') or None in values:
-      continue
-    mean[column] = statistics.fmean(values)
-    if column in names:
-      mean[f'{column} ±'] = statistics.stdev(values)
-  return mean
+def tabulate_runs(groups: plots.Groups, split: str) -> list[dict[str, Any]]:
+  """Returns a row for every single run, with all its measures."""
+  seen = {name for members in groups.values() for run in members
+          for name in run.results['measures'][split]}
+  names = [name for name in measures.MEASURES if name in seen] + sorted(
+      seen - set(measures.MEASURES))
+  return _aligned([
+      {'run': run.name, 'method': method, 'seed': run.results.get('seed'),
+       'steps': run.results.get('steps')} | run_row(run, split, names)
+      for method, members in groups.items() for run in members])
+
+
+def _aligned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Returns rows with the same columns, none of which is empty."""
+  longest = max(rows, key=len)
+  used = [column for column in longest
+          if any(row.get(column) is not None for row in rows)]
+  return [{column: row.get(column) for column in used} for row in rows]
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -274,167 +228,104 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns the table rounded for reading; '±' joins the column before it."""
-  columns = [c for c in rows[0] if not c.endswith(' ±')]
-  lines = ['| ' + ' | '.join(columns) + ' |',
-           '| --- |' + ' ---: |' * (len(columns) - 1)]
-  for row in rows:
-    cells = []
-    for column in columns:
-      text = _cell(column, row[column])
-      if row.get(f'{column} ±') is not None:
-        text += f' ± {row[f"{column} ±"]:.4f}'
-      cells.append(text)
-    lines.append('| ' + ' | '.join(cells) + ' |')
-  return '\n'.join(lines) + '\n'
+  """Returns the table of methods, rounded for reading."""
+  columns = [c for c in rows[0] if c.rpartition(' ')[2] not in _SPREAD]
+  return _markdown([report.LABELS.get(c, c) for c in columns],
+                   [[_cell(row, column) for column in columns] for row in rows])
 
 
-def _cell(column: str, value: Any) -> str:
-  if value is None:
-    return ''
-  if column == 'run':
-    return str(value).replace('|', '\\|')
-  if '@' in column:
-    return f'{value:.4f}'
-  if column in ('encoder TFLOP', 'table MiB', 'seconds'):
-    return f'{value:,.1f}'
-  return f'{value:,.0f}' if column != 'seed' else str(value)
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
+  return ''.join('| ' + ' | '.join(
+      cell.replace('|', '\\|') for cell in line) + ' |\n' for line in lines)
 
 
-def _mean_curve(members: Sequence[FinishedRun], axis: str
-                ) -> list[tuple[float, float, float, float]]:
-  """Returns (x, mean, worst, best) at the steps that all members logged."""
-  by_step = [{p.step: p for p in run.curve if getattr(p, axis) is not None}
-             for run in members]
-  curve = []
-  for step in sorted(set.intersection(*(set(points) for points in by_step))):
-    points = [points[step] for points in by_step]
-    quality = [p.quality for p in points]
-    curve.append((statistics.fmean(getattr(p, axis) for p in points),
-                  statistics.fmean(quality), min(quality), max(quality)))
-  return curve
+def _cell(row: Mapping[str, Any], column: str) -> str:
+  """Returns 'mean ± sd (min..max)', or 'mean' where all seeds agree."""
+  value = row[column]
+  if value is None or column in ('method', 'seeds'):
+    return '' if value is None else str(value)
+  shown = _COSTS.get(column, '{:.4f}').format
+  sd, least, greatest = (row.get(f'{column} {name}') for name in _SPREAD)
+  if least is None or shown(least) == shown(greatest):
+    return shown(value)
+  return f'{shown(value)} ± {shown(sd)} ({shown(least)}..{shown(greatest)})'
 
 
-def _time_unit(finished: Sequence[FinishedRun]) -> tuple[str, int]:
-  """Returns the unit that gives the longest run a readable number."""
-  longest = max((p.seconds or 0 for run in finished for p in run.curve),
-                default=0)
-  for unit, seconds in (('h', 3600), ('min', 60)):
-    if longest >= 3 * seconds:
-      return unit, seconds
-  return 's', 1
-
-
-def _is_log(groups: Iterable[Sequence[FinishedRun]], axis: str) -> bool:
-  """Returns whether some run costs more than five times another."""
-  ends = [curve[-1][0] for curve in (
-      _mean_curve(members, axis) for members in groups) if curve]
-  ends = [end for end in ends if end > 0]
-  return bool(ends) and max(ends) > 5 * min(ends)
-
-
-def plot(path: str, groups: Mapping[str, Sequence[FinishedRun]], split: str,
-         measure: str) -> None:
-  """Draws quality against target-encoder calls and against seconds."""
-  import matplotlib
-  matplotlib.use('Agg')  # no display is needed to write a file
-  from matplotlib import pyplot
-  from matplotlib import ticker
-
-  style = {'font.size': 9, 'axes.spines.top': False, 'axes.grid': True,
-           'axes.spines.right': False, 'grid.alpha': 0.3, 'grid.linewidth': 0.6,
-           'savefig.dpi': 200, 'axes.axisbelow': True}
-  finished = [run for members in groups.values() for run in members]
-  baselines = {
-      label: values[measure]
-      for label, values in _baselines(finished, split).items()
-      if values.get(measure) is not None}
-  with pyplot.rc_context(style):
-    figure, panels = pyplot.subplots(
-        1, 2, figsize=(7.2, 3.1), sharey=True, layout='constrained')
-    unit, seconds_per_unit = _time_unit(finished)
-    for axes, axis, label, divisor in (
-        (panels[0], 'calls', 'target-encoder calls (texts)', 1),
-        (panels[1], 'seconds', f'time ({unit})', seconds_per_unit)):
-      log = _is_log(groups.values(), axis)
-      for number, (name, members) in enumerate(groups.items()):
-        curve = _mean_curve(members, axis)
-        if log:
-          # A log axis has no place for 0; 'untrained' shows the same number.
-          curve = [point for point in curve if point[0] > 0]
-        if not curve:
-          continue
-        x, mean, worst, best = zip(*curve)
-        x = [value / divisor for value in x]
-        colour = _COLOURS[number % len(_COLOURS)]
-        axes.plot(
-            x, mean, color=colour, linewidth=1.4, markersize=3.8,
-            marker=_MARKERS[number % len(_MARKERS)], markeredgewidth=0,
-            linestyle=('-', '--', ':')[number // len(_COLOURS) % 3],
-            label=name if len(members) == 1
-            else f'{name} ({len(members)} seeds)')
-        if len(members) > 1:
-          axes.fill_between(x, worst, best, color=colour, alpha=0.18,
-                            linewidth=0)
-      for number, (name, value) in enumerate(baselines.items()):
-        axes.axhline(value, color='0.35', linewidth=1, label=name,
-                     linestyle=((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1, 1, 1))
-                                )[number % 3])
-      axes.set_xlabel(label)
-      if log:
-        axes.set_xscale('log')
-        if axis == 'seconds':  # few decades: 0.5, 1, 2, 5 read better
-          axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-          axes.xaxis.set_major_formatter('{x:g}')
-          axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-      else:
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
-        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-        axes.set_xlim(left=0)
-    shown = measure.replace('RR@', 'MRR@') if measure.startswith('RR@') else (
-        measure)
-    panels[0].set_ylabel(f'{shown} on {split}')
-    handles, labels = [], []
-    for axes in panels:  # a run may have points in one of the panels only
-      for handle, name in zip(*axes.get_legend_handles_labels()):
-        if name not in labels:
-          handles.append(handle)
-          labels.append(name)
-    longest = max(map(len, labels), default=0)
-    columns = max(1, min(4, len(labels), 110 // (longest + 8)))
-    figure.legend(handles, labels, loc='outside lower center', frameon=False,
-                  ncols=columns)
-    # The legend takes its place below the panels, not from them.
-    figure.set_figheight(2.75 + 0.19 * -(-len(labels) // columns))
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = path + '.partial.png'
-    try:
-      figure.savefig(temporary)
-      os.replace(temporary, path)
-    finally:
-      pyplot.close(figure)
-      if os.path.exists(temporary):
-        os.remove(temporary)
+def differences_markdown(found: Sequence[Difference]) -> str:
+  """Returns the second table."""
+  yes = {None: '', True: 'yes', False: 'no'}
+  return _markdown(
+      ['method', 'against', 'difference', 'standard error', '95 % interval',
+       'paired', 'exceeds both spreads'],
+      [[d.method, d.against, f'{d.points:+.2f}',
+        '' if d.error is None else f'{d.error:.2f}',
+        '' if d.interval is None else
+        f'{d.interval[0]:+.2f}..{d.interval[1]:+.2f}',
+        yes[d.paired], yes[d.exceeds_spread] or 'one seed'] for d in found])
 
 
 def compare(workdirs: Sequence[str], out: str, *, split: str = 'dev',
-            measure: str = 'RR@10') -> str:
-  """Writes the comparison into `out` and returns its Markdown table."""
-  workdirs = [w for w in workdirs if w]
+            measure: str = 'RR@10', choose_on: str | None = None,
+            reference: str | None = None, pairs: Sequence[str] = (),
+            curves: Sequence[str] = ()) -> str:
+  """Writes the comparison into `out` and returns its Markdown tables.
+
+  Args:
+    workdirs: folders of finished runs.
+    out: folder to write to.
+    split: whose measures are shown.
+    measure: what is plotted, judged and chosen by.
+    choose_on: the split on which the best setting of each method is chosen;
+      None to show all.
+    reference: a method that all others are judged against.
+    pairs: 'A:B', methods A to be judged against methods B.
+    curves: names of logged scalars to plot over steps.
+
+  Raises:
+    FileNotFoundError: if a run has not finished.
+    ValueError: if there is no such split, measure, method or scalar.
+  """
   if not workdirs:
-    raise ValueError('Expected --workdirs=A,B,... with at least one folder.')
-  finished = [
-      read_run(workdir, name, split, measure)
-      for workdir, name in zip(workdirs, names_of(workdirs))]
-  groups = group_seeds(finished)
-  rows = tabulate(groups, split)
-  markdown = to_markdown(rows)
+    raise ValueError(
+        'Expected --sweep=DIR or --workdirs=A,B,... with at least one folder.')
+  groups = finished.group_seeds([
+      finished.read_run(workdir, name, split, measure)
+      for workdir, name in zip(workdirs, finished.names_of(workdirs))])
+  sentences = []
+  if choose_on:
+    groups, sentences = choose(groups, choose_on, measure)
+  judged = [(name, reference) for name in groups
+            if reference and name != reference]
+  for pair in pairs:
+    method, colon, against = pair.partition(':')
+    if not colon:
+      raise ValueError(f'Expected --pairs=A:B,..., got {pair!r}.')
+    judged.append((method, against))
+  found = [difference(groups, *pair, split, measure)
+           for pair in dict.fromkeys(judged)]
+  rows = tabulate(groups, split, measure)
+  label = f'{report.LABELS.get(measure, measure)} on {split}'
+  parts = [f'# Comparison on {split}\n', to_markdown(rows),
+           *(f'{sentence}\n' for sentence in sentences)]
+  if found:
+    parts += [f'## Differences in {label}, in points\n',
+              differences_markdown(found)]
+  markdown = '\n'.join(parts)
+  if curves:  # first of all, because it may refuse a name
+    plots.over_steps(os.path.join(out, 'curves.png'), groups, curves)
   trec.write_text(os.path.join(out, 'comparison.csv'), to_csv(rows))
-  trec.write_text(
-      os.path.join(out, 'comparison.md'),
-      f'# Comparison on {split}\n\n{markdown}\n'
-      f'![{measure} against cost](comparison.png)\n')
-  plot(os.path.join(out, 'comparison.png'), groups, split, measure)
+  trec.write_text(os.path.join(out, 'runs.csv'),
+                  to_csv(tabulate_runs(groups, split)))
+  figures = [f'![{label} against cost](comparison.png)\n',
+             *(['![Scalars over steps](curves.png)\n'] if curves else [])]
+  trec.write_text(os.path.join(out, 'comparison.md'),
+                  '\n'.join([markdown, *figures]))
+  runs = [run for members in groups.values() for run in members]
+  plots.quality_against_cost(
+      os.path.join(out, 'comparison.png'), groups,
+      {name: values[measure] for name, values in baselines(runs, split).items()
+       if values.get(measure) is not None}, label)
   return markdown
 
 
@@ -443,27 +334,51 @@ def define_flags(values: flags.FlagValues) -> None:
   scripts have flags of the same names.
   """
   flags.DEFINE_list(
-      'workdirs', None, 'Folders of finished runs, separated by commas.',
+      'sweep', [], 'Folders whose finished children are compared, such as '
+      '--workdir of experiments.sweep.', flag_values=values)
+  flags.DEFINE_list(
+      'workdirs', [], 'Folders of finished runs, separated by commas.',
       flag_values=values)
   flags.DEFINE_string(
       'out', None, 'Folder to write the comparison to.', flag_values=values)
   flags.DEFINE_string(
       'split', 'dev', 'Split whose measures are shown.', flag_values=values)
   flags.DEFINE_string(
-      'measure', 'RR@10', 'Measure that is plotted.', flag_values=values)
-  flags.mark_flags_as_required(['workdirs', 'out'], flag_values=values)
+      'measure', 'RR@10', 'Measure that is plotted, judged and chosen by.',
+      flag_values=values)
+  flags.DEFINE_string(
+      'choose_on', None, 'Split on which the best of several settings of the '
+      'same method is chosen; all are shown by default.', flag_values=values)
+  flags.DEFINE_string(
+      'reference', None, 'Method that all others are judged against.',
+      flag_values=values)
+  flags.DEFINE_list(
+      'pairs', [], 'A:B,... to judge method A against method B.',
+      flag_values=values)
+  flags.DEFINE_list(
+      'curves', [], 'Scalars of metrics.jsonl to plot over steps, such as '
+      'diagnostics/kl.', flag_values=values)
+  flags.mark_flag_as_required('out', flag_values=values)
 
 
 def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Expected flags only, got {argv[1:]}.')
   try:
-    print(compare(values.workdirs, values.out, split=values.split,
-                  measure=values.measure))
+    workdirs = list(values.workdirs)
+    for folder in values.sweep:
+      done, unfinished = finished.in_sweep(folder)
+      workdirs += done
+      for workdir in unfinished:
+        print(f'compare: {workdir} has not finished and is left out.',
+              file=sys.stderr)
+    print(compare(
+        workdirs, values.out, split=values.split, measure=values.measure,
+        choose_on=values.choose_on, reference=values.reference,
+        pairs=values.pairs, curves=values.curves))
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f'compare: {error}')
-  print(f'Wrote comparison.md, comparison.csv and comparison.png to '
-        f'{values.out}.')
+  print(f'Wrote comparison.md to {values.out}, with CSV files and figures.')
 
 
 if __name__ == '__main__':

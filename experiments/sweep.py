@@ -1,7 +1,8 @@
 r"""Trains one run for every setting that a config's sweep function yields.
 
   python -m experiments.sweep --config=configs/stale.py --sweep=sweep \
-      --workdir=runs/sweep [--dry_run] [-- --config.seed=1 ...]
+      --workdir=runs/sweep [--dry_run] [--only=regex] [--parallel=n] \
+      [-- --config.seed=1 ...]
 
 The function named by --sweep, in the config's file, takes nothing and yields
 dicts of dotted overrides:
@@ -16,8 +17,13 @@ process of its own. A finished run (it has results.json) is skipped, an
 unfinished one resumes, a failed one does not stop the others. At the end the
 finished runs are compared in WORKDIR/comparison. What stands behind `--` goes
 to every run. The exit status is 1 if a run failed, 130 if it was interrupted.
+
+--only runs the settings whose name matches. --parallel=n starts runs in the
+same order but has n of them going, each with its share of the cores; what they
+print goes to WORKDIR/NNN_name/log.txt.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -38,7 +44,9 @@ from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
 
 _OVERRIDES_FILE = 'sweep.json'
+_LOG_FILE = 'log.txt'
 _MAX_NAME = 120  # a folder name has at most 255 bytes
+_POLL = 0.05  # seconds between looks at the running trials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +61,11 @@ class Trial:
   workdir: str
   overrides: Mapping[str, Any]
   command: tuple[str, ...]
+
+  @property
+  def name(self) -> str:
+    """The folder's name without its number."""
+    return os.path.basename(self.workdir).partition('_')[2]
 
   def finished(self) -> bool:
     return report.is_finished(self.workdir)
@@ -158,53 +171,147 @@ def _settings(trial: Trial) -> list[str]:
           if not argument.startswith('--workdir=')]
 
 
-def run_trial(trial: Trial) -> int:
-  """Runs one trial and returns its exit status; 0 only if it finished."""
+def matching(planned: Sequence[Trial], only: str) -> list[Trial]:
+  """Returns the trials in whose names the regular expression is found.
+
+  Raises:
+    ValueError: if it is none, or matches no name; the names are listed.
+  """
+  try:
+    found = [trial for trial in planned if re.search(only, trial.name)]
+  except re.error as error:
+    raise ValueError(
+        f'Expected --only to be a regular expression, got {only!r} ({error}).'
+    ) from error
+  if not found:
+    raise ValueError(
+        f'Expected --only to match the name of a run, got {only!r}; there is '
+        f'{", ".join(trial.name for trial in planned)}.')
+  return found
+
+
+def shares(parallel: int) -> list[frozenset[int] | None]:
+  """Returns the cores of each of `parallel` trials, as equal as can be.
+
+  One trial has all cores, and so has each where the platform cannot pin
+  processes (None).
+
+  Raises:
+    ValueError: if there are more trials than cores.
+  """
+  if parallel == 1 or not hasattr(os, 'sched_setaffinity'):
+    return [None] * parallel
+  cores = sorted(os.sched_getaffinity(0))
+  if parallel > len(cores):
+    raise ValueError(
+        f'Expected --parallel to be at most the {len(cores)} cores that are '
+        f'free to use, got {parallel}.')
+  return [frozenset(cores[i * len(cores) // parallel:
+                          (i + 1) * len(cores) // parallel])
+          for i in range(parallel)]
+
+
+def start_trial(trial: Trial, cores: frozenset[int] | None = None, *,
+                to_log: bool = False) -> subprocess.Popen:
+  """Starts a trial, on the given cores; None for all of them.
+
+  Args:
+    trial: what to run.
+    cores: where it runs, set before it executes the command, because libraries
+      size their thread pools by it.
+    to_log: whether its output goes to the end of log.txt in its folder.
+  """
   os.makedirs(trial.workdir, exist_ok=True)
   trec.write_text(
       os.path.join(trial.workdir, _OVERRIDES_FILE),
       json.dumps({'arguments': _settings(trial),
                   'overrides': trial.overrides}, indent=2, default=str) + '\n')
-  process = subprocess.Popen(trial.command)
+  with contextlib.ExitStack() as closing:
+    log = to_log and closing.enter_context(
+        open(os.path.join(trial.workdir, _LOG_FILE), 'ab'))
+    if cores is not None:
+      closing.enter_context(_on(cores))
+    return subprocess.Popen(trial.command, stdout=log or None,
+                            stderr=subprocess.STDOUT if log else None)
+
+
+@contextlib.contextmanager
+def _on(cores: frozenset[int]) -> Iterator[None]:
+  """Pins this thread, and what it starts meanwhile, to the cores.
+
+  A child inherits this; to pin itself before it executes its command it would
+  need Python code after a fork, which JAX warns of.
+  """
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
   try:
-    status = process.wait()
-  except KeyboardInterrupt:
-    # The terminal sent the signal to the run as well, which now saves a
-    # checkpoint; leaving it behind would make it a stray process.
-    process.wait()
-    raise
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
+
+
+def outcome_of(trial: Trial, status: int) -> str:
+  """Returns the outcome of a trial that ended with an exit status."""
+  if status in (-2, -15, 130, 143):
+    return 'interrupted'
   if status == 0 and not trial.finished():
     print(f'sweep: {trial.workdir} ended without results.json.')
-    return 1
-  return status
+    status = 1
+  return 'finished' if status == 0 else f'failed (exit {status})'
 
 
-def run_sweep(planned: Sequence[Trial]) -> dict[str, str]:
+def run_sweep(planned: Sequence[Trial],
+              cores: Sequence[frozenset[int] | None] = (None,)
+              ) -> dict[str, str]:
   """Runs what is not finished, and returns workdir -> outcome.
 
   Outcomes are 'finished', 'skipped (finished before)', 'failed (exit N)' and
   'interrupted'; what an interrupt left unstarted is 'not started'.
+
+  Args:
+    planned: trials, started in this order.
+    cores: of each trial that runs at a time, as `shares` returns them.
   """
-  outcomes = {trial.workdir: 'not started' for trial in planned}
-  for number, trial in enumerate(planned, 1):
-    if trial.finished():
-      outcomes[trial.workdir] = 'skipped (finished before)'
-      continue
-    print(f'sweep: run {number} of {len(planned)}: '
-          f'{shlex.join(trial.command)}', flush=True)
-    start = time.perf_counter()
-    try:
-      status = run_trial(trial)
-    except KeyboardInterrupt:
-      outcomes[trial.workdir] = 'interrupted'
-      break
-    if status in (-2, -15, 130, 143):
-      outcomes[trial.workdir] = 'interrupted'
-      break
-    outcomes[trial.workdir] = (
-        'finished' if status == 0 else f'failed (exit {status})')
-    print(f'sweep: {outcomes[trial.workdir]} after '
-          f'{time.perf_counter() - start:.0f} s', flush=True)
+  outcomes = {
+      trial.workdir:
+          'skipped (finished before)' if trial.finished() else 'not started'
+      for trial in planned}
+  waiting = [(number, trial) for number, trial in enumerate(planned, 1)
+             if outcomes[trial.workdir] == 'not started']
+  running = {}  # index into cores -> (trial, process, start)
+  try:
+    while waiting or running:
+      for slot in range(len(cores)):
+        if slot not in running and waiting:
+          number, trial = waiting.pop(0)
+          print(f'sweep: run {number} of {len(planned)}: '
+                f'{shlex.join(trial.command)}', flush=True)
+          outcomes[trial.workdir] = 'interrupted'  # until it has ended
+          running[slot] = (
+              trial, start_trial(trial, cores[slot], to_log=len(cores) > 1),
+              time.perf_counter())
+      time.sleep(_POLL)
+      for slot, (trial, process, start) in list(running.items()):
+        status = process.poll()
+        if status is None:
+          continue
+        del running[slot]
+        outcomes[trial.workdir] = outcome_of(trial, status)
+        if outcomes[trial.workdir] == 'interrupted':
+          waiting.clear()
+        # Which one ended is clear where only one was running.
+        which = f'{trial.name} ' if len(cores) > 1 else ''
+        print(f'sweep: {which}{outcomes[trial.workdir]} after '
+              f'{time.perf_counter() - start:.0f} s', flush=True)
+  except KeyboardInterrupt:
+    pass
+  finally:
+    # The terminal sent the signal to the runs as well, which now save
+    # checkpoints; leaving them behind would make them stray processes. A
+    # second signal stops them at once, and this too.
+    with contextlib.suppress(KeyboardInterrupt):
+      for _, process, _ in running.values():
+        process.wait()
   return outcomes
 
 
@@ -224,6 +331,13 @@ def define_flags(values: flags.FlagValues) -> None:
       'dry_run', False, 'Print the commands and run nothing.',
       flag_values=values)
   flags.DEFINE_string(
+      'only', '', 'Regular expression; only runs in whose names it is found '
+      'are run.', flag_values=values)
+  flags.DEFINE_integer(
+      'parallel', 1, 'Runs that go on at a time, each pinned to its share of '
+      'the cores. Must be 1 on a machine with accelerators, which a run takes '
+      'all of.', lower_bound=1, flag_values=values)
+  flags.DEFINE_string(
       'split', 'dev', 'Split that is compared.', flag_values=values)
   flags.DEFINE_string(
       'measure', 'RR@10', 'Measure that is plotted.', flag_values=values)
@@ -233,8 +347,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   try:
     settings = load_sweep(values.config, values.sweep)
-    planned = list(trials(
-        values.config, settings, values.workdir, argv[1:]))
+    every = list(trials(values.config, settings, values.workdir, argv[1:]))
+    planned = matching(every, values.only)
+    cores = shares(values.parallel)
     for trial in planned:
       check_same_command(trial)
   except (FileNotFoundError, ValueError) as error:
@@ -244,8 +359,8 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
       print(shlex.join(trial.command)
             + ('  # finished' if trial.finished() else ''))
     return
-  outcomes = run_sweep(planned)
-  done = [trial.workdir for trial in planned if trial.finished()]
+  outcomes = run_sweep(planned, cores)
+  done = [trial.workdir for trial in every if trial.finished()]
   if done:
     out = os.path.join(values.workdir, 'comparison')
     try:
@@ -257,7 +372,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   print('sweep:')
   for workdir, outcome in outcomes.items():
     print(f'  {workdir}: {outcome}')
-  if 'interrupted' in outcomes.values():
+  if {'interrupted', 'not started'} & set(outcomes.values()):
     sys.exit(130)
   if any(outcome.startswith('failed') for outcome in outcomes.values()):
     sys.exit(1)

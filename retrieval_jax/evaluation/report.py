@@ -12,8 +12,9 @@ import rich.table
 from retrieval_jax.evaluation import trec
 
 RESULTS_FILE = 'results.json'
-_COLUMNS = {'RR@10': 'MRR@10', 'R@1': 'Recall@1', 'R@20': 'Recall@20',
-            'R@100': 'Recall@100'}
+LABELS = {'RR@10': 'MRR@10', 'R@1': 'Recall@1', 'R@20': 'Recall@20',
+          'R@100': 'Recall@100'}
+"""The measures that tables show, and what the field calls them."""
 
 
 def write_results(workdir: str, results: Mapping[str, Any]) -> str:
@@ -97,8 +98,8 @@ def results_table(results: Mapping[str, Any], split: str = 'test'
         f'{sorted(results.get("measures", {}))}; name one of these.')
   table = rich.table.Table(title=f'{split} queries, whole corpus')
   table.add_column('', no_wrap=True)
-  for name in _COLUMNS:
-    table.add_column(_COLUMNS[name], justify='right')
+  for name in LABELS:
+    table.add_column(LABELS[name], justify='right')
   rows = (('BM25', results.get('bm25') or {}),
           ('untrained encoder', results.get('untrained') or {}),
           ('trained encoder', results['measures']))
@@ -106,7 +107,7 @@ def results_table(results: Mapping[str, Any], split: str = 'test'
     values = of_split.get(split)
     if values:
       table.add_row(label, *(
-          _shown(values.get(name), '.3f') for name in _COLUMNS),
+          _shown(values.get(name), '.3f') for name in LABELS),
           style='bold' if label == 'trained encoder' else None)
   return table
 

@@ -1,43 +1,18 @@
 """Comparisons say what the runs' files say."""
 
+import contextlib
 import csv
-import json
+import io
+import math
 import os
-import struct
 
 from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from experiments import compare
-
-
-def write_run(folder, *, method='stale', seed=0, quality=0.5, calls=1000,
-              seconds=60., curve=True, split='dev', **results):
-  os.makedirs(folder)
-  with open(os.path.join(folder, 'results.json'), 'w', encoding='utf-8') as f:
-    json.dump({
-        'measures': {split: {'RR@10': quality, 'R@1': quality / 2}},
-        'bm25': {split: {'RR@10': 0.25}}, 'untrained': {},
-        'meter': {'target_encoder_calls_in_step': calls,
-                  'target_encoder_calls_reembedding': 200,
-                  'flops_in_step': 3e12, 'flops_reembedding': 0,
-                  'table_bytes': 2**20, 'seconds': {'total': seconds}},
-        'steps': 30, 'seed': seed, 'method': method} | results, f)
-  with open(os.path.join(folder, 'config.json'), 'w', encoding='utf-8') as f:
-    json.dump({'sampler': {'name': method}, 'seed': seed}, f)
-  if curve:
-    with open(os.path.join(folder, 'metrics.jsonl'), 'w', encoding='utf-8'
-              ) as f:
-      for step in (0, 10, 20, 30):
-        # Counts are logged more often than quality.
-        line = {'step': step, 'seconds': seconds * step / 30, 'train/nll': 1.,
-                'meter/target_encoder_calls': 200 + calls * step / 30}
-        f.write(json.dumps(line) + '\n')
-        if step != 10:
-          f.write(json.dumps({
-              'step': step, f'{split}/RR@10': quality * step / 30}) + '\n')
-  return folder
+from experiments import finished
+from tests.experiments import made_up
 
 
 class CompareTest(parameterized.TestCase):
@@ -50,105 +25,217 @@ class CompareTest(parameterized.TestCase):
   def folder(self, name):
     return os.path.join(self.root, name)
 
-  def rows(self):
-    with open(os.path.join(self.out, 'comparison.csv'), encoding='utf-8') as f:
-      return {row['run']: row for row in csv.DictReader(f)}
-
-  def test_main_writes_table_and_plot(self):
-    runs = [write_run(self.folder('stale'), quality=0.5),
-            write_run(self.folder('oracle'), method='oracle', quality=0.625,
-                      calls=90000, seconds=700.)]
+  def main(self, *arguments):
+    """Returns (exit status, stdout, stderr) of the command."""
     values = flags.FlagValues()
     compare.define_flags(values)
-    argv = values(['compare', f'--workdirs={",".join(runs)}',
-                   f'--out={self.out}'])
-    compare.main(argv, values)
-    rows = self.rows()
+    argv = values(['compare', f'--out={self.out}', *arguments])
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      try:
+        compare.main(argv, values)
+      except SystemExit as error:
+        status = error.code
+    return status, out.getvalue(), err.getvalue()
+
+  def table(self, name='comparison.csv', key='method'):
+    with open(os.path.join(self.out, name), encoding='utf-8') as f:
+      return {row[key]: row for row in csv.DictReader(f)}
+
+  def markdown(self):
+    with open(os.path.join(self.out, 'comparison.md'), encoding='utf-8') as f:
+      return f.read()
+
+  def groups(self, **methods):
+    """Returns groups of runs with these (seed, quality) pairs."""
+    return {name: [finished.FinishedRun(
+        f'{name}{seed}', {'measures': {'dev': {'RR@10': quality}},
+                          'seed': seed}, {}, (), ())
+                   for seed, quality in pairs]
+            for name, pairs in methods.items()}
+
+  def test_one_command_judges_a_sweep(self):
+    sweep = made_up.write_sweep(self.folder('sweep'), {
+        'oracle': (0.625, 0.75, 0.6875), 'stale': (0.5, 0.625, 0.5),
+        'in_batch': (0.25, 0.5, 0.375)}, split='test',
+        diagnostics={'diagnostics/kl': (1., 0.1, 0.01)})
+    made_up.write_config(os.path.join(sweep, '009_never-seed0'), {})
+    status, out, err = self.main(
+        f'--sweep={sweep}', '--split=test', '--reference=oracle',
+        '--pairs=stale:in_batch', '--curves=diagnostics/kl')
+    self.assertEqual(status, 0, err)
+    self.assertIn('009_never-seed0 has not finished and is left out', err)
+    self.assertIn('| stale | 3 | 0.5417 ± 0.0722 (0.5000..0.6250) |', out)
+    self.assertIn('## Differences in MRR@10 on test, in points', out)
+    differences = [line.split(' | ')[:3] for line in out.splitlines()
+                   if line.startswith('| ') and ' | oracle | ' in line
+                   or ' | in_batch | ' in line]
+    self.assertEqual(differences, [
+        ['| stale', 'oracle', '-14.58'], ['| in_batch', 'oracle', '-31.25'],
+        ['| stale', 'in_batch', '+16.67']])
+    self.assertTrue(self.markdown().startswith('# Comparison on test\n'))
+    self.assertEqual(sorted(os.listdir(self.out)), [
+        'comparison.csv', 'comparison.md', 'comparison.png', 'curves.png',
+        'runs.csv'])
+    self.assertIn('(comparison.png)', self.markdown())
+    self.assertIn('(curves.png)', self.markdown())
+
+  def test_methods_show_quality_and_cost(self):
+    runs = [made_up.write_run(self.folder('stale')),
+            made_up.write_run(self.folder('oracle'), method='oracle',
+                              quality=0.625, calls=90000, seconds=700.)]
+    status, _, err = self.main(f'--workdirs={",".join(runs)}')
+    self.assertEqual(status, 0, err)
+    rows = self.table()
     self.assertEqual(list(rows), ['BM25', 'stale', 'oracle'])
     self.assertEqual(rows['BM25']['RR@10'], '0.25')
-    self.assertEqual(rows['BM25']['seconds'], '')
+    self.assertEqual(rows['BM25']['total seconds'], '')
     self.assertEqual(rows['oracle']['RR@10'], '0.625')
-    self.assertEqual(rows['oracle']['target calls'], '90200')
+    self.assertEqual(rows['oracle']['target calls, step'], '90000.0')
+    self.assertEqual(rows['oracle']['re-embedded targets'], '200.0')
+    self.assertAlmostEqual(float(rows['oracle']['encoder TFLOP']), 270.2)
+    self.assertAlmostEqual(
+        float(rows['oracle']['training seconds']), 700 * 2 / 3)
     self.assertEqual(rows['stale']['table MiB'], '1.0')
-    with open(os.path.join(self.out, 'comparison.md'), encoding='utf-8') as f:
-      markdown = f.read()
-    self.assertIn('| oracle | 0 | 30 | 0.6250 | 0.3125 | 90,000 | 200 | 90,200',
-                  markdown)
-    with open(os.path.join(self.out, 'comparison.png'), 'rb') as f:
-      head = f.read(24)
-    self.assertEqual(head[:8], b'\x89PNG\r\n\x1a\n')
-    self.assertGreater(struct.unpack('>II', head[16:])[0], 1000)
-    self.assertEqual(sorted(os.listdir(self.out)), [
-        'comparison.csv', 'comparison.md', 'comparison.png'])
+    self.assertNotIn('RR@10 sd', rows['stale'])  # one seed has no spread
+    self.assertIn('| method | seeds | MRR@10 | Recall@1 | target calls, step |',
+                  self.markdown())
+    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 90,000 | 200 | 270.2 | 467 '
+                  '| 700 | 1 |', self.markdown())
 
-  def test_a_curve_carries_the_counts_that_stand_in_other_lines(self):
-    run = compare.read_run(
-        write_run(self.folder('a'), quality=0.6, seconds=90.), 'a', 'dev',
-        'RR@10')
-    self.assertEqual(run.curve, (
-        compare.Point(0, 0, 200, 0), compare.Point(20, 60, 200 + 2000 / 3, 0.4),
-        compare.Point(30, 90, 1200, 0.6)))
-
-  def test_calls_may_be_logged_in_two_parts(self):
-    folder = write_run(self.folder('a'), curve=False)
-    with open(os.path.join(folder, 'metrics.jsonl'), 'w', encoding='utf-8'
-              ) as f:
-      f.write('{"step": 1, "dev/RR@10": 0.5, "seconds": 2, '
-              '"meter/target_encoder_calls_in_step": 3, '
-              '"meter/target_encoder_calls_reembedding": 4}\n')
-    run = compare.read_run(folder, 'a', 'dev', 'RR@10')
-    self.assertEqual(run.curve, (compare.Point(1, 2, 7, 0.5),))
-
-  def test_a_run_without_a_curve_is_one_point(self):
-    folder = write_run(self.folder('a'), curve=False)
-    run = compare.read_run(folder, 'a', 'dev', 'RR@10')
-    self.assertEqual(run.curve, (compare.Point(30, 60., 1200, 0.5),))
-
-  def test_runs_that_differ_in_the_seed_are_averaged(self):
-    runs = [write_run(self.folder(f'stale_seed{seed}'), seed=seed,
-                      quality=quality, split='test')
-            for seed, quality in ((0, 0.5), (1, 0.75))]
-    runs.append(write_run(self.folder('other'), method='other', split='test'))
+  def test_seeds_become_mean_and_spread_and_every_run_is_kept(self):
+    runs = [made_up.write_run(
+        self.folder(f'stale_seed{seed}'), seed=seed, quality=quality,
+        seconds=seconds, split='test')
+            for seed, quality, seconds in ((0, 0.5, 60), (1, 0.75, 90))]
+    runs.append(made_up.write_run(
+        self.folder('other'), method='other', split='test'))
     compare.compare(runs, self.out, split='test')
-    rows = self.rows()
-    mean = rows['stale, mean of 2 seeds']
+    mean = self.table()['stale']
     self.assertEqual(mean['RR@10'], '0.625')
     self.assertAlmostEqual(
-        float(mean['RR@10 ±']), 0.25 / 2**0.5)  # standard deviation of two
-    self.assertEqual(rows['stale_seed1']['RR@10'], '0.75')
-    self.assertLen(rows, 5)
+        float(mean['RR@10 sd']), 0.25 / 2**0.5)  # standard deviation of two
+    self.assertEqual((mean['RR@10 min'], mean['RR@10 max']), ('0.5', '0.75'))
+    self.assertEqual(mean['total seconds'], '75.0')
+    self.assertIn('| 1,000 | 200 |', self.markdown())  # the same in each seed
+    self.assertIn('| 75 ± 21 (60..90) |', self.markdown())
+    every = self.table('runs.csv', 'run')
+    self.assertEqual(list(every), ['stale_seed0', 'stale_seed1', 'other'])
+    self.assertEqual(every['stale_seed1']['RR@10'], '0.75')
+    self.assertEqual(every['stale_seed1']['method'], 'stale')
+    self.assertEqual(every['stale_seed1']['nDCG@10'], '0.1875')
+
+  def test_a_plotted_measure_gets_its_column(self):
+    run = made_up.write_run(self.folder('a'))
+    compare.compare([run], self.out, measure='nDCG@10')
+    self.assertEqual(self.table()['a']['nDCG@10'], '0.125')
+
+  def test_a_paired_difference(self):
+    groups = self.groups(a=((0, 0.50), (1, 0.61), (2, 0.72)),
+                         b=((2, 0.70), (0, 0.49), (1, 0.58)))
+    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    # 1, 3 and 2 points seed by seed: mean 2, standard deviation 1.
+    self.assertTrue(found.paired)
+    self.assertAlmostEqual(found.points, 2)
+    self.assertAlmostEqual(found.error, 1 / math.sqrt(3))
+    self.assertAlmostEqual(found.interval[0], 2 - 4.303 / math.sqrt(3))
+    self.assertAlmostEqual(found.interval[1], 2 + 4.303 / math.sqrt(3))
+    self.assertFalse(found.exceeds_spread)  # 22 and 21 points
+
+  def test_a_difference_of_unlike_seeds(self):
+    groups = self.groups(a=((0, 0.50), (1, 0.52)),
+                         b=((5, 0.40), (6, 0.41), (7, 0.42)))
+    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    self.assertFalse(found.paired)
+    error = math.sqrt(2 / 2 + 1 / 3)  # variances over numbers of seeds
+    self.assertAlmostEqual(found.points, 10)
+    self.assertAlmostEqual(found.error, error)
+    self.assertAlmostEqual(found.interval[0], 10 - 12.706 * error)
+    self.assertTrue(found.exceeds_spread)
+
+  @parameterized.parameters((0.49, False), (0.51, True))
+  def test_a_difference_must_exceed_the_wider_spread(self, quality, exceeds):
+    groups = self.groups(a=((0, quality), (1, quality)),
+                         b=((0, 0.35), (1, 0.45)))  # 10 points around 40
+    for pair in (('a', 'b'), ('b', 'a')):
+      found = compare.difference(groups, *pair, 'dev', 'RR@10')
+      self.assertEqual(found.exceeds_spread, exceeds)
+
+  def test_one_seed_has_a_difference_and_no_error(self):
+    groups = self.groups(a=((0, 0.5),), b=((0, 0.25), (1, 0.5)))
+    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    self.assertEqual(
+        found, compare.Difference('a', 'b', 12.5, paired=False))
+    self.assertEqual(
+        compare.differences_markdown([found]).splitlines()[-1],
+        '| a | b | +12.50 |  |  | no | one seed |')
+
+  def test_t_quantiles(self):
+    # The distribution function of Student's t at the quantile, integrated.
+    for df, quantile in enumerate(compare._T, 1):
+      norm = math.gamma((df + 1) / 2) / (
+          math.gamma(df / 2) * math.sqrt(df * math.pi))
+      count = 20000
+      step = quantile / count
+      density = lambda t: norm * (1 + t * t / df) ** (-(df + 1) / 2)
+      area = step * sum(density((i + 0.5) * step) for i in range(count))
+      self.assertAlmostEqual(area, 0.475, places=4)
+
+  def test_many_seeds_use_the_last_quantile(self):
+    groups = self.groups(a=[(s, 0.5 + s / 100) for s in range(20)],
+                         b=[(s, 0.5) for s in range(20)])
+    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    self.assertAlmostEqual(found.interval[1],
+                           found.points + 2.262 * found.error)
+
+  def test_the_best_setting_of_a_method_is_chosen_on_another_split(self):
+    runs = []
+    for name, method, dev, test in (
+        ('low', 'stale', 0.5, 0.75), ('high', 'stale', 0.625, 0.25),
+        ('alone', 'oracle', 0.125, 0.125)):
+      runs.append(made_up.write_run(
+          self.folder(name), method=method, curve=False,
+          measures={'dev': {'RR@10': dev}, 'test': {'RR@10': test}}))
+      made_up.write_config(runs[-1], {'learning_rate': name})
+    printed = compare.compare(runs, self.out, split='test', choose_on='dev')
+    self.assertEqual(list(self.table()), ['high', 'alone'])
+    self.assertIn('Chosen by RR@10 on dev: high (0.6250) over low (0.5000).',
+                  printed)
+    with self.assertRaisesRegex(ValueError, "split 'train'.*has dev: RR@10"):
+      compare.compare(runs, self.out, split='test', choose_on='train')
 
   def test_baselines_that_differ_are_told_apart(self):
-    runs = [write_run(self.folder('a'), method='a'),
-            write_run(self.folder('b'), method='b',
-                      bm25={'dev': {'RR@10': 0.3}})]
+    runs = [made_up.write_run(self.folder('a'), method='a'),
+            made_up.write_run(self.folder('b'), method='b',
+                              bm25={'dev': {'RR@10': 0.3}})]
     compare.compare(runs, self.out)
-    self.assertContainsSubset(['BM25 (a)', 'BM25 (b)'], self.rows())
-
-  def test_names_are_as_long_as_needed(self):
-    self.assertEqual(compare.names_of(['x/a', 'x/b/']), ['a', 'b'])
-    self.assertEqual(compare.names_of(['x/a', 'y/a']), ['x/a', 'y/a'])
-    with self.assertRaisesRegex(ValueError, 'every workdir once'):
-      compare.names_of(['x/a', 'x/a/'])
+    self.assertContainsSubset(['BM25 (a)', 'BM25 (b)'], self.table())
 
   def test_nothing_is_written_for_an_unfinished_run(self):
     os.makedirs(self.folder('b'))
     with self.assertRaisesRegex(FileNotFoundError, 'same command resumes'):
-      compare.compare(
-          [write_run(self.folder('a')), self.folder('b')], self.out)
+      compare.compare([made_up.write_run(self.folder('a')), self.folder('b')],
+                      self.out)
     self.assertFalse(os.path.exists(self.out))
 
-  def test_a_measure_nobody_computed_is_named(self):
-    run = write_run(self.folder('a'))
-    with self.assertRaisesRegex(ValueError, 'RR@10 of split .test.*dev: RR@10'):
-      compare.compare([run], self.out, split='test')
+  @parameterized.parameters(
+      ('--reference=orakel', "name methods, got 'orakel'; there is a, b"),
+      ('--pairs=a:c', "got 'c'; there is a, b"),
+      ('--pairs=a', "Expected --pairs=A:B,..., got 'a'"),
+      ('--curves=train/nll,kl',
+       "got 'kl'; there is dev/RR@10, meter/target_encoder_calls, seconds, "
+       'train/nll'))
+  def test_what_does_not_exist_is_refused(self, argument, message):
+    runs = [made_up.write_run(self.folder(name), method=name) for name in 'ab']
+    status, _, _ = self.main(f'--workdirs={",".join(runs)}', argument)
+    self.assertIn(message, status)
+    self.assertFalse(os.path.exists(self.out))
 
-  def test_a_broken_log_line_is_named(self):
-    run = write_run(self.folder('a'))
-    with open(os.path.join(run, 'metrics.jsonl'), 'a', encoding='utf-8') as f:
-      f.write('{"step": 4')
-    with self.assertRaisesRegex(ValueError, r'metrics\.jsonl:8: expected one'):
-      compare.compare([run], self.out)
+  def test_nothing_to_compare_is_refused(self):
+    self.assertIn('--sweep=DIR or --workdirs=A,B', self.main()[0])
+    os.makedirs(self.folder('empty'))
+    self.assertIn('found 0 unfinished and 0 entries',
+                  self.main(f'--sweep={self.folder("empty")}')[0])
 
 
 if __name__ == '__main__':

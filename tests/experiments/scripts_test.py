@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from unittest import mock
@@ -182,7 +183,7 @@ def test_compare_reads_what_training_wrote(run_copy, trained, tmp_path, capsys):
   call(compare, f'--workdirs={trained[0]},{run_copy}', f'--out={out}',
        '--split=test', '--measure=nDCG@10')
   assert sorted(os.listdir(out)) == [
-      'comparison.csv', 'comparison.md', 'comparison.png']
+      'comparison.csv', 'comparison.md', 'comparison.png', 'runs.csv']
   printed = capsys.readouterr().out
   for name in ('BM25', 'untrained', 'moving'):
     assert f'| {name} |' in printed
@@ -194,14 +195,15 @@ def test_sweep_runs_training_with_the_seeds_of_a_config(
     beir, cache, tmp_path, capsys):
   commands = []
 
-  def train_here(trial):
+  def train_here(trial, *args, **kwargs):
+    del args, kwargs  # cores and where the output goes
     values = flags.FlagValues()
     train.define_flags(values)
     arguments = list(trial.command[2:])  # without python -m
     with mock.patch.object(sys, 'argv', arguments):
       train.main(values(arguments)[:1], values)
     commands.append(arguments)
-    return 0
+    return mock.Mock(poll=lambda: 0)
 
   arguments = (
       '--config=configs/in_batch.py:tiny', '--sweep=seeds',
@@ -210,11 +212,11 @@ def test_sweep_runs_training_with_the_seeds_of_a_config(
       f'--config.data.cache={cache}', '--config.data.num_targets=0',
       '--config.num_steps=2', '--config.evaluation.baselines=false',
       '--config.encoding.chunk_size=0', '--config.encoding.buckets=(24,)')
-  with mock.patch.object(sweep, 'run_trial', side_effect=train_here):
+  with mock.patch.object(sweep, 'start_trial', side_effect=train_here):
     call(sweep, *arguments)
   assert len(commands) == 3
   printed = capsys.readouterr().out
-  assert 'mean of 3 seeds' in printed
+  assert re.search(r'\| [^|]+ \| 3 \| 0\.\d{4}', printed)  # three seeds
   for seed in range(3):
     folder = tmp_path / f'00{seed}_seed={seed}'
     assert read_json(folder, 'results.json')['seed'] == seed

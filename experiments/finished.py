@@ -1,0 +1,255 @@
+"""Finished runs as comparisons read them, and groups of seeds."""
+
+import collections
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retrieval_jax.evaluation import report
+
+_CALLS = 'meter/target_encoder_calls'
+_CALL_PARTS = (f'{_CALLS}_in_step', f'{_CALLS}_reembedding')
+# What a run leaves before it has finished.
+_TRACES = ('config.json', 'metrics.jsonl', 'sweep.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One evaluation during a run: where it stood and how good it was."""
+  step: int
+  seconds: float | None
+  calls: float | None
+  flops: float | None
+  quality: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+  """What one workdir holds.
+
+  Attributes:
+    name: short and unlike every other run's.
+    results: the content of results.json.
+    config: the resolved config, {} if the run left none.
+    log: the lines of metrics.jsonl, in order.
+    curve: evaluations during training, by step.
+  """
+  name: str
+  results: Mapping[str, Any]
+  config: Mapping[str, Any]
+  log: tuple[Mapping[str, float], ...]
+  curve: tuple[Point, ...]
+
+  def measure(self, split: str, measure: str) -> float:
+    """Returns a final measure.
+
+    Raises:
+      ValueError: if it was not evaluated, naming those that were.
+    """
+    evaluated = self.results.get('measures', {})
+    if measure not in evaluated.get(split, {}):
+      known = ', '.join(
+          f'{s}: {" ".join(values)}' for s, values in evaluated.items())
+      raise ValueError(
+          f'{self.name}: expected {measure} of split {split!r} in '
+          f'results.json, which has {known or "no measures"}; change --split, '
+          '--choose_on or --measure.')
+    return evaluated[split][measure]
+
+
+def in_sweep(folder: str) -> tuple[list[str], list[str]]:
+  """Returns the finished and the unfinished runs among a folder's children.
+
+  Children that are no runs, such as the comparison, are passed over.
+
+  Raises:
+    FileNotFoundError: if the folder holds no finished run.
+  """
+  finished, unfinished = [], []
+  children = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
+  for name in children:
+    child = os.path.join(folder, name)
+    if report.is_finished(child):
+      finished.append(child)
+    elif any(os.path.exists(os.path.join(child, f)) for f in _TRACES):
+      unfinished.append(child)
+  if not finished:
+    raise FileNotFoundError(
+        f'Expected finished runs (folders with results.json) in {folder!r}, '
+        f'found {len(unfinished)} unfinished and {len(children)} entries in '
+        'all; run the sweep first, or name its --workdir.')
+  return finished, unfinished
+
+
+def read_run(workdir: str, name: str, split: str, measure: str) -> FinishedRun:
+  """Returns the run of one workdir.
+
+  Raises:
+    FileNotFoundError: if the run has not finished.
+    ValueError: if the split was not evaluated, or a file is not JSON.
+  """
+  results = report.read_results(workdir)
+  config = results.get('config') or {}
+  config_path = os.path.join(workdir, 'config.json')
+  if os.path.exists(config_path):
+    with open(config_path, encoding='utf-8') as f:
+      try:
+        config = json.load(f)
+      except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{config_path}:{error.lineno}: expected JSON ({error.msg}).'
+        ) from error
+  run = FinishedRun(name, results, config, read_log(workdir), ())
+  return dataclasses.replace(run, curve=_curve(run, split, measure))
+
+
+def read_log(workdir: str) -> tuple[Mapping[str, float], ...]:
+  """Returns the lines of metrics.jsonl; none if there is no such file.
+
+  Raises:
+    ValueError: naming a line that is not JSON.
+  """
+  path = os.path.join(workdir, 'metrics.jsonl')
+  if not os.path.exists(path):
+    return ()
+  lines = []
+  with open(path, encoding='utf-8') as f:
+    for number, line in enumerate(f, 1):
+      if not line.strip():
+        continue
+      try:
+        lines.append(json.loads(line))
+      except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{path}:{number}: expected one JSON object per line '
+            f'({error.msg}); remove that line.') from error
+  return tuple(lines)
+
+
+def _curve(run: FinishedRun, split: str, measure: str) -> tuple[Point, ...]:
+  """Returns the logged evaluations by step.
+
+  Counts that are logged less often keep their last value. A run that logged
+  no evaluation gets one point, its end.
+  """
+  final, meter = run.measure(split, measure), run.results.get('meter', {})
+  points, seconds, calls = {}, None, None
+  for logged in run.log:
+    seconds = logged.get('seconds', seconds)
+    calls = _logged_calls(logged, calls)
+    quality = logged.get(f'{split}/{measure}')
+    if quality is not None:
+      step = logged['step']
+      points[step] = Point(step, seconds, calls,
+                           _flops(run.results, step, calls), quality)
+  if not points:
+    points[0] = Point(
+        run.results.get('steps', 0), meter.get('seconds', {}).get('total'),
+        total_calls(meter), total_flops(meter), final)
+  return tuple(points[step] for step in sorted(points))
+
+
+def _logged_calls(logged: Mapping[str, float], before: float | None
+                  ) -> float | None:
+  """Returns the target-encoder calls that a log line states, or `before`."""
+  if _CALLS in logged:
+    return logged[_CALLS]
+  parts = [logged[name] for name in _CALL_PARTS if name in logged]
+  return sum(parts) if parts else before
+
+
+def _flops(results: Mapping[str, Any], step: int, calls: float | None
+           ) -> float | None:
+  """Returns the encoder FLOPs up to a step, which the log does not state.
+
+  Every step costs the same; what calls exceed those of the steps so far is
+  re-embedding, and every re-embedded target costs the same.
+  """
+  meter, steps = results.get('meter', {}), results.get('steps')
+  in_step, reembedding = (meter.get(f'flops_{part}')
+                          for part in ('in_step', 'reembedding'))
+  if not steps or None in (calls, in_step, reembedding):
+    return None
+  part = step / steps
+  reembedded = calls - part * meter['target_encoder_calls_in_step']
+  total = meter['target_encoder_calls_reembedding']
+  return part * in_step + (reembedding * reembedded / total if total else 0)
+
+
+def total_calls(meter: Mapping[str, Any]) -> float | None:
+  """Returns the target-encoder calls of a whole run."""
+  return _sum(meter, ('target_encoder_calls_in_step',
+                      'target_encoder_calls_reembedding'))
+
+
+def total_flops(meter: Mapping[str, Any]) -> float | None:
+  """Returns the encoder FLOPs of a whole run, re-embedding included."""
+  return _sum(meter, ('flops_in_step', 'flops_reembedding'))
+
+
+def training_seconds(meter: Mapping[str, Any]) -> float | None:
+  """Returns the seconds of the steps and of re-embedding.
+
+  Unlike the total they leave out preparation, evaluation and diagnostics.
+  """
+  return _sum(meter.get('seconds', {}), (
+      'data', 'propose', 'gather', 'update', 'refresh'))
+
+
+def _sum(values: Mapping[str, float], names: Sequence[str]) -> float | None:
+  parts = [values[name] for name in names if values.get(name) is not None]
+  return sum(parts) if parts else None
+
+
+def names_of(workdirs: Sequence[str]) -> list[str]:
+  """Returns the shortest path endings that tell the workdirs apart."""
+  parts = [os.path.normpath(os.path.abspath(w)).split(os.sep)
+           for w in workdirs]
+  if len({tuple(p) for p in parts}) != len(parts):
+    raise ValueError(
+        f'Expected every workdir once, got {", ".join(workdirs)}.')
+  depth = 1
+  while len({tuple(p[-depth:]) for p in parts}) != len(parts):
+    depth += 1
+  return ['/'.join(p[-depth:]) for p in parts]
+
+
+def _without_seed(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {name: _without_seed(item) for name, item in value.items()
+            if name not in ('seed', 'workdir')}
+  return value
+
+
+def group_seeds(finished: Sequence[FinishedRun]
+                ) -> dict[str, list[FinishedRun]]:
+  """Returns runs by name; those that differ in the seed alone share one.
+
+  A group has each seed once: the second run of a config and seed opens, or
+  joins, a second group of that config.
+  """
+  alike, times = {}, collections.Counter()
+  for run in finished:
+    key = (run.results.get('method'),
+           json.dumps(_without_seed(run.config), sort_keys=True)
+           if run.config else run.name)
+    seed = (*key, run.results.get('seed'))
+    alike.setdefault((*key, times[seed]), []).append(run)
+    times[seed] += 1
+  groups = {}
+  for members in alike.values():
+    name = _method_name(members)
+    while name in groups:
+      name += "'"
+    groups[name] = members
+  return groups
+
+
+def _method_name(members: Sequence[FinishedRun]) -> str:
+  """Returns what 'stale' is in '002_stale-seed3' and in 'stale_s0'."""
+  name = re.sub(r'(^|/)\d{3,}_', r'\1', members[0].name)
+  seed = '(seed|s)' if len(members) > 1 else 'seed'
+  return re.sub(rf'[-_,.]?{seed}[-_=]?\d+$', '', name) or members[0].name

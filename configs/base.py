@@ -88,6 +88,10 @@ def get_config(variant=''):
   config.refresh.fraction = 0.0
   config.refresh.reencode_every = 0  # R, in steps; 0: never
 
+  config.targets = ml_collections.ConfigDict()
+  config.targets.source = 'encoder'  # or 'frozen' or 'rows', both of the table
+  config.targets.row_learning_rate = config_dict.placeholder(float)  # of 'rows'
+
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.learning_rate = 2e-4  # [ours]
   config.optimizer.schedule = 'linear'

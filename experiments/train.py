@@ -119,7 +119,8 @@ def run(config, workdir, *, num_devices=None, command=None):
     say('Evaluating on the whole corpus.')
     with meter.phase('evaluate'):
       measures = evaluate.evaluate_params(
-          experiment, state.params, evaluate.splits(config), workdir=workdir)
+          experiment, state.params, state.table.embeddings,
+          evaluate.splits(config), workdir=workdir)
     writer.write(config.num_steps, {
         f'{split}/{name}': value for split, of_split in measures.items()
         for name, value in of_split.items()})
@@ -149,8 +150,10 @@ class Cost:
     capacity = (config.memory.capacity if experiment.method.memory == 'ring'
                 else len(experiment.target_tokens))
     self._probes = refresh.num_probes(capacity, shards)
-    self._targets = config.batch_size * (
-        1 + experiment.method.sampler.num_negatives)
+    self._targets = 0
+    if experiment.method.targets.source == 'encoder':
+      self._targets = config.batch_size * (
+          1 + experiment.method.sampler.num_negatives)
     self._queries = config.batch_size
     self._corpus = len(experiment.target_tokens)
 
@@ -205,7 +208,7 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
       baselines = {
           'bm25': evaluate_bm25(experiment),
           'untrained': evaluate.evaluate_params(
-              experiment, experiment.params, evaluate.splits(config),
+              experiment, experiment.params, None, evaluate.splits(config),
               targets=targets)}
   trec.write_text(os.path.join(workdir, 'baselines.json'),
                   json.dumps(baselines, indent=2) + '\n')
@@ -259,7 +262,8 @@ def make_hooks(experiment, checkpoints, cost, schedule, saved_config, workdir):
 
   def evaluate_dev(state):
     measures = evaluate.evaluate_params(
-        experiment, state.params, [config.data.dev_split])
+        experiment, state.params, state.table.embeddings,
+        [config.data.dev_split])
     return {f'{split}/{name}': value for split, of_split in measures.items()
             for name, value in of_split.items()}
 
@@ -310,7 +314,8 @@ def diagnose(experiment, state):
       correct=functools.partial(
           experiment.method.corrector.apply, state.corrector))
   found = diagnostics.approximation(
-      queries, experiment.embed_targets(state.params), view,
+      queries,
+      experiment.targets_of(state.params, state.table.embeddings), view,
       known_positives=known, positive_ids=positives, mesh=experiment.mesh)
   return {f'diagnostics/{name}': value for name, value in found.items()}
 

@@ -157,7 +157,21 @@ def make_method(config, mesh, num_targets) -> methods.Method:
     config: ConfigDict.
     mesh: mesh with axis 'data'.
     num_targets: N; sampler 'exhaustive' derives its num_negatives from it.
+
+  Raises:
+    ValueError: for options that cannot work, alone or together.
   """
+  source = config.targets.source
+  if source != 'encoder' and config.model.tied:
+    raise ValueError(
+        f'--config.targets.source={source!r} trains the query tower alone, '
+        'which must not be the target tower too; set '
+        '--config.model.tied=False.')
+  if source == 'rows' and config.memory.dtype != 'float32':
+    raise ValueError(
+        "--config.targets.source='rows' trains the rows of the table by small "
+        f'steps, which {config.memory.dtype} rounds away; set '
+        '--config.memory.dtype=float32.')
   return methods.Method(
       memory=config.memory.kind,
       corrector=_choose(
@@ -167,7 +181,9 @@ def make_method(config, mesh, num_targets) -> methods.Method:
               config, mesh, num_targets),
       estimator=config.estimator.name,
       columns=config.estimator.columns,
-      refresh=methods.Refresh(**config.refresh))
+      refresh=methods.Refresh(**config.refresh),
+      targets=methods.Targets(
+          **config.targets, normalize=config.model.normalize))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +222,20 @@ class Experiment:
       return self._embed(self.model.encode_targets, params, self.target_tokens,
                          progress=add)
 
+  def targets_of(self, params, rows):
+    """Returns the embeddings [N, D] float32 that the corpus is searched by.
+
+    Where the table's rows are the targets of the loss they are those, else what
+    the target tower makes of the corpus.
+
+    Args:
+      params: of the model.
+      rows: [M, D], embeddings of the run's table; read in the former case only.
+    """
+    if self.method.targets.source == 'encoder':
+      return self.embed_targets(params)
+    return np.asarray(rows[:len(self.target_tokens)], np.float32)
+
   def embed_queries(self, params, rows=None):
     """Returns embeddings [n, D] float32 of the queries in `rows`, or of all."""
     return self._embed(self.model.encode_queries, params, self.query_tokens,
@@ -242,7 +272,10 @@ class Experiment:
 
   def make_step(self):
     """Returns (TrainStep, optimizer schedule)."""
-    optimizer, schedule = optimizers.make_optimizer(**self.config.optimizer)
+    optimizer, schedule = optimizers.make_optimizer(
+        **self.config.optimizer,
+        frozen=(() if self.method.targets.source == 'encoder'
+                else self.model.tower_names[-1:]))
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,

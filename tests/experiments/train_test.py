@@ -198,6 +198,9 @@ def test_a_ring_with_cache_gradients_is_a_matter_of_options(
      'profile.start=0 must be at least 1'),
     ('stale', {'data.dev_split': '', 'evaluation.every': '2'},
      'evaluation.every looks at the dev queries'),
+    ('adore', {'model.tied': 'true'}, 'set --config.model.tied=False'),
+    ('direct_gradient', {'memory.dtype': 'bfloat16'},
+     'set --config.memory.dtype=float32'),
     ('stale', {'encoding.batch_tokens': '10'}, 'batch_tokens=10 must be'),
 ])
 def test_a_wrong_option_is_named(

@@ -76,7 +76,11 @@ def get_config(variant=''):
   config.sampler = ml_collections.ConfigDict()
   config.sampler.name = 'gumbel'
   config.sampler.num_negatives = 1  # K
-  config.sampler.pool_size = 4096  # of 'stochastic' only
+  config.sampler.pool_size = 4096  # of 'stochastic' and 'simans'
+  # a and b of exp(-a (s - s+ - b)^2), s unscaled. [ours]: for cosines, whose
+  # gaps are about 0.1; the paper scores by unnormalised inner products.
+  config.sampler.simans_a = 100.0
+  config.sampler.simans_b = 0.0
 
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'

@@ -50,6 +50,10 @@ SAMPLERS = {
           // config.batch_size)),
     'top_k': lambda config, mesh, num_targets: samplers.TopK(
         config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+    'simans': lambda config, mesh, num_targets: samplers.SimANS(
+        config.sampler.num_negatives, config.sampler.pool_size,
+        config.sampler.simans_a, config.sampler.simans_b,
+        config.memory.chunk_rows, mesh),
     'gumbel': lambda config, mesh, num_targets: samplers.Gumbel(
         config.sampler.num_negatives, config.memory.chunk_rows, mesh),
 }

@@ -88,7 +88,8 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     queries = encoders.queries(state.params, batch.query_tokens)
     view = types.View(
         table=state.table, scale=encoders.scale(state.params),
-        correct=functools.partial(method.corrector.apply, state.corrector))
+        correct=functools.partial(method.corrector.apply, state.corrector),
+        positive_rows=tables.rows_of(state.table, batch.target_ids))
     proposal = method.sampler.propose(
         draw_key, queries,
         tables.rows_of(state.table, batch.known_positives), view)

@@ -23,13 +23,16 @@ def every_sampler(mesh):
       'exhaustive': samplers.Exhaustive(sharding.capacity(
           helpers.NUM_TARGETS, mesh, helpers.CHUNK_ROWS) // B),
       'top_k': samplers.TopK(3, helpers.CHUNK_ROWS, mesh),
+      'simans': samplers.SimANS(3, 16, 20.0, 0.1, helpers.CHUNK_ROWS, mesh),
       'gumbel': samplers.Gumbel(3, helpers.CHUNK_ROWS, mesh),
   }
 
 
 def view(table):
   return types.View(table, lambda rows: rows.embeddings.astype(jnp.float32),
-                    jnp.float32(SCALE))
+                    jnp.float32(SCALE),
+                    tables.rows_of(table, jnp.asarray(
+                        helpers.batch(0).target_ids)))
 
 
 def propose(sampler, mesh, table=None, key=0):
@@ -44,7 +47,8 @@ def propose(sampler, mesh, table=None, key=0):
 class ContractTest(parameterized.TestCase):
 
   @parameterized.product(
-      name=('none', 'uniform', 'stochastic', 'exhaustive', 'top_k', 'gumbel'),
+      name=('none', 'uniform', 'stochastic', 'exhaustive', 'top_k', 'gumbel',
+            'simans'),
       devices=(1, 4))
   def test_every_proposal_is_consistent(self, name, devices):
     mesh = sharding.make_mesh(devices)
@@ -76,7 +80,7 @@ class ContractTest(parameterized.TestCase):
     np.testing.assert_allclose(
         np.asarray(proposal.logits)[mask], wanted[mask], atol=1e-5)
 
-  @parameterized.parameters('uniform', 'stochastic', 'top_k', 'gumbel')
+  @parameterized.parameters('uniform', 'stochastic', 'top_k', 'gumbel', 'simans')
   def test_an_empty_memory_gives_nothing(self, name):
     mesh = sharding.make_mesh(1)
     empty = tables.empty(helpers.CHUNK_ROWS, helpers.DIM, mesh=mesh,

@@ -81,6 +81,10 @@ def get_config(variant=''):
   # gaps are about 0.1; the paper scores by unnormalised inner products.
   config.sampler.simans_a = 100.0
   config.sampler.simans_b = 0.0
+  # Negatives above this share of the positive's score, or nearer to it than
+  # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.
+  config.sampler.max_share = config_dict.placeholder(float)
+  config.sampler.min_margin = config_dict.placeholder(float)
 
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'

@@ -49,14 +49,23 @@ SAMPLERS = {
         -(-sharding.capacity(num_targets, mesh, config.memory.chunk_rows)
           // config.batch_size)),
     'top_k': lambda config, mesh, num_targets: samplers.TopK(
-        config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+        config.sampler.num_negatives, config.memory.chunk_rows, mesh,
+        _ceiling(config)),
     'simans': lambda config, mesh, num_targets: samplers.SimANS(
         config.sampler.num_negatives, config.sampler.pool_size,
         config.sampler.simans_a, config.sampler.simans_b,
-        config.memory.chunk_rows, mesh),
+        config.memory.chunk_rows, mesh, _ceiling(config)),
     'gumbel': lambda config, mesh, num_targets: samplers.Gumbel(
-        config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+        config.sampler.num_negatives, config.memory.chunk_rows, mesh,
+        _ceiling(config)),
 }
+
+
+def _ceiling(config):
+  share, margin = config.sampler.max_share, config.sampler.min_margin
+  if share is None and margin is None:
+    return None
+  return samplers.Ceiling(share, margin)
 
 
 def _cache(config):
@@ -165,6 +174,12 @@ def make_method(config, mesh, num_targets) -> methods.Method:
   Raises:
     ValueError: for options that cannot work, alone or together.
   """
+  if _ceiling(config) and config.sampler.name not in (
+      'top_k', 'gumbel', 'simans'):
+    raise ValueError(
+        '--config.sampler.max_share and min_margin are of the samplers '
+        "'top_k', 'gumbel' and 'simans', which score the whole table; leave "
+        f'them out with {config.sampler.name!r}.')
   source = config.targets.source
   if source != 'encoder' and config.model.tied:
     raise ValueError(

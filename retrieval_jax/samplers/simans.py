@@ -32,6 +32,7 @@ class SimANS:
     b: where it is highest, relative to the positive's score.
     chunk_rows: C, rows scored at a time on each shard; must divide its rows.
     mesh: the mesh whose axis 'data' shards the table.
+    ceiling: a positives.Ceiling, to leave out rows too near the positive.
   """
   num_negatives: int
   pool_size: int
@@ -39,6 +40,7 @@ class SimANS:
   b: float
   chunk_rows: int
   mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
+  ceiling: positives.Ceiling | None = None
   gives_log_q = False
   gives_log_z = False
 
@@ -56,7 +58,8 @@ class SimANS:
     """Returns K draws; log_q is not defined, and log_z is not computed."""
     logits, rows = scoring.top_k(
         queries, view, self.pool_size, mesh=self.mesh,
-        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows)
+        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
+        ceiling=self.ceiling and self.ceiling.logits(queries, view))
     scores, known = positives.positive_scores(queries, view)
     gaps = logits / view.scale - scores[:, None] - self.b
     log_chances = jnp.where(known[:, None], -self.a * jnp.square(gaps), 0.0)

@@ -92,8 +92,16 @@ def get_config(variant=''):
   config.sampler = ml_collections.ConfigDict()
   config.sampler.name = 'gumbel'
   config.sampler.num_negatives = 1  # K
-  config.sampler.pool_size = 4096  # of 'stochastic' only
   config.sampler.shortlist = 64  # rows kept by 'top_k_gumbel' and 'bucketed'
+  config.sampler.pool_size = 4096  # of 'stochastic' and 'simans'
+  # a and b of exp(-a (s - s+ - b)^2), s unscaled. [ours]: for cosines, whose
+  # gaps are about 0.1; the paper scores by unnormalised inner products.
+  config.sampler.simans_a = 100.0
+  config.sampler.simans_b = 0.0
+  # Negatives above this share of the positive's score, or nearer to it than
+  # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.
+  config.sampler.max_share = config_dict.placeholder(float)
+  config.sampler.min_margin = config_dict.placeholder(float)
 
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'
@@ -104,6 +112,10 @@ def get_config(variant=''):
   config.refresh.push = False
   config.refresh.fraction = 0.0
   config.refresh.reencode_every = 0  # R, in steps; 0: never
+
+  config.targets = ml_collections.ConfigDict()
+  config.targets.source = 'encoder'  # or 'frozen' or 'rows', both of the table
+  config.targets.row_learning_rate = config_dict.placeholder(float)  # of 'rows'
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.learning_rate = 2e-4  # [ours]

@@ -41,10 +41,10 @@ def write(workdir, out, dtype='float32'):
   """Embeds everything and writes `out` whole or not at all."""
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  experiment, params, step = saved.load(workdir)
+  experiment, params, rows, step = saved.load(workdir)
   dataset = experiment.dataset
   with datasets.atomic_folder(os.path.abspath(out)) as folder:
-    targets = experiment.embed_targets(params)
+    targets = experiment.targets_of(params, rows)
     queries = experiment.embed_queries(params, None)
     for name, embeddings, ids in (('target', targets, dataset.corpus_ids),
                                   ('query', queries, dataset.query_ids)):

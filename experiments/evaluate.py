@@ -28,13 +28,14 @@ def splits(config):
           if split]
 
 
-def evaluate_params(experiment, params, names, *, targets=None, workdir=None,
-                    measures=measures_lib.MEASURES):
+def evaluate_params(experiment, params, rows, names, *, targets=None,
+                    workdir=None, measures=measures_lib.MEASURES):
   """Returns {split: {measure: value}} of a full-corpus search.
 
   Args:
     experiment: factory.Experiment.
     params: the model's parameters.
+    rows: [M, D], embeddings of the run's table, see `Experiment.targets_of`.
     names: splits to evaluate.
     targets: [N, D] float32, embeddings of the corpus if there are any already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
@@ -44,15 +45,15 @@ def evaluate_params(experiment, params, names, *, targets=None, workdir=None,
   if not names:
     return {}
   if targets is None:
-    targets = experiment.embed_targets(params)
-  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
+    targets = experiment.targets_of(params, rows)
+  queries = np.concatenate([dataset.qrels[name].queries() for name in names])
   found = retrieval.search_corpus(
-      experiment.embed_queries(params, rows), targets,
-      query_ids=[dataset.query_ids[row] for row in rows],
+      experiment.embed_queries(params, queries), targets,
+      query_ids=[dataset.query_ids[row] for row in queries],
       corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
       k=config.evaluation.depth + config.evaluation.drop_self_matches,
       chunk_rows=config.memory.chunk_rows)
-  return _measure(experiment, names, rows, found, workdir, measures)
+  return _measure(experiment, names, queries, found, workdir, measures)
 
 
 def measure_by_split(experiment, names, rows, found, scores):
@@ -122,7 +123,7 @@ def main(argv, values=flags.FLAGS):
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   workdir = values.workdir
   with process.script():
-    experiment, params, step = saved.load(workdir)
+    experiment, params, rows, step = saved.load(workdir)
     names = values.splits or splits(experiment.config)
     unknown = set(names) - set(experiment.dataset.qrels)
     if unknown:
@@ -130,7 +131,8 @@ def main(argv, values=flags.FLAGS):
           f'--splits names {sorted(unknown)}; {experiment.dataset.name} has '
           f'{sorted(experiment.dataset.qrels)}.')
     found = evaluate_params(
-        experiment, params, names, workdir=workdir, measures=values.measures)
+        experiment, params, rows, names, workdir=workdir,
+        measures=values.measures)
     results = results_so_far(experiment, workdir, step)
     for split, of_split in found.items():
       results['measures'].setdefault(split, {}).update(of_split)

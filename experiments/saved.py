@@ -37,7 +37,15 @@ def read_config(workdir):
 
 
 def load(workdir, *, num_devices=None):
-  """Returns (factory.Experiment, params, step) of a run's last checkpoint.
+  """Returns what a run's last checkpoint is evaluated and searched by.
+
+  Returns:
+    experiment: factory.Experiment.
+    params: the model's parameters.
+    rows: [M, D] numpy, the table's embeddings where they are the targets
+      (targets.source 'frozen' and 'rows'), else None; for
+      `experiment.targets_of(params, rows)`.
+    step: of the checkpoint.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
@@ -48,7 +56,9 @@ def load(workdir, *, num_devices=None):
     params = kept.restore_params(jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         experiment.params), step)
-  return experiment, params, step
+    rows = (None if experiment.method.targets.source == 'encoder'
+            else kept.restore_rows(step))
+  return experiment, params, rows, step
 
 
 def load_state(workdir, *, num_devices=None):

@@ -52,12 +52,12 @@ class Searcher:
 
   def __init__(self, workdir):
     """Loads the last checkpoint; embeds the corpus if it was not yet."""
-    self.experiment, self._params, step = saved.load(workdir)
+    self.experiment, self._params, rows, step = saved.load(workdir)
     path = os.path.join(workdir, f'targets-{step}.npy')
     if not os.path.exists(path):
       print('Embedding the corpus (once per checkpoint).', file=sys.stderr)
       temporary = f'{path}.{os.getpid()}.tmp.npy'
-      np.save(temporary, self.experiment.embed_targets(self._params))
+      np.save(temporary, self.experiment.targets_of(self._params, rows))
       os.replace(temporary, path)
     self._index = exact.ExactIndex(
         self.experiment.mesh, self.experiment.config.memory.chunk_rows)

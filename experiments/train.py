@@ -118,7 +118,8 @@ def run(config, workdir, *, num_devices=None, command=None):
     say('Evaluating on the whole corpus.')
     with meter.phase('evaluate'):
       measures = evaluate.evaluate_params(
-          experiment, state.params, evaluate.splits(config), workdir=workdir)
+          experiment, state.params, state.table.embeddings,
+          evaluate.splits(config), workdir=workdir)
     writer.write(config.num_steps, {
         f'{split}/{name}': value for split, of_split in measures.items()
         for name, value in of_split.items()})
@@ -143,8 +144,10 @@ class Cost:
     self._query_flops = flops(experiment.query_tokens)
     # Forward and backward are three passes; gradient caching adds a forward.
     self._passes = 4 if config.encoding.chunk_size else 3
-    self._targets = config.batch_size * (
-        1 + experiment.method.sampler.num_negatives)
+    self._targets = 0
+    if experiment.method.targets.source == 'encoder':
+      self._targets = config.batch_size * (
+          1 + experiment.method.sampler.num_negatives)
     self._queries = config.batch_size
 
   @property
@@ -197,7 +200,7 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
       baselines = {
           'bm25': evaluate_bm25(experiment),
           'untrained': evaluate.evaluate_params(
-              experiment, experiment.params, evaluate.splits(config),
+              experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
   trec.write_text(os.path.join(workdir, 'baselines.json'),
                   json.dumps(baselines, indent=2) + '\n')
@@ -254,7 +257,8 @@ def make_hooks(experiment, train_step, checkpoints, cost, schedule,
 
   def evaluate_dev(state):
     measures = evaluate.evaluate_params(
-        experiment, state.params, [config.data.dev_split])
+        experiment, state.params, state.table.embeddings,
+        [config.data.dev_split])
     return {f'{split}/{name}': value for split, of_split in measures.items()
             for name, value in of_split.items()}
 
@@ -298,7 +302,8 @@ def diagnose(experiment, state):
       correct=functools.partial(
           experiment.method.corrector.apply, state.corrector))
   found = diagnostics.approximation(
-      queries, experiment.embed_targets(state.params), view,
+      queries,
+      experiment.targets_of(state.params, state.table.embeddings), view,
       known_positives=known, positive_ids=positives, mesh=experiment.mesh)
   return {f'diagnostics/{name}': value for name, value in found.items()}
 

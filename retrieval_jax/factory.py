@@ -56,9 +56,15 @@ SAMPLERS = {
         -(-sharding.capacity(num_targets, mesh, config.memory.chunk_rows)
           // config.batch_size)),
     'top_k': lambda config, mesh, num_targets: samplers.TopK(
-        config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+        config.sampler.num_negatives, config.memory.chunk_rows, mesh,
+        _ceiling(config)),
+    'simans': lambda config, mesh, num_targets: samplers.SimANS(
+        config.sampler.num_negatives, config.sampler.pool_size,
+        config.sampler.simans_a, config.sampler.simans_b,
+        config.memory.chunk_rows, mesh, _ceiling(config)),
     'gumbel': lambda config, mesh, num_targets: samplers.Gumbel(
-        config.sampler.num_negatives, config.memory.chunk_rows, mesh),
+        config.sampler.num_negatives, config.memory.chunk_rows, mesh,
+        _ceiling(config)),
     'top_k_gumbel': lambda config, mesh, num_targets: samplers.ShortlistGumbel(
         config.sampler.num_negatives, config.sampler.shortlist, False,
         config.memory.chunk_rows, mesh),
@@ -66,6 +72,13 @@ SAMPLERS = {
         config.sampler.num_negatives, config.sampler.shortlist, True,
         config.memory.chunk_rows, mesh),
 }
+
+
+def _ceiling(config):
+  share, margin = config.sampler.max_share, config.sampler.min_margin
+  if share is None and margin is None:
+    return None
+  return samplers.Ceiling(share, margin)
 
 
 def _cache(config):
@@ -213,7 +226,27 @@ def make_method(config, mesh, num_targets) -> methods.Method:
     config: ConfigDict.
     mesh: mesh with axis 'data'.
     num_targets: N; sampler 'exhaustive' derives its num_negatives from it.
+
+  Raises:
+    ValueError: for options that cannot work, alone or together.
   """
+  if _ceiling(config) and config.sampler.name not in (
+      'top_k', 'gumbel', 'simans'):
+    raise ValueError(
+        '--config.sampler.max_share and min_margin are of the samplers '
+        "'top_k', 'gumbel' and 'simans', which score the whole table; leave "
+        f'them out with {config.sampler.name!r}.')
+  source = config.targets.source
+  if source != 'encoder' and config.model.tied:
+    raise ValueError(
+        f'--config.targets.source={source!r} trains the query tower alone, '
+        'which must not be the target tower too; set '
+        '--config.model.tied=False.')
+  if source == 'rows' and config.memory.dtype != 'float32':
+    raise ValueError(
+        "--config.targets.source='rows' trains the rows of the table by small "
+        f'steps, which {config.memory.dtype} rounds away; set '
+        '--config.memory.dtype=float32.')
   return methods.Method(
       memory=config.memory.kind,
       corrector=_choose(
@@ -223,7 +256,9 @@ def make_method(config, mesh, num_targets) -> methods.Method:
               config, mesh, num_targets),
       estimator=config.estimator.name,
       columns=config.estimator.columns,
-      refresh=methods.Refresh(**config.refresh))
+      refresh=methods.Refresh(**config.refresh),
+      targets=methods.Targets(
+          **config.targets, normalize=config.model.normalize))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +296,20 @@ class Experiment:
                           show=not jax.process_index()) as add:
       return self._embed(self.model.encode_targets, params, self.target_tokens,
                          rows=ids, progress=add)
+
+  def targets_of(self, params, rows):
+    """Returns the embeddings [N, D] float32 that the corpus is searched by.
+
+    Where the table's rows are the targets of the loss they are those, else what
+    the target tower makes of the corpus.
+
+    Args:
+      params: of the model.
+      rows: [M, D], embeddings of the run's table; read in the former case only.
+    """
+    if self.method.targets.source == 'encoder':
+      return self.embed_targets(params)
+    return np.asarray(rows[:len(self.target_tokens)], np.float32)
 
   def embed_queries(self, params, rows=None):
     """Returns embeddings [n, D] float32 of the queries in `rows`, or of all."""
@@ -311,7 +360,10 @@ class Experiment:
 
   def make_step(self):
     """Returns (TrainStep, optimizer schedule)."""
-    optimizer, schedule = optimizers.make_optimizer(**self.config.optimizer)
+    optimizer, schedule = optimizers.make_optimizer(
+        **self.config.optimizer,
+        frozen=(() if self.method.targets.source == 'encoder'
+                else self.model.tower_names[-1:]))
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,

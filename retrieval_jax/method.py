@@ -8,6 +8,7 @@ from retrieval_jax import types
 
 MEMORIES = ('none', 'ring', 'corpus')
 COLUMNS = ('own', 'positives', 'all', 'draws')
+SOURCES = ('encoder', 'frozen', 'rows')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,36 @@ class Refresh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Targets:
+  """Where the loss finds the embeddings of positives and negatives.
+
+  Attributes:
+    source: 'encoder' (encoded afresh by the target tower, which is trained),
+      'frozen' (read from the table, which the initial target tower filled and
+      nothing changes: STAR/ADORE, SIGIR 2021) or 'rows' (read from the table,
+      whose rows are themselves trained, by SGD, in place of the tower: direct
+      gradients, AAAI 2026). The last two train no target tower.
+    row_learning_rate: of the rows, constant; for 'rows' only.
+    normalize: give a trained row length one again after its step. The paper
+      does not speak of it; ours, where the model's embeddings have length one,
+      for scores would else stop being cosines.
+  """
+  source: str = 'encoder'
+  row_learning_rate: float | None = None
+  normalize: bool = False
+
+  def __post_init__(self):
+    _check_choice('targets.source', self.source, SOURCES)
+    rate = self.row_learning_rate
+    if (self.source == 'rows') != (rate is not None) or rate is not None and (
+        rate <= 0):
+      raise ValueError(
+          f'targets.row_learning_rate={rate} with targets.source='
+          f"{self.source!r}: source 'rows' needs a positive rate, and the "
+          'others train no rows and take none.')
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """A training method, static and printable; `repr` is its configuration.
 
@@ -57,6 +88,7 @@ class Method:
       positives), 'all' (all draws and positives of the batch), 'draws' (all
       draws of the batch, no in-batch positives).
     refresh: a Refresh.
+    targets: a Targets.
   """
   memory: str
   corrector: types.Corrector
@@ -64,6 +96,7 @@ class Method:
   estimator: str
   columns: str
   refresh: Refresh
+  targets: Targets = dataclasses.field(default_factory=Targets)
 
   def __post_init__(self):
     _check_choice('memory.kind', self.memory, MEMORIES)
@@ -86,6 +119,13 @@ class Method:
     if not draws and self.refresh.write_back:
       raise ValueError(
           "refresh.write_back=True needs drawn rows, but sampler.name='none'.")
+    if self.targets.source != 'encoder' and (
+        self.memory != 'corpus' or self.refresh != Refresh()
+        or type(self.corrector).__name__ != 'Identity'):
+      raise ValueError(
+          f'targets.source={self.targets.source!r} takes the rows of the table '
+          "for the targets; it needs memory.kind='corpus', all of refresh off "
+          "and corrector.name='identity'.")
     if self.memory == 'ring' and self.refresh.reencode_every:
       raise ValueError(
           'refresh.reencode_every re-encodes a whole corpus; with '

@@ -48,8 +48,8 @@ _NEVER = -jnp.inf
 
 
 def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
-          chunk_rows: int, exclude_rows: jax.Array | None = None
-          ) -> tuple[jax.Array, jax.Array]:
+          chunk_rows: int, exclude_rows: jax.Array | None = None,
+          ceiling: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
   """Returns the k rows of largest logit, exactly; ties go to the lowest row.
 
   Args:
@@ -59,6 +59,7 @@ def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
     mesh: the mesh over whose axis 'data' the table is sharded.
     chunk_rows: C, rows scored at a time, a multiple of `BLOCK_ROWS`.
     exclude_rows: [B, E] int32 rows that must not come out, -1 for none.
+    ceiling: [B] float32; rows of larger logit must not come out either.
 
   Returns:
     logits: [B, k] float32, in falling order, -inf where no row is left.
@@ -76,7 +77,7 @@ def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
     return shard.best_rows(logits, logits, rows, k)[1:]
 
   return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows,
-                    _TOP_K_BLOCK_ROWS)
+                    ceiling, _TOP_K_BLOCK_ROWS)
 
 
 def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
@@ -136,7 +137,8 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
 
 def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
                  mesh: jax.sharding.Mesh, chunk_rows: int,
-                 exclude_rows: jax.Array | None = None
+                 exclude_rows: jax.Array | None = None,
+                 ceiling: jax.Array | None = None
                  ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Draws k rows without replacement from softmax(logits), and returns log Z.
 
@@ -151,11 +153,13 @@ def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
     mesh: the mesh over whose axis 'data' the table is sharded.
     chunk_rows: C, rows scored at a time, a multiple of `BLOCK_ROWS`.
     exclude_rows: [B, E] int32 rows outside the distribution, -1 for none.
+    ceiling: [B] float32; rows of larger logit are outside of it too.
 
   Returns:
     rows: [B, k] int32 in the order drawn, -1 where no row is left.
     logits: [B, k] float32 without noise, -inf where no row is left.
-    log_z: [B] float32, log-sum-exp over live rows that are not excluded.
+    log_z: [B] float32, log-sum-exp over live rows that are not excluded
+      and not above the ceiling.
 
   Raises:
     ValueError: if shapes disagree or a shard does not hold whole chunks.
@@ -181,7 +185,8 @@ def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
     _, logits, rows = shard.best_rows(keys, logits, rows, k)
     return rows, logits, log_z
 
-  return _on_shards(select, key, queries, view, mesh, chunk_rows, exclude_rows)
+  return _on_shards(select, key, queries, view, mesh, chunk_rows, exclude_rows,
+                    ceiling)
 
 
 def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
@@ -202,7 +207,7 @@ def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
 
 
 def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
-               exclude_rows, block_rows=BLOCK_ROWS):
+               exclude_rows, ceiling=None, block_rows=BLOCK_ROWS):
   """Runs `select(shard, key)` on every shard; its results are replicated."""
   sizes = check_shapes({
       'queries': (queries, 'B D'), 'table.embeddings': (view.table.embeddings,
@@ -211,7 +216,8 @@ def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
   if exclude_rows is None:
     exclude_rows = jnp.full((sizes['B'], 0), -1, jnp.int32)
   check_shapes({'queries': (queries, 'B D'),
-                'exclude_rows': (exclude_rows, 'B E')})
+                'exclude_rows': (exclude_rows, 'B E')}
+               | ({} if ceiling is None else {'ceiling': (ceiling, 'B')}))
   if chunk_rows % BLOCK_ROWS:
     raise ValueError(
         f'chunk_rows is {chunk_rows}, expected a multiple of {BLOCK_ROWS} '
@@ -224,15 +230,16 @@ def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
         'rows). Make it with table.create or table.empty and the same mesh '
         'and chunk_rows, which pad it.')
 
-  def on_shard(key, queries, table, scale, exclude_rows):
+  def on_shard(key, queries, table, scale, exclude_rows, ceiling):
     scaled = queries.astype(jnp.float32) * scale  # cheaper than scaling [B, C]
-    return select(_Shard(scaled, table, view.correct, exclude_rows, chunk_rows,
-                         block_rows), key)
+    return select(_Shard(scaled, table, view.correct, exclude_rows, ceiling,
+                         chunk_rows, block_rows), key)
 
   everywhere, by_row = PartitionSpec(), PartitionSpec(sharding.AXIS)
   run = jax.shard_map(
       on_shard, mesh=mesh,
-      in_specs=(everywhere, everywhere, by_row, everywhere, everywhere),
+      in_specs=(everywhere, everywhere, by_row, everywhere, everywhere,
+                everywhere),
       out_specs=everywhere,
       # Results are equal on all shards, being computed from all-gathered
       # candidates, but the type system cannot prove that.
@@ -240,7 +247,7 @@ def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
   # jit: outside of one, shard_map would run primitive by primitive.
   return jax.jit(run)(
       key, queries, view.table, jnp.asarray(view.scale, jnp.float32),
-      exclude_rows)
+      exclude_rows, ceiling)
 
 
 class _Shard:
@@ -249,10 +256,10 @@ class _Shard:
   Row and block numbers are global wherever they leave this class.
   """
 
-  def __init__(self, queries, table, correct, exclude_rows, chunk_rows,
-               block_rows):
+  def __init__(self, queries, table, correct, exclude_rows, ceiling,
+               chunk_rows, block_rows):
     self.queries, self.table, self.correct = queries, table, correct
-    self.exclude_rows = exclude_rows
+    self.exclude_rows, self.ceiling = exclude_rows, ceiling
     self.chunk_rows, self.num_rows = chunk_rows, table.ids.shape[0]
     self.block_rows = block_rows
     self.num_blocks = self.num_rows // block_rows
@@ -263,7 +270,8 @@ class _Shard:
   def scan(self, carry, step):
     """Scans chunks with `step(carry, logits [c, g, B], blocks [c])`.
 
-    `logits` are -inf for empty and excluded rows. Blocks stand first and
+    `logits` are -inf for empty and excluded rows and those above the ceiling.
+    Blocks stand first and
     queries last, so that reductions over a block run along whole vectors.
 
     Returns:
@@ -292,6 +300,8 @@ class _Shard:
       inside = jnp.where(inside < 0, self.chunk_rows, inside)
       logits = logits.at[inside, query].set(_NEVER, mode='drop')
       logits = jnp.where((piece.ids >= 0)[:, None], logits, _NEVER)
+      if self.ceiling is not None:
+        logits = jnp.where(logits > self.ceiling[None], _NEVER, logits)
       blocks = self.first_block + chunk * chunk_blocks + jnp.arange(
           chunk_blocks)
       logits = logits.reshape(chunk_blocks, self.block_rows, num_queries)
@@ -334,8 +344,8 @@ class _Shard:
       blocks: [B, k] int32 global block numbers.
 
     Returns:
-      logits: [B, k, g] float32, -inf for rows that are elsewhere, empty or
-        excluded.
+      logits: [B, k, g] float32, -inf for rows that are elsewhere, empty,
+        excluded or above the ceiling.
       rows: [B, k, g] int32.
     """
     rows = blocks[:, :, None] * self.block_rows + jnp.arange(
@@ -365,6 +375,8 @@ class _Shard:
           row == self.exclude_rows[:, :, None], axis=1)  # [B, g]
       found = jnp.where(
           valid & (piece.ids >= 0) & ~excluded, found, _NEVER)
+      if self.ceiling is not None:
+        found = jnp.where(found > self.ceiling[:, None], _NEVER, found)
       return logits.at[jnp.arange(len(block)), which[:, 0]].set(found)
 
     logits = jnp.full(rows.shape, _NEVER)

@@ -80,10 +80,13 @@ class View(NamedTuple):
     correct: maps any slice of the table (a TargetTable whose arrays have
       leading shape [...]) to its present embeddings [..., D] float32.
     scale: [] float32, beta: fixed or learned.
+    positive_rows: [B] int32, the row of each query's positive, -1 where it is
+      not remembered; None where nobody asks for it.
   """
   table: TargetTable
   correct: Callable[[TargetTable], jax.Array]
   scale: jax.Array
+  positive_rows: jax.Array | None = None
 
 
 @register

@@ -45,6 +45,12 @@ class MethodTest(parameterized.TestCase):
        "columns='own'"),
       ('log_q', dict(estimator='sampled_softmax', columns='all'),
        'log q of every column'),
+      ('source', dict(targets=methods.Targets('frozen'), memory='ring',
+                      refresh=methods.Refresh(push=True)),
+       "targets.source='frozen' .* memory.kind='corpus'"),
+      ('moved_source', dict(targets=methods.Targets('rows', 0.1),
+                            refresh=methods.Refresh(write_back=True)),
+       'all of refresh off'),
       ('full', dict(estimator='full_softmax'), "sampler.name='exhaustive'"))
   def test_refuses(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -63,6 +69,15 @@ class MethodTest(parameterized.TestCase):
   def test_refuses_refresh(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       methods.Refresh(**options)
+
+  @parameterized.parameters(
+      (('tower',), "targets.source='tower' is not one of"),
+      (('rows',), "'rows' needs a positive rate"),
+      (('rows', 0.0), "'rows' needs a positive rate"),
+      (('frozen', 0.1), 'others train no rows'))
+  def test_refuses_targets(self, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      methods.Targets(*options)
 
   def test_number_of_probes_is_a_multiple_of_the_shards(self):
     refresh = methods.Refresh(fraction=0.01)

@@ -9,7 +9,9 @@ samplers rely.
 from retrieval_jax.samplers.exhaustive import Exhaustive
 from retrieval_jax.samplers.gumbel import Gumbel
 from retrieval_jax.samplers.none import NoNegatives
+from retrieval_jax.samplers.positives import Ceiling
 from retrieval_jax.samplers.shortlist import ShortlistGumbel
+from retrieval_jax.samplers.simans import SimANS
 from retrieval_jax.samplers.stochastic import StochasticNegativeMining
 from retrieval_jax.samplers.top_k import TopK
 from retrieval_jax.samplers.uniform import Uniform

@@ -8,6 +8,7 @@ from jax import numpy as jnp
 from retrieval_jax import scoring
 from retrieval_jax import table as tables
 from retrieval_jax import types
+from retrieval_jax.samplers import positives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +19,12 @@ class TopK:
     num_negatives: K.
     chunk_rows: C, rows scored at a time on each shard; must divide its rows.
     mesh: the mesh whose axis 'data' shards the table.
+    ceiling: a positives.Ceiling, to leave out rows too near the positive.
   """
   num_negatives: int
   chunk_rows: int
   mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
+  ceiling: positives.Ceiling | None = None
   gives_log_q = False
   gives_log_z = False
 
@@ -30,7 +33,8 @@ class TopK:
     del key
     logits, rows = scoring.top_k(
         queries, view, self.num_negatives, mesh=self.mesh,
-        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows)
+        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
+        ceiling=self.ceiling and self.ceiling.logits(queries, view))
     mask = rows >= 0
     return types.Proposal(
         rows=rows, ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),

@@ -4,6 +4,7 @@ import json
 import os
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 
@@ -93,6 +94,29 @@ class Checkpoints:
               item=wanted, partial_restore=True,
               restore_args=ocp.checkpoint_utils.construct_restore_args(
                   wanted)))['params']
+
+  def restore_rows(self, step: int | None = None) -> np.ndarray:
+    """Returns the embeddings [M, D] of a checkpoint's table, on the host.
+
+    M is what the table was padded to when it was saved.
+
+    Args:
+      step: which; None for the latest.
+
+    Raises:
+      FileNotFoundError: if there is no such checkpoint.
+    """
+    step = self._existing(step)
+    saved = self._manager.item_metadata(step).state['table']['embeddings']
+    wanted = {'table': {'embeddings': jax.ShapeDtypeStruct(
+        saved.shape, saved.dtype)}}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return reader.restore(
+          os.path.join(self.folder, str(step), 'state'),
+          args=ocp.args.PyTreeRestore(
+              item=wanted, partial_restore=True, restore_args=jax.tree.map(
+                  lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                  wanted)))['table']['embeddings']
 
   def restore_meta(self, step: int | None = None) -> dict:
     """Returns the meta of a checkpoint, None for the latest, without state."""

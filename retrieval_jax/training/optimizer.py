@@ -45,7 +45,7 @@ def make_schedule(*, learning_rate, warmup_steps, total_steps, schedule):
 
 def make_optimizer(*, learning_rate, warmup_steps, total_steps, schedule,
                    weight_decay, b1, b2, eps, max_grad_norm,
-                   scale_learning_rate=None):
+                   scale_learning_rate=None, frozen=()):
   """Returns AdamW with clipping, and its learning-rate schedule.
 
   Biases, layer norms and the log temperature are not decayed: arrays of rank
@@ -63,6 +63,8 @@ def make_optimizer(*, learning_rate, warmup_steps, total_steps, schedule,
     max_grad_norm: largest global norm of a gradient, None for no clipping.
     scale_learning_rate: peak rate of the parameter named log_scale, which
       follows the same schedule; None for the rate of all others.
+    frozen: names of top-level entries of the params that stay as they are and
+      for which no moments are kept.
 
   Returns:
     An optax.GradientTransformation (its state is a dict by stage name), and
@@ -94,7 +96,15 @@ def make_optimizer(*, learning_rate, warmup_steps, total_steps, schedule,
         'scale': optax.scale_by_learning_rate(
             schedule_to(scale_learning_rate)),
     }, _label)))
-  return optax.named_chain(*stages), rate
+  chain = optax.named_chain(*stages)
+  if frozen:
+    chain = optax.partition(
+        {'trained': chain, 'frozen': optax.set_to_zero()},
+        lambda params: {
+            name: jax.tree.map(
+                lambda _: 'frozen' if name in frozen else 'trained', entry)
+            for name, entry in params.items()})
+  return chain, rate
 
 
 def _name(path):

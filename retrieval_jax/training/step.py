@@ -17,6 +17,7 @@ from retrieval_jax import estimators
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
+from retrieval_jax.models import dual_encoder
 from retrieval_jax.training import state as states
 
 
@@ -63,11 +64,13 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     A TrainStep: `init_state(params, table) -> TrainState` sharded over the
     mesh; `propose` and `update` as above, with negative_ids [B * K] and
     probe_ids [P] int32 (-1 where there is nothing to encode) and
-    negative_tokens [B * K, L], probe_tokens [P, L] int32. `update` donates the
-    state. `refreshed(state, table) -> TrainState` replaces the whole table and
-    lets the corrector start anew if it asks for that.
+    negative_tokens [B * K, L], probe_tokens [P, L] int32; where targets are
+    read from the table, negatives need no tokens and those two are empty.
+    `update` donates the state. `refreshed(state, table) -> TrainState` replaces
+    the whole table and lets the corrector start anew if it asks for that.
   """
   shards = mesh.shape['data']
+  encodes_targets = method.targets.source == 'encoder'
 
   def init_corrector(dim):
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
@@ -92,7 +95,8 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     queries = encoders.queries(state.params, batch.query_tokens)
     view = types.View(
         table=state.table, scale=encoders.scale(state.params),
-        correct=functools.partial(method.corrector.apply, state.corrector))
+        correct=functools.partial(method.corrector.apply, state.corrector),
+        positive_rows=tables.rows_of(state.table, batch.target_ids))
     proposal = method.sampler.propose(
         draw_key, queries,
         tables.rows_of(state.table, batch.known_positives), view)
@@ -103,15 +107,24 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
                         method.refresh.num_probes(capacity, shards)),
         systematic_rows(anchor_key, capacity, num_anchors)])
     probe_ids = tables.take(state.table, probe_rows).ids
-    return proposal, probe_rows, proposal.ids.reshape(-1), probe_ids
+    negative_ids = proposal.ids.reshape(-1)[:None if encodes_targets else 0]
+    return proposal, probe_rows, negative_ids, probe_ids
 
   def update(state, batch, proposal, probe_rows, negative_tokens, probe_tokens):
     num_queries, num_negatives = proposal.rows.shape
+    used_rows = vectors = None
+    if not encodes_targets:
+      used_rows, place = distinct_rows(state.table, batch, proposal)
+      vectors = tables.take(state.table, used_rows).embeddings.astype(
+          jnp.float32)
 
-    def loss_fn(params):
+    def loss_fn(params, vectors):
       queries = encoders.queries(params, batch.query_tokens)
-      targets = encoders.targets(params, jnp.concatenate(
-          [batch.target_tokens, negative_tokens]))
+      if encodes_targets:
+        targets = encoders.targets(params, jnp.concatenate(
+            [batch.target_tokens, negative_tokens]))
+      else:
+        targets = vectors[place]
       positives = targets[:num_queries]
       negatives = targets[num_queries:].reshape(
           num_queries, num_negatives, targets.shape[-1])
@@ -127,8 +140,8 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
                'scale': scale}
       return surrogate.mean(), (info, queries, positives, negatives)
 
-    (_, (metrics, *fresh)), gradient = jax.value_and_grad(
-        loss_fn, has_aux=True)(state.params)
+    (_, (metrics, *fresh)), (gradient, row_gradient) = jax.value_and_grad(
+        loss_fn, argnums=(0, 1), has_aux=True)(state.params, vectors)
     queries, positives, negatives = jax.lax.stop_gradient(fresh)
     metrics['gradient_norm'] = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(
@@ -158,6 +171,10 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
               scale=metrics['scale'], step=state.step))
       metrics |= corrector_metrics
 
+    if method.targets.source == 'rows':
+      table = tables.write(
+          table, used_rows, descend(vectors, row_gradient, method.targets),
+          state.step)
     if method.refresh.write_back:
       table = tables.write(
           table, rows[:num_drawn], fresh_rows[:num_drawn], state.step)
@@ -192,6 +209,44 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
       init_state,
       jax.jit(propose, out_shardings=(replicated,) * 4),
       jax.jit(update_pinned, donate_argnums=0), refreshed)
+
+
+def distinct_rows(table, batch, proposal):
+  """Returns the rows of the table that a step's loss reads, each once.
+
+  Args:
+    table: types.TargetTable of the whole corpus.
+    batch: types.Batch.
+    proposal: types.Proposal.
+
+  Returns:
+    rows: [B + B * K] int32, the distinct rows of the positives and the draws,
+      then -1; -1 also stands for draws that are masked.
+    place: [B + B * K] int32, where in `rows` each positive, then each draw is.
+      A loss over `vectors[place]` gives a row that is used several times the
+      sum of its gradients.
+  """
+  rows = jnp.concatenate(
+      [tables.rows_of(table, batch.target_ids), proposal.rows.reshape(-1)])
+  return jnp.unique(
+      rows, size=rows.shape[0], fill_value=-1, return_inverse=True)
+
+
+def descend(vectors, gradient, targets):
+  """Returns rows after a step of plain SGD, g - eta dL/dg, [P, D] float32.
+
+  L is the mean over the batch, as for all parameters. With
+  `targets.normalize` the result is brought back to length one (ours).
+
+  Args:
+    vectors: [P, D] float32.
+    gradient: [P, D] float32, dL/dg.
+    targets: method.Targets.
+
+  Source: direct gradients on cached targets, AAAI 2026.
+  """
+  moved = vectors - targets.row_learning_rate * gradient
+  return dual_encoder.normalise(moved) if targets.normalize else moved
 
 
 def columns(kind, queries, positives, negatives, batch, proposal, scale):

@@ -254,6 +254,12 @@ def test_the_meter_counts_the_rows_that_were_re_encoded(make_config, tmp_path):
      'profile.start=0 must be at least 1'),
     ('stale', {'data.dev_split': '', 'evaluation.every': '2'},
      'evaluation.every looks at the dev queries'),
+    ('stale', {'sampler.name': 'uniform', 'sampler.max_share': '0.9'},
+     "leave them out with 'uniform'"),
+    ('stale', {'sampler.max_share': '1.5'}, 'max_share=1.5 must lie in'),
+    ('adore', {'model.tied': 'true'}, 'set --config.model.tied=False'),
+    ('direct_gradient', {'memory.dtype': 'bfloat16'},
+     'set --config.memory.dtype=float32'),
     ('stale', {'encoding.batch_tokens': '10'}, 'batch_tokens=10 must be'),
 ])
 def test_a_wrong_option_is_named(

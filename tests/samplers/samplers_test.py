@@ -25,6 +25,7 @@ def every_sampler(mesh):
       'exhaustive': samplers.Exhaustive(sharding.capacity(
           helpers.NUM_TARGETS, mesh, helpers.CHUNK_ROWS) // B),
       'top_k': samplers.TopK(3, helpers.CHUNK_ROWS, mesh),
+      'simans': samplers.SimANS(3, 16, 20.0, 0.1, helpers.CHUNK_ROWS, mesh),
       'gumbel': samplers.Gumbel(3, helpers.CHUNK_ROWS, mesh),
       'top_k_gumbel': samplers.ShortlistGumbel(
           3, 8, False, helpers.CHUNK_ROWS, mesh),
@@ -35,7 +36,9 @@ def every_sampler(mesh):
 
 def view(table):
   return types.View(table, lambda rows: rows.embeddings.astype(jnp.float32),
-                    jnp.float32(SCALE))
+                    jnp.float32(SCALE),
+                    tables.rows_of(table, jnp.asarray(
+                        helpers.batch(0).target_ids)))
 
 
 def propose(sampler, mesh, table=None, key=0):
@@ -51,7 +54,7 @@ class ContractTest(parameterized.TestCase):
 
   @parameterized.product(
       name=('none', 'uniform', 'stochastic', 'exhaustive', 'top_k', 'gumbel',
-            'top_k_gumbel', 'bucketed'),
+            'top_k_gumbel', 'bucketed', 'simans'),
       devices=(1, 4))
   def test_every_proposal_is_consistent(self, name, devices):
     mesh = sharding.make_mesh(devices)
@@ -88,7 +91,7 @@ class ContractTest(parameterized.TestCase):
         np.asarray(proposal.logits)[mask], wanted[mask], atol=1e-5)
 
   @parameterized.parameters('uniform', 'stochastic', 'top_k', 'gumbel',
-                            'top_k_gumbel', 'bucketed')
+                            'top_k_gumbel', 'bucketed', 'simans')
   def test_an_empty_memory_gives_nothing(self, name):
     mesh = sharding.make_mesh(1)
     empty = tables.empty(helpers.CHUNK_ROWS, helpers.DIM, mesh=mesh,

@@ -1,0 +1,78 @@
+"""The remembered score of the positive, to judge negatives by."""
+
+import dataclasses
+
+import jax
+from jax import numpy as jnp
+
+from retrieval_jax import table as tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceiling:
+  """Leaves out negatives that score so high that they may well be positives.
+
+  With the positive's score s+ (unscaled, under the memory), a row is left out
+  whose score is above
+
+    s+ - (1 - max_share) |s+|   (TopK-PercPos)   or   s+ - min_margin
+                                                      (TopK-MarginPos).
+
+  The first is max_share * s+ for s+ > 0, as in the paper; for s+ < 0, where
+  that would lie above s+, it lies as far below s+ (ours). Where both are given,
+  the lower counts. A query whose positive is not remembered has no ceiling.
+
+  Source: NV-Retriever, arXiv 2407.15831 (0.95 and 0.05).
+
+  Attributes:
+    max_share: in (0, 1], or None.
+    min_margin: at least 0, or None.
+  """
+  max_share: float | None
+  min_margin: float | None
+
+  def __post_init__(self):
+    if self.max_share is not None and not 0 < self.max_share <= 1:
+      raise ValueError(
+          f'sampler.max_share={self.max_share} must lie in (0, 1], for '
+          'instance 0.95; leave it out for no ceiling.')
+    if self.min_margin is not None and self.min_margin < 0:
+      raise ValueError(
+          f'sampler.min_margin={self.min_margin} must be at least 0, for '
+          'instance 0.05; leave it out for no ceiling.')
+
+  def logits(self, queries, view):
+    """Returns the largest allowed logit of each query, [B] float32."""
+    scores, known = positive_scores(queries, view)
+    highest = scores
+    if self.max_share is not None:
+      highest = scores - (1 - self.max_share) * jnp.abs(scores)
+    if self.min_margin is not None:
+      highest = jnp.minimum(highest, scores - self.min_margin)
+    return jnp.where(known, view.scale * highest, jnp.inf)
+
+
+def positive_scores(queries, view):
+  """Returns each query's score with its positive, as the memory has it.
+
+  Args:
+    queries: [B, D] float32.
+    view: types.View with `positive_rows` [B].
+
+  Returns:
+    scores: [B] float32, unscaled, 0 where unknown.
+    known: [B] bool, whether the positive is remembered.
+
+  Raises:
+    ValueError: if the view does not say where the positives are.
+  """
+  if view.positive_rows is None:
+    raise ValueError(
+        'The sampler compares negatives with the positive, but '
+        'view.positive_rows is None; give the row of each positive.')
+  known = view.positive_rows >= 0
+  positives = view.correct(tables.take(view.table, view.positive_rows))
+  scores = jnp.einsum('bd,bd->b', queries, positives,
+                      precision=jax.lax.Precision.HIGHEST,
+                      preferred_element_type=jnp.float32)
+  return jnp.where(known, scores, 0.0), known

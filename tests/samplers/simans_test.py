@@ -1,0 +1,95 @@
+"""SimANS draws by its formula, on any number of devices."""
+
+import itertools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from retrieval_jax import samplers
+from retrieval_jax import sharding
+from retrieval_jax import types
+from tests import helpers
+
+POOL, A, B, SCALE, NUM_DRAWS = 6, 20.0, -0.1, 5.0, 6000
+
+
+def draw(mesh, num_queries, positive_row, num_negatives=2, a=A):
+  """Returns rows [n, K] for one query asked many times, and its scores [N]."""
+  table = helpers.table(mesh)
+  batch = helpers.batch(0)
+  query = helpers.encode(helpers.params(), batch.query_tokens[:1])
+  scores = np.asarray(table.embeddings[:helpers.NUM_TARGETS] @ query[0])
+  sampler = samplers.SimANS(
+      num_negatives, POOL, a, B, helpers.CHUNK_ROWS, mesh)
+  proposal = sampler.propose(
+      jax.random.key(3), jnp.tile(query, (num_queries, 1)),
+      jnp.full((num_queries, 1), batch.target_ids[0]),
+      types.View(table, lambda rows: rows.embeddings, jnp.float32(SCALE),
+                 jnp.full(num_queries, positive_row)))
+  return np.asarray(proposal.rows), scores
+
+
+def chances_of_pairs(scores, positive, a):
+  """Returns {(first, second): chance} by the formula, without replacement."""
+  free = scores.copy()
+  free[positive] = -np.inf
+  pool = np.argsort(-free)[:POOL]
+  weights = np.exp(-a * (scores[pool] - scores[positive] - B)**2)
+  weights /= weights.sum()
+  return {(pool[i], pool[j]): weights[i] * weights[j] / (1 - weights[i])
+          for i, j in itertools.permutations(range(POOL), 2)}
+
+
+def chi_square(rows, chances):
+  """Returns the statistic over pairs, and their number."""
+  counts = {pair: 0 for pair in chances}
+  for pair in map(tuple, rows.tolist()):
+    counts[pair] += 1  # KeyError: a row outside the candidates
+  expected = {pair: len(rows) * p for pair, p in chances.items()}
+  often = [pair for pair in chances if expected[pair] >= 5]
+  return sum((counts[pair] - expected[pair])**2 / expected[pair]
+             for pair in often), len(often)
+
+
+class SimANSTest(parameterized.TestCase):
+
+  def test_pairs_come_with_the_chances_of_the_formula(self):
+    positive = int(helpers.batch(0).target_ids[0])
+    rows, scores = draw(sharding.make_mesh(1), NUM_DRAWS, positive)
+    found, number = chi_square(rows, chances_of_pairs(scores, positive, A))
+    self.assertLess(found, number + 4.5 * np.sqrt(2 * number))
+    wrong, number = chi_square(rows, chances_of_pairs(scores, positive, A / 2))
+    self.assertGreater(wrong, number + 9 * np.sqrt(2 * number))
+
+  def test_without_a_remembered_positive_candidates_are_equal(self):
+    positive = int(helpers.batch(0).target_ids[0])
+    rows, scores = draw(sharding.make_mesh(1), NUM_DRAWS, -1)
+    found, number = chi_square(rows, chances_of_pairs(scores, positive, 0.0))
+    self.assertLess(found, number + 4.5 * np.sqrt(2 * number))
+
+  @parameterized.parameters(2, 4, 8)
+  def test_devices_do_not_change_a_draw(self, devices):
+    positive = int(helpers.batch(0).target_ids[0])
+    one, _ = draw(sharding.make_mesh(1), 16, positive)
+    many, _ = draw(sharding.make_mesh(devices), 16, positive)
+    np.testing.assert_array_equal(one, many)
+
+  def test_needs_candidates_a_sharpness_and_the_positives(self):
+    mesh = sharding.make_mesh(1)
+    with self.assertRaisesRegex(ValueError, 'raise pool_size'):
+      samplers.SimANS(3, 2, A, B, 64, mesh)
+    with self.assertRaisesRegex(ValueError, 'simans_a=-1.0 must be at least 0'):
+      samplers.SimANS(1, 2, -1.0, B, 64, mesh)
+    table = helpers.table(mesh)
+    with self.assertRaisesRegex(ValueError, 'view.positive_rows is None'):
+      samplers.SimANS(1, 2, A, B, 64, mesh).propose(
+          jax.random.key(0), jnp.zeros((1, helpers.DIM)),
+          jnp.full((1, 1), -1),
+          types.View(table, lambda rows: rows.embeddings, jnp.float32(SCALE)))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -11,9 +11,9 @@ class Identity:
   num_anchors = 0
   reset_on_refresh = False
 
-  def init(self, key, dim):
+  def init(self, key, table):
     """Returns the empty state."""
-    del key, dim
+    del key, table
     return ()
 
   def apply(self, state, rows):

@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 
 from retrieval_jax import types
-from retrieval_jax.correctors import mlp
+from retrieval_jax.correctors import maps
 
 FITS = ('ridge', 'procrustes')
 
@@ -19,26 +19,25 @@ class LinearState:
   Attributes:
     matrix: [D + 1, D], the map of a stale row with a one appended, minus the
       identity.
-    inputs: [D + 1, D + 1], running sum of v v^T.
-    outputs: [D + 1, D], running sum of v (g - v)^T.
-    weight: [] the sum's total weight, in pairs.
+    inputs: [D + 1, D + 1], running sum of x x^T, x = (v, 1).
+    outputs: [D + 1, D], running sum of x (g - v)^T.
   """
   matrix: jax.Array
   inputs: jax.Array
   outputs: jax.Array
-  weight: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
   """Fits h(v) = A v + b to the (stale, fresh) pairs seen so far.
 
-  The pairs enter through two sums, which decay by `decay` per step:
-    ridge       argmin sum w |A v + b - g|^2 + ridge W (|A - I|^2 + |b|^2),
-                shrunk towards the identity; W is the pairs' total weight
-                times the mean square of a coordinate
+  The pairs enter through two sums, in which a pair's weight w decays by `decay`
+  per step:
+    ridge       h(v) = v + M x, x = v with a one appended,
+                argmin sum w |v + M x - g|^2 + ridge * mean(x^2) sum w |M|^2
     procrustes  argmax tr(A sum w v g^T) over orthogonal A, b = 0
-  It has no learning rate: the baseline that a network must beat.
+  Both shrink towards the identity, which they are before the first pair. There
+  is no learning rate: the baseline that a network must beat.
 
   Source: ridge as in the Nystrom regression of Monath et al., AISTATS 2023,
     with linear features; Procrustes as in Drift-Adapter, EMNLP 2025
@@ -73,45 +72,40 @@ class Linear:
       raise ValueError(
           f'corrector.num_anchors={self.num_anchors} must be at least 0.')
 
-  def init(self, key, dim):
+  def init(self, key, table):
     """Returns a LinearState that has seen nothing: the identity."""
     del key
+    dim = table.embeddings.shape[1]
     return LinearState(
-        matrix=jnp.zeros((dim + 1, dim)), inputs=jnp.zeros((dim + 1, dim + 1)),
-        outputs=jnp.zeros((dim + 1, dim)), weight=jnp.zeros([]))
+        matrix=jnp.zeros((dim + 1, dim)),
+        inputs=jnp.zeros((dim + 1, dim + 1)),
+        outputs=jnp.zeros((dim + 1, dim)))
 
   def apply(self, state, rows):
     """Returns A v + b [..., D] float32, of the norm of v if `keep_norm`."""
     stale = rows.embeddings.astype(jnp.float32)
-    residual = mlp.affine(stale, state.matrix[:-1], state.matrix[-1])
-    return (mlp.moved(stale, residual) if self.keep_norm
+    residual = maps.affine(stale, state.matrix[:-1], state.matrix[-1])
+    return (maps.moved(stale, residual) if self.keep_norm
             else stale + residual)
 
   def update(self, state, observation):
     """Returns the state that also fits this observation; nothing to log."""
     stale = observation.stale.embeddings.astype(jnp.float32)
-    weights = observation.mask.astype(jnp.float32)
     inputs = jnp.concatenate([stale, jnp.ones((len(stale), 1))], axis=1)
-    weighted = inputs * weights[:, None]
-    sums = lambda old, new: self.decay * old + new
-    state = LinearState(
-        matrix=state.matrix,
-        inputs=sums(state.inputs, weighted.T @ inputs),
-        outputs=sums(state.outputs, weighted.T @ (observation.fresh - stale)),
-        weight=sums(state.weight, weights.sum()))
-    return dataclasses.replace(state, matrix=self._solve(state)), {}
+    weighted = jnp.where(observation.mask[:, None], inputs, 0.0)
+    inputs = self.decay * state.inputs + weighted.T @ inputs
+    outputs = self.decay * state.outputs + weighted.T @ (
+        observation.fresh - stale)
+    return LinearState(self._solve(inputs, outputs), inputs, outputs), {}
 
-  def _solve(self, state):
-    size = len(state.inputs)
+  def _solve(self, inputs, outputs):
+    size = len(inputs)
+    penalty = self.ridge * jnp.trace(inputs) / size
     if self.fit == 'ridge':
-      penalty = self.ridge * jnp.trace(state.inputs) / size
       return jax.scipy.linalg.solve(
-          state.inputs + penalty * jnp.eye(size),
-          state.outputs, assume_a='pos')
+          inputs + penalty * jnp.eye(size), outputs, assume_a='pos')
     # sum v g^T = sum v (g - v)^T + sum v v^T; without the row of ones.
-    cross = state.outputs[:-1] + state.inputs[:-1, :-1]
-    # Shrunk towards the identity while pairs are few.
-    cross += self.ridge * jnp.trace(state.inputs) / size * jnp.eye(size - 1)
+    cross = outputs[:-1] + inputs[:-1, :-1] + penalty * jnp.eye(size - 1)
     left, _, right = jnp.linalg.svd(cross, full_matrices=False)
     turn = left @ right - jnp.eye(size - 1)
     return jnp.concatenate([turn, jnp.zeros((1, size - 1))])

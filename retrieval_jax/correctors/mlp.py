@@ -9,6 +9,7 @@ import optax
 
 from retrieval_jax import table as tables
 from retrieval_jax import types
+from retrieval_jax.correctors import maps
 
 _AGE_SCALE = 100.0
 
@@ -94,8 +95,9 @@ class MLP:
             f'corrector.{name}={value} must be at least {low}'
             + (f' and below {high}.' if high is not None else '.'))
 
-  def init(self, key, dim):
+  def init(self, key, table):
     """Returns an MLPState whose network is the identity."""
+    dim = table.embeddings.shape[1]
     params = {
         'hidden': {
             'kernel': jax.random.normal(key, (dim, self.hidden)) * dim**-0.5,
@@ -145,17 +147,18 @@ class MLP:
 
   def _correct(self, params, rows, step):
     stale = rows.embeddings.astype(jnp.float32)
-    hidden = affine(
+    hidden = maps.affine(
         stale, params['hidden']['kernel'], params['hidden']['bias'])
     if self.condition_on_age:
       age = jnp.maximum(tables.age(rows, step), 0).astype(jnp.float32)
       age = (age / (age + _AGE_SCALE))[..., None]
       hidden += age * jnp.broadcast_to(params['hidden']['age'], hidden.shape)
-    residual = affine(jax.nn.gelu(hidden), params['output']['kernel'],
-                      params['output']['bias'])
+    residual = maps.affine(
+        jax.nn.gelu(hidden), params['output']['kernel'],
+        params['output']['bias'])
     if self.condition_on_age:
       residual *= age
-    return moved(stale, residual) if self.keep_norm else stale + residual
+    return maps.moved(stale, residual) if self.keep_norm else stale + residual
 
   def _loss(self, params, observation):
     stale, mask = observation.stale, observation.mask
@@ -170,19 +173,3 @@ class MLP:
       divergence = jnp.sum(jnp.exp(target) * (target - ours), axis=1).mean()
       loss += self.distribution_weight * divergence
     return loss
-
-
-def affine(x, kernel, bias):
-  """Returns x W + b, [..., D] -> [..., H]."""
-  product = x @ kernel
-  return product + jnp.broadcast_to(bias, product.shape)
-
-
-def moved(stale, residual):
-  """Returns (v + r) |v| / |v + r|, [..., D]; exactly v where r is zero."""
-  norm = lambda x: jnp.sqrt(jnp.maximum(
-      jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-30))
-  ahead = stale + residual
-  # Not by the norms alone: compiled, two equal sums may differ by a rounding.
-  still = jnp.all(residual == 0, axis=-1, keepdims=True)
-  return ahead * jnp.where(still, 1.0, norm(stale) / norm(ahead))

@@ -72,16 +72,16 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
   shards = mesh.shape['data']
   encodes_targets = method.targets.source == 'encoder'
 
-  def init_corrector(dim):
+  def init_corrector(table):
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-    return method.corrector.init(key, dim)
+    return method.corrector.init(key, table)
 
   def init_state(params, table):
     def build(params, table):
       return states.TrainState(
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table,
-          corrector=init_corrector(table.embeddings.shape[1]), sampler=())
+          corrector=init_corrector(table), sampler=())
     shape = jax.eval_shape(build, params, table)
     return jax.jit(
         build, out_shardings=sharding.state_shardings(shape, mesh))(
@@ -200,9 +200,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
   def refreshed(state, table):
     corrector = state.corrector
     if method.corrector.reset_on_refresh:
-      corrector = jax.jit(
-          init_corrector, static_argnums=0, out_shardings=replicated)(
-              table.embeddings.shape[1])
+      corrector = jax.jit(init_corrector, out_shardings=replicated)(table)
     return dataclasses.replace(state, table=table, corrector=corrector)
 
   return TrainStep(

@@ -13,7 +13,7 @@ from retrieval_jax import correctors
 from retrieval_jax import method as methods
 from retrieval_jax import sharding
 from retrieval_jax import types
-from retrieval_jax.correctors import mlp
+from retrieval_jax.correctors import maps
 from retrieval_jax.training import step as steps
 from tests import helpers
 
@@ -76,7 +76,7 @@ def divergence(queries, fresh, approximate):
 def learn(corrector, stale, drift, num_steps, size=64, seed=0):
   """Returns the state after `num_steps` observations of random rows."""
   rng = np.random.default_rng(seed)
-  state = corrector.init(jax.random.key(seed), DIM)
+  state = corrector.init(jax.random.key(seed), some_rows(stale))
   update = jax.jit(corrector.update)
   for step in range(num_steps):
     rows = rng.integers(0, len(stale), size)
@@ -91,7 +91,7 @@ class ContractTest(parameterized.TestCase):
   def test_is_the_identity_bit_for_bit_at_first(self, name):
     corrector = EVERY[name]
     stale = np.random.default_rng(0).normal(size=(40, DIM)).astype(np.float32)
-    state = corrector.init(jax.random.key(0), DIM)
+    state = corrector.init(jax.random.key(0), some_rows(stale))
     np.testing.assert_array_equal(
         corrector.apply(state, some_rows(stale)), stale)
     blocks = jax.tree.map(
@@ -212,7 +212,7 @@ class MlpTest(parameterized.TestCase):
     velocity = 0.02 * rng.normal(size=DIM)
     age = rng.integers(0, 50, 64)
     corrector = network(condition_on_age=True)
-    state = corrector.init(jax.random.key(0), DIM)
+    state = corrector.init(jax.random.key(0), some_rows(stale))
     update = jax.jit(corrector.update)
     for _ in range(200):
       state, _ = update(state, observation(
@@ -236,7 +236,7 @@ class MlpTest(parameterized.TestCase):
     for weight in (0.0, 0.7):
       corrector = network(distribution_weight=weight)
       _, metrics = corrector.update(
-          corrector.init(jax.random.key(0), DIM),
+          corrector.init(jax.random.key(0), some_rows(stale)),
           observation(stale, fresh, queries=queries))
       losses.append(float(metrics['corrector_loss']))
     drift = np.mean(np.sum(np.square(stale - fresh), axis=1))
@@ -252,7 +252,8 @@ class MlpTest(parameterized.TestCase):
     for warmup in (0, 10):
       corrector = network(warmup_steps=warmup, updates_per_step=1,
                           learning_rate=0.01)
-      state, _ = corrector.update(corrector.init(jax.random.key(0), DIM), seen)
+      state, _ = corrector.update(
+          corrector.init(jax.random.key(0), seen.stale), seen)
       change[warmup] = np.abs(state.params['output']['bias']).max()
     np.testing.assert_allclose(change[0], 0.01, rtol=1e-3)
     np.testing.assert_allclose(change[10], 0.001, rtol=1e-3)
@@ -261,7 +262,7 @@ class MlpTest(parameterized.TestCase):
     rng = np.random.default_rng(10)
     seen = observation(*unit(rng.normal(size=(2, 20, DIM))))
     corrector = network(average_decay=0.75)
-    first = corrector.init(jax.random.key(0), DIM)
+    first = corrector.init(jax.random.key(0), seen.stale)
     state, _ = corrector.update(first, seen)
     jax.tree.map(
         lambda average, old, new: np.testing.assert_allclose(
@@ -277,7 +278,7 @@ class MlpTest(parameterized.TestCase):
   def test_norm_is_kept(self):
     rng = np.random.default_rng(11)
     stale, residual = rng.normal(size=(2, 10, DIM)).astype(np.float32)
-    found = mlp.moved(jnp.asarray(stale), jnp.asarray(residual))
+    found = maps.moved(jnp.asarray(stale), jnp.asarray(residual))
     np.testing.assert_allclose(
         np.linalg.norm(found, axis=1), np.linalg.norm(stale, axis=1), rtol=1e-5)
     cosine = np.sum(unit(found) * unit(stale + residual), axis=1)

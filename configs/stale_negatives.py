@@ -1,0 +1,112 @@
+r"""The comparison: every way to get hard negatives, same encoder, same batches.
+
+A small encoder (one layer of width 128) is trained from scratch, so that it
+moves far from the table that its initial parameters made. Every run has the
+same batches and the same queries; a step encodes 128 queries, their positives
+and 128 negatives (none in 'in_batch', 'adore' and 'direct_gradient', which have
+no such thing). Two sweeps:
+
+  python -m experiments.sweep --config=configs/stale_negatives.py \
+      --sweep=wordnet --workdir=runs/stale_negatives [--parallel=2]
+  python -m experiments.sweep --config=configs/stale_negatives.py:links \
+      --sweep=links --workdir=runs/stale_negatives_links -- \
+      --config.data.path=DIR
+
+experiments/results/stale_negatives/README.md has the results, the command that
+draws them, and where to get the Wikipedia data (configs/links.py). All numbers
+here are ours.
+"""
+
+from configs import base
+
+VARIANTS = ('', 'links', 'tiny')
+SEEDS = (0, 1, 2)
+
+_MLP = {'corrector.name': 'mlp', 'corrector.hidden': 128}
+_LINEAR = {'corrector.name': 'linear'}
+_KEPT = {'refresh.push': True, 'refresh.write_back': True}
+_UNTIED = {'model.tied': False, 'sampler.name': 'top_k',
+           'sampler.num_negatives': 32, 'estimator.columns': 'own'}
+
+
+def get_config(variant=''):
+  """Returns the configuration; `variant` is one of VARIANTS."""
+  if variant not in VARIANTS:
+    raise ValueError(
+        f"Unknown config variant {variant!r}; there are ':links', ':tiny'.")
+  config = base.get_config(variant if variant == 'tiny' else '').unlock()
+  if variant == 'tiny':
+    return config.lock()
+  config.model.pretrained = ''
+  config.tokenizer.path = ''
+  config.model.num_layers = 1
+  config.num_steps = 240
+  config.data.query_length = 24
+  config.data.target_length = 24
+  config.encoding.chunk_size = 0
+  config.encoding.buckets = (8, 12, 16, 20, 24)
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_steps = 40
+  config.evaluation.baselines = False
+  config.checkpoint.every = 1000
+  config.log.tensorboard = False
+  if variant == 'links':
+    config.data.source = 'beir'
+    config.data.train_split = 'links_train'
+    config.data.dev_split = 'links_dev'
+    config.data.test_split = 'links_test'
+    config.data.target_length = 32
+    config.encoding.buckets = (12, 16, 20, 24, 32)
+  return config.lock()
+
+
+def _arms(steps, num_targets):
+  """Returns name -> overrides of every arm."""
+  half = num_targets // 2
+  aged = {'corrector.condition_on_age': True}
+  published = {'estimator.name': 'cache_gradient', 'estimator.columns': 'own'}
+  return {
+      'in_batch': {'memory.kind': 'none', 'sampler.name': 'none',
+                   'sampler.num_negatives': 0,
+                   'estimator.columns': 'positives'},
+      'uniform': {'sampler.name': 'uniform'},
+      'stale': {},
+      'kept': _KEPT,
+      'corrector': _MLP,
+      'corrector_refreshed': _MLP | {'refresh.reencode_every': steps // 2},
+      'corrector_kept': _MLP | _KEPT | aged,
+      'linear': _LINEAR,
+      'linear_kept': _LINEAR | _KEPT,
+      'ring': _KEPT | {'memory.kind': 'ring', 'memory.capacity': half},
+      'cache_ring': _KEPT | published | {
+          'memory.kind': 'ring', 'memory.capacity': half},
+      'cache_full': _KEPT | published | {'refresh.fraction': 0.001},
+      'reencode_2': {'refresh.reencode_every': steps // 2},
+      'reencode_4': {'refresh.reencode_every': steps // 4},
+      'reencode_8': {'refresh.reencode_every': steps // 8},
+      'adore': _UNTIED | {'targets.source': 'frozen'},
+      'direct_gradient': _UNTIED | {'targets.source': 'rows'},
+      'oracle': {'refresh.reencode_every': 10},
+  }
+
+
+def wordnet():
+  """Yields every arm with every seed, on WordNet."""
+  yield from _runs(_arms(240, 117_659))
+
+
+def links():
+  """Yields every arm with every seed, on the Wikipedia links."""
+  yield from _runs(_arms(240, 188_075))
+
+
+def _runs(arms):
+  """Yields runs; brute force is looked at in all of the first seed's, and in
+  those that the corrector is about."""
+  looked_at = {'stale', 'kept', 'corrector', 'corrector_kept', 'linear'}
+  for seed in SEEDS:
+    for name, overrides in arms.items():
+      run = {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
+      if name != 'in_batch' and (not seed or name in looked_at):
+        run['diagnostics.every'] = 60 if not seed else 120
+      yield run

@@ -23,7 +23,10 @@ from tests.experiments import tiny
 
 CONFIGS = sorted(
     os.path.basename(path)[:-3] for path in glob.glob('configs/*.py')
-    if not path.endswith('__init__.py')) + ['negative_cache:full_tiny']
+    if not path.endswith('__init__.py')) + [
+        'negative_cache:full_tiny', 'corrector:refreshed_tiny',
+        'corrector:write_back_tiny', 'corrector:ring_tiny',
+        'corrector:linear_tiny']
 
 
 def stop_after(step):
@@ -89,6 +92,40 @@ def test_training_learns(make_config, tmp_path):
   assert losses[-1] < 0.7 * losses[0]
   assert (results['measures']['test']['RR@10']
           > results['untrained']['test']['RR@10'])
+
+
+def test_starts_from_the_encoder_of_another_run(trained, make_config, tmp_path):
+  folder, _ = trained
+  theirs = jax.device_get(final_state(folder).params['tower'])
+  for tied in (True, False):
+    config = make_config('stale', model__start_from=folder, model__tied=tied,
+                         model__learn_scale=True)
+    params = factory.build(config, num_devices=1).params
+    towers = ['tower'] if tied else ['query_tower', 'target_tower']
+    assert sorted(params) == sorted([*towers, 'log_scale'])
+    for name in towers:
+      jax.tree.map(np.testing.assert_array_equal, params[name], theirs)
+  # And a run from there re-embeds the memory with that encoder.
+  config = make_config('stale', model__start_from=folder, num_steps=1,
+                       evaluation__baselines=False)
+  workdir = str(tmp_path / 'on')
+  train.run(config, workdir, num_devices=1)
+  experiment = factory.build(config, num_devices=1)
+  np.testing.assert_array_equal(
+      np.asarray(final_state(workdir).table.embeddings)[:tiny.NUM_TARGETS],
+      experiment.embed_targets(experiment.params))
+
+
+def test_only_the_same_encoder_can_be_started_from(
+    trained, make_config, tmp_path):
+  folder, _ = trained
+  config = make_config('stale', model__start_from=folder, model__num_layers=1)
+  with pytest.raises(ValueError, match=(
+      r'(?s)start_from=.*another encoder.*model\.num_layers: saved 2, now 1')):
+    factory.build(config, num_devices=1)
+  config = make_config('stale', model__start_from=str(tmp_path))
+  with pytest.raises(FileNotFoundError, match='start_from=.* no checkpoints'):
+    factory.build(config, num_devices=1)
 
 
 def test_a_finished_run_returns_at_once(trained, make_config):
@@ -250,6 +287,9 @@ def test_the_meter_counts_the_rows_that_were_re_encoded(make_config, tmp_path):
     ('in_batch', {'sampler.name': 'uniform', 'sampler.num_negatives': '1'},
      "memory.kind='none' remembers nothing"),
     ('stale', {'model.pooling': 'max'}, 'pooling'),
+    ('stale', {'corrector.name': 'mpl'}, "corrector.name='mpl' is not one of"),
+    ('corrector', {'corrector.hidden': '0'}, 'corrector.hidden=0 must be'),
+    ('in_batch', {'corrector.name': 'linear'}, 'nothing to correct'),
     ('stale', {'profile.num_steps': '2', 'profile.start': '0'},
      'profile.start=0 must be at least 1'),
     ('stale', {'data.dev_split': '', 'evaluation.every': '2'},

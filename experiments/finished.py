@@ -217,11 +217,14 @@ def names_of(workdirs: Sequence[str]) -> list[str]:
   return ['/'.join(p[-depth:]) for p in parts]
 
 
-def _without_seed(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {name: _without_seed(item) for name, item in value.items()
-            if name not in ('seed', 'workdir')}
-  return value
+# Parts of a config that change nothing about what is learned.
+_NO_METHOD = ('seed', 'workdir', 'log', 'checkpoint', 'profile', 'diagnostics')
+
+
+def _method_part(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the config without its seed and what only looks on."""
+  return {name: value for name, value in config.items()
+          if name not in _NO_METHOD}
 
 
 def group_seeds(finished: Sequence[FinishedRun]
@@ -234,7 +237,7 @@ def group_seeds(finished: Sequence[FinishedRun]
   alike, times = {}, collections.Counter()
   for run in finished:
     key = (run.results.get('method'),
-           json.dumps(_without_seed(run.config), sort_keys=True)
+           json.dumps(_method_part(run.config), sort_keys=True)
            if run.config else run.name)
     seed = (*key, run.results.get('seed'))
     alike.setdefault((*key, times[seed]), []).append(run)

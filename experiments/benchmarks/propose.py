@@ -3,11 +3,14 @@
   python -m experiments.benchmarks.propose --num_rows=1000000 --dim=256
 
 Times the kernels of `retrieval_jax.scoring` and a scan that only multiplies
-the same chunks, in turns, and prints medians and ratios of medians. On a GPU it
-also prints how long reading the table once takes (its bytes over
+the same chunks, in turns, and prints medians and ratios of medians. 'corrected'
+kernels move every row by an MLP corrector of width --hidden first; beside them
+stands the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
+On a GPU it also prints how long reading the table once takes (its bytes over
 --memory_bandwidth), which bounds every exact kernel from below.
 """
 
+import functools
 import statistics
 import time
 
@@ -16,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax import scoring, sharding, table
-from retrieval_jax.types import View
+from retrieval_jax import correctors, scoring, sharding, table
+from retrieval_jax.types import TargetTable, View
 
 _NUM_ROWS = flags.DEFINE_multi_integer(
     'num_rows', [100_000, 1_000_000], 'Table rows M; may be repeated.')
@@ -28,6 +31,8 @@ _NUM_EXCLUDED = flags.DEFINE_integer('num_excluded', 4, 'Excluded rows E.')
 _CHUNK_ROWS = flags.DEFINE_integer('chunk_rows', 4096, 'Rows per chunk C.')
 _DTYPE = flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of the table.')
+_HIDDEN = flags.DEFINE_integer(
+    'hidden', 256, 'Width of the corrector; 0 leaves it out.')
 _SCALE = flags.DEFINE_float('scale', 20., 'beta.')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed calls per kernel.')
 _MEMORY_BANDWIDTH = flags.DEFINE_float(
@@ -39,7 +44,26 @@ def _unit(key, num, dim):
   return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _kernels(mesh):
+def _corrector(dim):
+  """Returns (corrector, state), a state that moves every row."""
+  corrector = correctors.MLP(
+      hidden=_HIDDEN.value, learning_rate=1e-3, warmup_steps=0,
+      updates_per_step=1, weight_decay=0., distribution_weight=0.,
+      average_decay=0., condition_on_age=False, num_anchors=0, keep_norm=True,
+      reset_on_refresh=True)
+  state = jax.eval_shape(corrector.init, jax.random.key(0), _rows_like(dim))
+  return corrector, jax.tree.map(
+      lambda x: jnp.full(x.shape, 1e-3, x.dtype), state)
+
+
+def _rows_like(dim):
+  """Returns one row's worth of a table, for shapes."""
+  number = jax.ShapeDtypeStruct((1,), jnp.int32)
+  return TargetTable(jax.ShapeDtypeStruct((1, dim), jnp.float32), number,
+                     number, rows_are_ids=True)
+
+
+def _kernels(mesh, dim):
   """Returns name -> jitted function of (key, queries, table, exclude)."""
   options = dict(mesh=mesh, chunk_rows=_CHUNK_ROWS.value)
   k = _NUM_NEGATIVES.value
@@ -62,7 +86,7 @@ def _kernels(mesh):
     # Called on one device only (see main), so no shard_map is needed.
     return multiply(rows.embeddings, queries)
 
-  def gumbel(k):
+  def gumbel(k, view=view):
     return lambda key, queries, rows, exclude: scoring.gumbel_top_k(
         key, queries, view(rows), k, exclude_rows=exclude, **options)
 
@@ -75,13 +99,20 @@ def _kernels(mesh):
       f'gumbel K={k}': gumbel(k),
       f'top_k K={k}': lambda key, queries, rows, exclude: scoring.top_k(
           queries, view(rows), k, exclude_rows=exclude, **options)}
+  if _HIDDEN.value:
+    corrector, state = _corrector(dim)
+    corrected = lambda rows: View(
+        rows, functools.partial(corrector.apply, state),
+        jnp.float32(_SCALE.value))
+    named |= {f'corrected K={size}': gumbel(size, corrected)
+              for size in (1, k)}
   return {name: jax.jit(kernel) for name, kernel in named.items()}
 
 
 def _measure(num_rows: int, dim: int):
   """Times all kernels on one table and prints a line for each."""
   mesh = sharding.make_mesh(1)
-  kernels = _kernels(mesh)
+  kernels = _kernels(mesh, dim)
   key = jax.random.key(0)
   rows = table.from_embeddings(
       np.asarray(_unit(key, num_rows, dim)), mesh, _CHUNK_ROWS.value,
@@ -111,6 +142,9 @@ def _measure(num_rows: int, dim: int):
     line = (f'{name:14s} {1e3 * median:9.2f} ms (best {1e3 * min(values):.2f})'
             f', {median / matmul:.2f} x matmul, {memory / 2**20:.0f} MiB = '
             f'{memory / matrix:.3f} of [B, M]')
+    if name.startswith('corrected'):
+      flops = 1 + 2 * _HIDDEN.value / _NUM_QUERIES.value
+      line += f', {flops:.1f} x its FLOPs'
     if jax.default_backend() == 'gpu':
       line += f', {median / roofline:.2f} x reading the table'
     print(line, flush=True)

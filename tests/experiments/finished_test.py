@@ -96,6 +96,17 @@ class FinishedTest(parameterized.TestCase):
         {name: len(members) for name, members in groups.items()},
         {'stale': 2, 'oracle': 1, 'k_s4': 1})
 
+  def test_what_only_looks_on_is_no_other_method(self):
+    runs = []
+    for seed, every, rate in ((0, 60, 1), (1, 120, 1), (2, 0, 3)):
+      folder = made_up.write_run(self.folder(f'{seed}_a-seed{seed}'), seed=seed)
+      made_up.write_config(folder, {
+          'seed': seed, 'diagnostics': {'every': every},
+          'optimizer': {'learning_rate': rate}})
+      runs.append(finished.read_run(folder, f'a-seed{seed}', 'dev', 'RR@10'))
+    groups = finished.group_seeds(runs)
+    self.assertEqual([len(members) for members in groups.values()], [2, 1])
+
   def test_a_seed_counts_once_in_a_group(self):
     # A control may have the very config of what it controls.
     runs = [self.read(f'{name}-seed{seed}', seed=seed)

@@ -77,7 +77,7 @@ def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
     return shard.best_rows(logits, logits, rows, k)[1:]
 
   return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows,
-                    ceiling, _TOP_K_BLOCK_ROWS)
+                    ceiling, block_rows=_TOP_K_BLOCK_ROWS)
 
 
 def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
@@ -132,7 +132,7 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
     return logits, jnp.where(logits > _NEVER, rows, -1)
 
   return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows,
-                    block_rows)
+                    block_rows=block_rows)
 
 
 def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
@@ -207,7 +207,7 @@ def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
 
 
 def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
-               exclude_rows, ceiling=None, block_rows=BLOCK_ROWS):
+               exclude_rows, ceiling=None, *, block_rows=BLOCK_ROWS):
   """Runs `select(shard, key)` on every shard; its results are replicated."""
   sizes = check_shapes({
       'queries': (queries, 'B D'), 'table.embeddings': (view.table.embeddings,
@@ -271,8 +271,8 @@ class _Shard:
     """Scans chunks with `step(carry, logits [c, g, B], blocks [c])`.
 
     `logits` are -inf for empty and excluded rows and those above the ceiling.
-    Blocks stand first and
-    queries last, so that reductions over a block run along whole vectors.
+    Blocks stand first and queries last, so that reductions over a block run
+    along whole vectors.
 
     Returns:
       The last carry, and the numbers [B, blocks of the shard] float32 that

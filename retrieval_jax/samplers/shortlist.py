@@ -6,8 +6,7 @@ import jax
 from jax import numpy as jnp
 
 from retrieval_jax import scoring
-from retrieval_jax import table as tables
-from retrieval_jax import types
+from retrieval_jax.samplers import proposals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +37,7 @@ class ShortlistGumbel:
   gives_log_z = True
 
   def __post_init__(self):
-    if self.shortlist < self.num_negatives:
-      raise ValueError(
-          f'sampler.shortlist={self.shortlist} is smaller than '
-          f'sampler.num_negatives={self.num_negatives}; raise shortlist.')
+    proposals.check_enough('shortlist', self.shortlist, self.num_negatives)
 
   def propose(self, key, queries, exclude_rows, view):
     """Returns K draws with log_z of the shortlist, log_q = logits - log_z."""
@@ -52,11 +48,6 @@ class ShortlistGumbel:
     log_z = jax.nn.logsumexp(kept, axis=1)
     _, drawn = jax.lax.top_k(
         kept + jax.random.gumbel(key, kept.shape), self.num_negatives)
-    logits = jnp.take_along_axis(kept, drawn, axis=1)
-    rows = jnp.take_along_axis(rows, drawn, axis=1)
-    mask = rows >= 0
-    return types.Proposal(
-        rows=rows, ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
-        logits=logits,
-        log_q=jnp.where(mask, logits - log_z[:, None], 0.0),
-        log_z=log_z, mask=mask)
+    return proposals.scored(
+        jnp.take_along_axis(rows, drawn, axis=1),
+        jnp.take_along_axis(kept, drawn, axis=1), view, log_z)

@@ -6,9 +6,8 @@ import jax
 from jax import numpy as jnp
 
 from retrieval_jax import scoring
-from retrieval_jax import table as tables
-from retrieval_jax import types
 from retrieval_jax.samplers import positives
+from retrieval_jax.samplers import proposals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +44,7 @@ class SimANS:
   gives_log_z = False
 
   def __post_init__(self):
-    if self.pool_size < self.num_negatives:
-      raise ValueError(
-          f'sampler.pool_size={self.pool_size} is smaller than '
-          f'sampler.num_negatives={self.num_negatives}; raise pool_size.')
+    proposals.check_enough('pool_size', self.pool_size, self.num_negatives)
     if self.a < 0:
       raise ValueError(
           f'sampler.simans_a={self.a} must be at least 0; 0 draws uniformly '
@@ -67,9 +63,5 @@ class SimANS:
     _, which = jax.lax.top_k(
         jnp.where(rows >= 0, keys, -jnp.inf), self.num_negatives)
     rows = jnp.take_along_axis(rows, which, axis=1)  # -1 past the candidates
-    mask = rows >= 0
-    return types.Proposal(
-        rows=rows, ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
-        logits=jnp.take_along_axis(logits, which, axis=1),
-        log_q=jnp.zeros(rows.shape),
-        log_z=jnp.full(queries.shape[:1], jnp.nan), mask=mask)
+    return proposals.scored(
+        rows, jnp.take_along_axis(logits, which, axis=1), view)

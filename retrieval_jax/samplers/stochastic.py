@@ -6,6 +6,7 @@ import jax
 from jax import numpy as jnp
 
 from retrieval_jax import table as tables
+from retrieval_jax.samplers import proposals
 from retrieval_jax.samplers import uniform
 
 
@@ -28,10 +29,7 @@ class StochasticNegativeMining:
   gives_log_z = False
 
   def __post_init__(self):
-    if self.pool_size < self.num_negatives:
-      raise ValueError(
-          f'sampler.pool_size={self.pool_size} is smaller than '
-          f'sampler.num_negatives={self.num_negatives}; raise pool_size.')
+    proposals.check_enough('pool_size', self.pool_size, self.num_negatives)
 
   def propose(self, key, queries, exclude_rows, view):
     """Returns the pool's K highest, hardest first; log_q is not defined."""

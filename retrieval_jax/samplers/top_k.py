@@ -3,12 +3,10 @@
 import dataclasses
 
 import jax
-from jax import numpy as jnp
 
 from retrieval_jax import scoring
-from retrieval_jax import table as tables
-from retrieval_jax import types
 from retrieval_jax.samplers import positives
+from retrieval_jax.samplers import proposals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +33,4 @@ class TopK:
         queries, view, self.num_negatives, mesh=self.mesh,
         chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
         ceiling=self.ceiling and self.ceiling.logits(queries, view))
-    mask = rows >= 0
-    return types.Proposal(
-        rows=rows, ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
-        logits=logits, log_q=jnp.zeros(rows.shape),
-        log_z=jnp.full(queries.shape[:1], jnp.nan), mask=mask)
+    return proposals.scored(rows, logits, view)

@@ -291,21 +291,33 @@ def diagnose(experiment, state):
   The probe batch is the same at every look: the first queries of the dev
   split. Encodes the whole corpus; not counted as training cost.
   """
+  found = against_brute_force(
+      experiment, state,
+      experiment.targets_of(state.params, state.table.embeddings),
+      functools.partial(experiment.method.corrector.apply, state.corrector))
+  return {f'diagnostics/{name}': value for name, value in found.items()}
+
+
+def against_brute_force(experiment, state, fresh, correct):
+  """Returns `diagnostics.approximation` of the memory seen through `correct`.
+
+  Args:
+    experiment: factory.Experiment.
+    state: TrainState.
+    fresh: [N, D] float32, what the corpus is searched by now.
+    correct: maps slices of the table to present embeddings, as types.View.
+  """
   config = experiment.config
   qrels = experiment.dataset.qrels[config.data.dev_split]
   rows = qrels.queries()[:config.diagnostics.num_queries]
-  known = qrels.padded_known(rows)
-  positives = np.array([qrels.positives(row)[0] for row in rows], np.int32)
-  queries = experiment.embed_queries(state.params, rows)
-  view = types.View(
-      table=state.table, scale=experiment.model.scale_of(state.params),
-      correct=functools.partial(
-          experiment.method.corrector.apply, state.corrector))
-  found = diagnostics.approximation(
-      queries,
-      experiment.targets_of(state.params, state.table.embeddings), view,
-      known_positives=known, positive_ids=positives, mesh=experiment.mesh)
-  return {f'diagnostics/{name}': value for name, value in found.items()}
+  return diagnostics.approximation(
+      experiment.embed_queries(state.params, rows), fresh,
+      types.View(table=state.table, correct=correct,
+                 scale=experiment.model.scale_of(state.params)),
+      known_positives=qrels.padded_known(rows),
+      positive_ids=np.array(
+          [qrels.positives(row)[0] for row in rows], np.int32),
+      mesh=experiment.mesh)
 
 
 def hardware(mesh):

@@ -128,6 +128,39 @@ def _shrink(chunk_rows: int, num_targets: int, num_devices: int) -> int:
   return min(chunk_rows, -(-num_targets // num_devices) * num_devices)
 
 
+def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
+               fresh: np.ndarray, *, num_steps: int, num_rows: int = 4096,
+               seed: int = 0):
+  """Returns the state of a corrector that was shown fresh targets at will.
+
+  No run can afford it. It bounds what a corrector of this kind can make of the
+  remembered rows: what is left is not in them (ours).
+
+  Args:
+    corrector: whose `update` looks at rows only, not at queries.
+    table: the memory; live rows are drawn uniformly.
+    fresh: [N, D] float, fresh embeddings of all targets, in corpus order.
+    num_steps: updates.
+    num_rows: rows that each of them sees.
+    seed: of the drawing and of the corrector's start.
+  """
+  rng = np.random.default_rng(seed)
+  ids = np.asarray(table.ids)
+  live = np.flatnonzero(ids >= 0)
+  dim = table.embeddings.shape[1]
+  update = jax.jit(corrector.update)
+  with jax.transfer_guard('allow'):
+    state = jax.jit(corrector.init)(jax.random.key(seed), table)
+    for step in range(num_steps):
+      rows = rng.choice(live, num_rows).astype(np.int32)
+      state, _ = update(state, types.Observation(
+          stale=_take(table, rows),
+          fresh=jnp.asarray(fresh[ids[rows]], jnp.float32),
+          mask=jnp.ones(num_rows, bool), queries=jnp.zeros((1, dim)),
+          scale=jnp.float32(1.0), step=jnp.int32(step)))
+  return state
+
+
 class _Probe:
   """The arrays that both passes walk over, and how they walk."""
 

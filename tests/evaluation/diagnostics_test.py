@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from retrieval_jax import correctors
 from retrieval_jax import types
 from retrieval_jax.evaluation import diagnostics
 
@@ -268,6 +269,26 @@ class DiagnosticsTest(parameterized.TestCase):
       diagnostics.approximation(
           self.queries, self.fresh, make_view(self.stale), mesh=mesh,
           chunk_rows=12)
+
+
+class FitToAllTest(absltest.TestCase):
+
+  def test_finds_the_map_from_rows_to_the_targets_of_their_ids(self):
+    rng = np.random.default_rng(1)
+    fresh = unit(rng, 200, 6)
+    ids = np.concatenate([rng.permutation(200)[:90], np.full(10, -1)])
+    matrix = rng.normal(size=(6, 6))
+    # Empty rows hold nonsense, which must not be fitted.
+    stale = np.where(
+        ids[:, None] >= 0, fresh[ids] @ np.linalg.inv(matrix), 50.0)
+    table = make_view(stale, ids).table
+    corrector = correctors.Linear(
+        fit='ridge', ridge=1e-6, decay=1.0, num_anchors=0, keep_norm=False,
+        reset_on_refresh=False)
+    state = diagnostics.fit_to_all(
+        corrector, table, fresh, num_steps=5, num_rows=64)
+    np.testing.assert_allclose(
+        corrector.apply(state, table)[:90], fresh[ids[:90]], atol=2e-2)
 
 
 if __name__ == '__main__':

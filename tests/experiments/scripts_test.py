@@ -171,8 +171,9 @@ def test_diagnose_prints_what_the_hook_measures(run_copy, capsys):
   with mock.patch.object(
       factory, 'build', lambda config, num_devices: build(
           config, num_devices=1)):
-    call(diagnose, f'--workdir={run_copy}')
+    call(diagnose, f'--workdir={run_copy}', '--bounds')
   printed = capsys.readouterr().out
+  assert 'best linear' in printed and 'wide network' in printed
   assert 'memory against brute force' in printed
   for name in ('tv', 'kl', 'top_k_overlap', 'drift_before'):
     assert name in printed

@@ -217,12 +217,14 @@ def names_of(workdirs: Sequence[str]) -> list[str]:
   return ['/'.join(p[-depth:]) for p in parts]
 
 
-# Parts of a config that change nothing about what is learned.
-_NO_METHOD = ('seed', 'workdir', 'log', 'checkpoint', 'profile', 'diagnostics')
+# Parts of a config that change nothing about what is learned, and those that
+# the method's own text has, without the options that it does not read.
+_NO_METHOD = ('seed', 'workdir', 'log', 'checkpoint', 'profile', 'diagnostics',
+              'corrector', 'sampler', 'estimator', 'refresh', 'targets')
 
 
 def _method_part(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the config without its seed and what only looks on."""
+  """Returns what of a config tells methods apart beside the method's text."""
   return {name: value for name, value in config.items()
           if name not in _NO_METHOD}
 

@@ -77,6 +77,7 @@ def get_config(variant=''):
   config.corrector.name = 'identity'  # or 'linear', 'mlp'; all numbers [ours]
   config.corrector.num_anchors = 0  # uniform rows encoded per step to learn from
   config.corrector.reset_on_refresh = True  # start anew when all is re-encoded
+  config.corrector.keep_norm = True  # False where model.normalize is
   config.corrector.hidden = 256  # this and the next six: of 'mlp' only
   config.corrector.learning_rate = 1e-3
   config.corrector.warmup_steps = 10

@@ -38,10 +38,8 @@ READERS = {
 CORRECTORS = {
     'identity': lambda config: correctors.Identity(),
     'linear': lambda config: correctors.Linear(
-        keep_norm=config.model.normalize,
         **_options(config.corrector, correctors.Linear)),
     'mlp': lambda config: correctors.MLP(
-        keep_norm=config.model.normalize,
         **_options(config.corrector, correctors.MLP)),
 }
 
@@ -230,6 +228,12 @@ def make_method(config, mesh, num_targets) -> methods.Method:
   Raises:
     ValueError: for options that cannot work, alone or together.
   """
+  if (config.corrector.name != 'identity' and config.corrector.keep_norm
+      and not config.model.normalize):
+    raise ValueError(
+        '--config.corrector.keep_norm=True gives a corrected row the length of '
+        'the stale one, which is right for embeddings of length one only; with '
+        '--config.model.normalize=False set --config.corrector.keep_norm=False.')
   if _ceiling(config) and config.sampler.name not in (
       'top_k', 'gumbel', 'simans'):
     raise ValueError(

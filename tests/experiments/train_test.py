@@ -290,6 +290,8 @@ def test_the_meter_counts_the_rows_that_were_re_encoded(make_config, tmp_path):
     ('stale', {'corrector.name': 'mpl'}, "corrector.name='mpl' is not one of"),
     ('corrector', {'corrector.hidden': '0'}, 'corrector.hidden=0 must be'),
     ('in_batch', {'corrector.name': 'linear'}, 'nothing to correct'),
+    ('corrector', {'model.normalize': 'false'},
+     'set --config.corrector.keep_norm=False'),
     ('stale', {'profile.num_steps': '2', 'profile.start': '0'},
      'profile.start=0 must be at least 1'),
     ('stale', {'data.dev_split': '', 'evaluation.every': '2'},

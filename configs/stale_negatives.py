@@ -113,7 +113,7 @@ def trained_start():
   yield from _runs({name: arms[name] for name in names} | {
       'adore': _UNTIED | {'targets.source': 'frozen'},
       'direct_gradient': _UNTIED | {
-          'targets.source': 'rows', 'targets.row_learning_rate': 1.0}})
+          'targets.source': 'rows', 'targets.row_learning_rate': 0.1}})
 
 
 def _runs(arms):

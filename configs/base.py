@@ -96,7 +96,7 @@ def get_config(variant=''):
   config.sampler.shortlist = 64  # rows kept by 'top_k_gumbel' and 'bucketed'
   config.sampler.pool_size = 4096  # of 'stochastic' and 'simans'
   # a and b of exp(-a (s - s+ - b)^2), s unscaled. [ours]: for cosines, whose
-  # gaps are about 0.1; the paper scores by unnormalised inner products.
+  # gaps are about 0.1.
   config.sampler.simans_a = 100.0
   config.sampler.simans_b = 0.0
   # Negatives above this share of the positive's score, or nearer to it than

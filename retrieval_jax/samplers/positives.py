@@ -22,7 +22,7 @@ class Ceiling:
   that would lie above s+, it lies as far below s+ (ours). Where both are given,
   the lower counts. A query whose positive is not remembered has no ceiling.
 
-  Source: NV-Retriever, arXiv 2407.15831 (0.95 and 0.05).
+  Source: NV-Retriever, arXiv 2407.15831, its two positive-aware rules.
 
   Attributes:
     max_share: in (0, 1], or None.

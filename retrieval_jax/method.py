@@ -121,7 +121,7 @@ class Method:
           "refresh.write_back=True needs drawn rows, but sampler.name='none'.")
     if self.targets.source != 'encoder' and (
         self.memory != 'corpus' or self.refresh != Refresh()
-        or type(self.corrector).__name__ != 'Identity'):
+        or self.corrector != correctors.Identity()):
       raise ValueError(
           f'targets.source={self.targets.source!r} takes the rows of the table '
           "for the targets; it needs memory.kind='corpus', all of refresh off "

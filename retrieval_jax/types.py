@@ -162,8 +162,8 @@ class Corrector(Protocol):
   num_anchors: int
   reset_on_refresh: bool
 
-  def init(self, key: jax.Array, table: TargetTable) -> Any:
-    """Returns the state for this table, under which `apply` is the identity."""
+  def init(self, key: jax.Array, dim: int) -> Any:
+    """Returns the state for embeddings of dimension `dim`; identity at init."""
 
   def apply(self, state: Any, rows: TargetTable) -> jax.Array:
     """Returns present embeddings [..., D] float32 of a slice of the table."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax import correctors, scoring, sharding, table
-from retrieval_jax.types import TargetTable, View
+from retrieval_jax.types import View
 
 _NUM_ROWS = flags.DEFINE_multi_integer(
     'num_rows', [100_000, 1_000_000], 'Table rows M; may be repeated.')
@@ -51,16 +51,8 @@ def _corrector(dim):
       updates_per_step=1, weight_decay=0., distribution_weight=0.,
       average_decay=0., condition_on_age=False, num_anchors=0, keep_norm=True,
       reset_on_refresh=True)
-  state = jax.eval_shape(corrector.init, jax.random.key(0), _rows_like(dim))
-  return corrector, jax.tree.map(
-      lambda x: jnp.full(x.shape, 1e-3, x.dtype), state)
-
-
-def _rows_like(dim):
-  """Returns one row's worth of a table, for shapes."""
-  number = jax.ShapeDtypeStruct((1,), jnp.int32)
-  return TargetTable(jax.ShapeDtypeStruct((1, dim), jnp.float32), number,
-                     number, rows_are_ids=True)
+  state = corrector.init(jax.random.key(0), dim)
+  return corrector, jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state)
 
 
 def _kernels(mesh, dim):

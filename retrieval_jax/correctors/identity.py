@@ -11,9 +11,9 @@ class Identity:
   num_anchors = 0
   reset_on_refresh = False
 
-  def init(self, key, table):
+  def init(self, key, dim):
     """Returns the empty state."""
-    del key, table
+    del key, dim
     return ()
 
   def apply(self, state, rows):

@@ -72,10 +72,9 @@ class Linear:
       raise ValueError(
           f'corrector.num_anchors={self.num_anchors} must be at least 0.')
 
-  def init(self, key, table):
+  def init(self, key, dim):
     """Returns a LinearState that has seen nothing: the identity."""
     del key
-    dim = table.embeddings.shape[1]
     return LinearState(
         matrix=jnp.zeros((dim + 1, dim)),
         inputs=jnp.zeros((dim + 1, dim + 1)),

@@ -95,9 +95,8 @@ class MLP:
             f'corrector.{name}={value} must be at least {low}'
             + (f' and below {high}.' if high is not None else '.'))
 
-  def init(self, key, table):
+  def init(self, key, dim):
     """Returns an MLPState whose network is the identity."""
-    dim = table.embeddings.shape[1]
     params = {
         'hidden': {
             'kernel': jax.random.normal(key, (dim, self.hidden)) * dim**-0.5,

@@ -86,14 +86,9 @@ class Checkpoints:
     step = self._existing(step)
     wanted = {'params': abstract_params}
     self._check_shapes(step, wanted, partial=True)
-    # The manager restores items whole; a handler of trees takes a part.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      return reader.restore(
-          os.path.join(self.folder, str(step), 'state'),
-          args=ocp.args.PyTreeRestore(
-              item=wanted, partial_restore=True,
-              restore_args=ocp.checkpoint_utils.construct_restore_args(
-                  wanted)))['params']
+    return self._restore_part(
+        step, wanted, ocp.checkpoint_utils.construct_restore_args(wanted)
+    )['params']
 
   def restore_rows(self, step: int | None = None) -> np.ndarray:
     """Returns the embeddings [M, D] of a checkpoint's table, on the host.
@@ -110,13 +105,9 @@ class Checkpoints:
     saved = self._manager.item_metadata(step).state['table']['embeddings']
     wanted = {'table': {'embeddings': jax.ShapeDtypeStruct(
         saved.shape, saved.dtype)}}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      return reader.restore(
-          os.path.join(self.folder, str(step), 'state'),
-          args=ocp.args.PyTreeRestore(
-              item=wanted, partial_restore=True, restore_args=jax.tree.map(
-                  lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                  wanted)))['table']['embeddings']
+    on_host = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    return self._restore_part(step, wanted, on_host)['table']['embeddings']
 
   def restore_meta(self, step: int | None = None) -> dict:
     """Returns the meta of a checkpoint, None for the latest, without state."""
@@ -141,6 +132,15 @@ class Checkpoints:
 
   def __exit__(self, *exception):
     self.close()
+
+  def _restore_part(self, step, wanted, restore_args):
+    """Returns those arrays of a state that the tree `wanted` names."""
+    # The manager restores items whole; a handler of trees takes a part.
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return reader.restore(
+          os.path.join(self.folder, str(step), 'state'),
+          args=ocp.args.PyTreeRestore(
+              item=wanted, partial_restore=True, restore_args=restore_args))
 
   def _existing(self, step):
     """Returns `step`, or the latest for None, if there is a checkpoint."""

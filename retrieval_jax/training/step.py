@@ -72,16 +72,16 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
   shards = mesh.shape['data']
   encodes_targets = method.targets.source == 'encoder'
 
-  def init_corrector(table):
+  def init_corrector(dim):
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-    return method.corrector.init(key, table)
+    return method.corrector.init(key, dim)
 
   def init_state(params, table):
     def build(params, table):
       return states.TrainState(
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table,
-          corrector=init_corrector(table), sampler=())
+          corrector=init_corrector(table.embeddings.shape[1]), sampler=())
     shape = jax.eval_shape(build, params, table)
     return jax.jit(
         build, out_shardings=sharding.state_shardings(shape, mesh))(
@@ -164,7 +164,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
       known = stale.ids >= 0
       metrics |= staleness(
           method.corrector, corrector, stale, fresh_rows,
-          known & (jnp.arange(len(rows)) < len(rows) - num_queries), state.step)
+          known.at[-num_queries:].set(False), state.step)  # not the positives
       corrector, corrector_metrics = method.corrector.update(
           corrector, types.Observation(
               stale=stale, fresh=fresh_rows, mask=known, queries=queries,
@@ -200,7 +200,9 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
   def refreshed(state, table):
     corrector = state.corrector
     if method.corrector.reset_on_refresh:
-      corrector = jax.jit(init_corrector, out_shardings=replicated)(table)
+      corrector = jax.jit(
+          init_corrector, static_argnums=0, out_shardings=replicated)(
+              table.embeddings.shape[1])
     return dataclasses.replace(state, table=table, corrector=corrector)
 
   return TrainStep(

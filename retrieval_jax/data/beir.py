@@ -103,25 +103,7 @@ class BeirReader:
       raise errors.DataError(
           f'{os.path.join(self.path, "qrels")}: no split {split!r}; there are '
           f'{", ".join(self.splits)}.')
-    path = self._qrels_files[split]
-    for line, text in _lines(path):
-      fields = text.split('\t')
-      if len(fields) != 3:
-        raise errors.DataError(_wrong_columns(path, line, text, fields))
-      query_id, corpus_id, grade = fields
-      if line == 1 and query_id.lower() in _HEADERS:
-        continue
-      try:
-        grade = int(grade)
-      except ValueError:
-        raise errors.DataError(
-            f'{path}:{line}: expected an integer score in the third column, '
-            f'got {_shown(grade)}. Round or scale the scores to integer '
-            'grades, 0 for not relevant.') from None
-      if not -2**31 <= grade < 2**31:
-        raise errors.DataError(
-            f'{path}:{line}: expected a score that fits 32 bits, got {grade}.')
-      yield query_id, corpus_id, grade, f'{path}:{line}'
+    yield from read_qrels(self._qrels_files[split])
 
   def where(self, column: str, row: int) -> str:
     """Returns 'file:line' of a row; re-reads the file, so only for errors."""
@@ -140,6 +122,32 @@ class BeirReader:
       raise errors.DataError(
           f'{self.path}: expected {names[0]} or {names[1]}, found {count}.')
     return found[0]
+
+
+def read_qrels(path: str) -> Iterator[tuple[str, str, int, str]]:
+  """Yields (query id, corpus id, grade, 'file:line') of SPLIT.tsv[.gz].
+
+  Raises:
+    DataError: with file and line, where a line is malformed.
+  """
+  for line, text in _lines(path):
+    fields = text.split('\t')
+    if len(fields) != 3:
+      raise errors.DataError(_wrong_columns(path, line, text, fields))
+    query_id, corpus_id, grade = fields
+    if line == 1 and query_id.lower() in _HEADERS:
+      continue
+    try:
+      grade = int(grade)
+    except ValueError:
+      raise errors.DataError(
+          f'{path}:{line}: expected an integer score in the third column, '
+          f'got {_shown(grade)}. Round or scale the scores to integer '
+          'grades, 0 for not relevant.') from None
+    if not -2**31 <= grade < 2**31:
+      raise errors.DataError(
+          f'{path}:{line}: expected a score that fits 32 bits, got {grade}.')
+    yield query_id, corpus_id, grade, f'{path}:{line}'
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:

@@ -35,6 +35,6 @@ setuptools.setup(
     ],
     extras_require={
         'faiss': ['faiss-cpu'],
-        'test': ['pytest', 'nbformat', 'nbclient', 'ipykernel'],
+        'test': ['pytest', 'nbformat', 'nbclient', 'ipykernel', 'faiss-cpu'],
     },
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax import scoring, sharding, table
+from retrieval_jax.indexes import arguments
 from retrieval_jax.types import TargetTable, View
 
 
@@ -49,17 +50,8 @@ class ExactIndex:
     Raises:
       ValueError: if queries and exclude differ in length, or k < 1.
     """
-    queries = np.asarray(queries, np.float32)
+    queries, exclude = arguments.checked(queries, k, exclude)
     num_queries = len(queries)
-    if exclude is None:
-      exclude = np.full((num_queries, 0), -1, np.int32)
-    exclude = np.asarray(exclude, np.int32)
-    if len(exclude) != num_queries:
-      raise ValueError(
-          f'exclude has {len(exclude)} rows, expected one for each of the '
-          f'{num_queries} queries; use -1 where nothing is excluded.')
-    if k < 1:
-      raise ValueError(f'k is {k}, expected at least 1.')
     scores = np.full((num_queries, k), -np.inf, np.float32)
     ids = np.full((num_queries, k), -1, np.int32)
     # Powers of two, so that a varying n compiles a handful of programs.

@@ -1,0 +1,124 @@
+"""Search by faiss on the host: flat (every target is scored) or HNSW."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from retrieval_jax.indexes import arguments
+
+KINDS = ('flat', 'hnsw')
+
+_ADDED_ROWS = 65536  # copied to float32 at a time, so that targets may be mapped
+
+
+@dataclasses.dataclass(frozen=True)
+class FaissIndex:
+  """Inner-product search by the package faiss, the extra `faiss`.
+
+  'flat' finds what `ExactIndex` finds, up to the rounding of a score and up to
+  which of several equal scores are the last to be kept. 'hnsw' walks a graph
+  of neighbours and finds most of it. Its graph depends on the order in which
+  threads add to it: set OMP_NUM_THREADS=1 for the same one every time.
+
+  Attributes:
+    kind: 'flat' or 'hnsw'.
+    links: M of HNSW, neighbours of a target in the graph (twice as many on its
+      lowest level).
+    ef_construction: of HNSW, candidates looked at when a target is added.
+    ef_search: of HNSW, candidates looked at in a search; faiss takes at least
+      as many as results are asked for.
+    batch_size: queries searched at a time. Memory beyond the index is about
+      batch_size * (k + E) results.
+
+  Source: Malkov and Yashunin, TPAMI 2020 (HNSW); the names are faiss's.
+  """
+  kind: str = 'flat'
+  links: int = 32
+  ef_construction: int = 40
+  ef_search: int = 64
+  batch_size: int = 256
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(f'kind={self.kind!r} is not one of {list(KINDS)}.')
+    # faiss 1.15.1 crashes the process for fewer than two links.
+    for name, least in (('links', 2), ('ef_construction', 1),
+                        ('ef_search', 1), ('batch_size', 1)):
+      if getattr(self, name) < least:
+        raise ValueError(f'{name} is {getattr(self, name)}, expected at least '
+                         f'{least}.')
+
+  def build(self, targets) -> Any:
+    """Returns the state, a faiss index, for targets [N, D], maybe mapped.
+
+    Raises:
+      ModuleNotFoundError: without faiss; the message says how to install it.
+    """
+    try:
+      import faiss  # Optional, and only this method wants it.
+    except ModuleNotFoundError as error:
+      raise ModuleNotFoundError(
+          'This index needs the package faiss, which is not installed; '
+          "pip install 'retrieval_jax[faiss]', or take the exact index."
+      ) from error
+    dim = targets.shape[1]
+    if self.kind == 'flat':
+      index = faiss.IndexFlatIP(dim)
+    else:
+      index = faiss.IndexHNSWFlat(dim, self.links, faiss.METRIC_INNER_PRODUCT)
+      index.hnsw.efConstruction = self.ef_construction
+      index.hnsw.efSearch = self.ef_search
+    for start in range(0, len(targets), _ADDED_ROWS):
+      index.add(np.ascontiguousarray(
+          targets[start:start + _ADDED_ROWS], np.float32))
+    return index
+
+  def search(self, state: Any, queries, k: int, exclude=None
+             ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k targets of largest inner product with each query.
+
+    k + E are fetched, of which the excluded ones are dropped, so that k are
+    left however many of the excluded ones were among the best.
+
+    Args:
+      state: what `build` returned.
+      queries: [n, D], any n.
+      k: how many per query.
+      exclude: [n, E] int32 corpus ids that must not come out, -1 for none.
+
+    Returns:
+      scores: [n, k] float32 in falling order, -inf where no target is left.
+      ids: [n, k] int32 corpus ids, ties by lowest id among the fetched, -1
+        where none is left.
+
+    Raises:
+      ValueError: if queries and exclude differ in length, queries and targets
+        in dimension, or k < 1.
+    """
+    queries, exclude = arguments.checked(queries, k, exclude)
+    if queries.shape[1:] != (state.d,):
+      raise ValueError(
+          f'queries have the shape {queries.shape}, expected [n, {state.d}] as '
+          'the targets; embed both with one encoder.')
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    ids = np.full((len(queries), k), -1, np.int32)
+    depth = min(k + exclude.shape[1], state.ntotal)
+    for start in range(0, len(queries), self.batch_size):
+      part = slice(start, start + self.batch_size)
+      found, rows = state.search(np.ascontiguousarray(queries[part]), depth)
+      gone = (rows < 0) | _listed(rows, exclude[part])
+      found[gone], rows[gone] = -np.inf, -1
+      best = np.lexsort((rows, -found, gone))[:, :k]
+      width = best.shape[1]
+      scores[part, :width] = np.take_along_axis(found, best, axis=1)
+      ids[part, :width] = np.take_along_axis(rows, best, axis=1)
+    return scores, ids
+
+
+def _listed(rows, lists):
+  """Returns [n, k] bool, whether rows [n, k] stand in the lists [n, E]."""
+  # One number per (query, row), so that memory stays that of the arguments.
+  size = 1 + max(rows.max(initial=0), lists.max(initial=0))
+  offsets = size * np.arange(len(rows), dtype=np.int64)[:, None]
+  return np.isin(rows + offsets, (lists + offsets)[lists >= 0])

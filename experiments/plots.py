@@ -150,6 +150,28 @@ def over_steps(path: str, groups: Groups, names: Sequence[str]) -> None:
     _save(figure, path)
 
 
+def lines(path: str, curves: Mapping[str, Sequence[tuple[float, float]]],
+          x: str, y: str) -> None:
+  """Draws curves of (x, y) points under their names, one panel.
+
+  Args:
+    path: of the PNG.
+    curves: name -> points in order.
+    x: label of the horizontal axis.
+    y: label of the vertical axis.
+  """
+  with matplotlib.rc_context(_STYLE):
+    figure = figures.Figure(figsize=(5.6, 3.2), layout='constrained')
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+      _draw(axes, [Spread((at,) * 3, (value,) * 3) for at, value in points],
+            number, name)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    _legend(figure, [axes], list(curves))
+    _save(figure, path)
+
+
 def _cost_curve(members: Sequence[finished.FinishedRun], axis: str,
                 divisor: float) -> list[Spread]:
   return spreads([

@@ -1,0 +1,101 @@
+"""Adapted indexes on disk: everything that searching takes, in one folder.
+
+  index.json       kind, options, and what the index was fitted to
+  targets.npy      [N, D] float32, moved or as they were
+  target_ids.txt   one id per row
+  and for PEFA-XL  train_queries.npy, label_starts.npy, label_rows.npy
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from retrieval_jax.adapters import moved
+from retrieval_jax.adapters import pairs as pairs_lib
+from retrieval_jax.adapters import pefa_xl
+from retrieval_jax.data import dataset
+from retrieval_jax.data import embeddings
+from retrieval_jax.evaluation import trec
+
+_FILE = 'index.json'
+_XL_OPTIONS = ('weight', 'num_neighbours', 'normalisation', 'missing', 'depth')
+
+
+def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
+         pairs: pairs_lib.Pairs, target_ids: Sequence[str],
+         facts: Mapping[str, Any]) -> None:
+  """Fits `index` and writes it as `folder`, whole or not at all.
+
+  Args:
+    folder: must not exist.
+    index: the adapter with its constants.
+    targets: [N, D], before they are moved.
+    pairs: training queries and their targets.
+    target_ids: N strings.
+    facts: whatever else index.json shall say, of JSON types.
+  """
+  with dataset.atomic_folder(os.path.abspath(folder)) as temporary:
+    path = lambda name: os.path.join(temporary, name)
+    if isinstance(index, pefa_xl.PefaXL):
+      pairs.check_targets(targets)
+      options = {name: getattr(index, name) for name in _XL_OPTIONS}
+      kind = 'pefa_xl'
+      np.save(path('targets.npy'), np.asarray(targets, np.float32))
+      np.save(path('train_queries.npy'), np.asarray(pairs.queries, np.float32))
+      for name, array in zip(('label_starts', 'label_rows'), pairs.labels):
+        np.save(path(f'{name}.npy'), array)
+    else:
+      kind, options = 'moved', {
+          'move': type(index.move).__name__, **dataclasses.asdict(index.move)}
+      out = np.lib.format.open_memmap(
+          path('targets.npy'), 'w+', np.float32, targets.shape)
+      moved.move_targets(index.move, targets, pairs, out=out)
+      out.flush()
+    embeddings.write_ids(path('target_ids.txt'), target_ids)
+    trec.write_text(path(_FILE), json.dumps(
+        {'kind': kind, 'options': options, **facts}, indent=2) + '\n')
+
+
+def load(folder: str, make_index: Callable[[], Any],
+         make_query_index: Callable[[], Any] | None = None
+         ) -> tuple[Any, Any, Sequence[str]]:
+  """Returns (index, state, target ids) of a folder that `save` wrote.
+
+  Args:
+    folder: of the index.
+    make_index: returns the index of the targets, such as an `ExactIndex`.
+    make_query_index: the same for training queries; `make_index` by default.
+
+  Raises:
+    ValueError: where the folder holds no index.
+  """
+  path = os.path.join(folder, _FILE)
+  if not os.path.isfile(path):
+    raise ValueError(
+        f'{folder} holds no {_FILE}; it is not an adapted index. Make one '
+        'with python -m experiments.adapt.')
+  with open(path, encoding='utf-8') as f:
+    saved = json.load(f)
+  read = lambda name: np.load(os.path.join(folder, f'{name}.npy'),
+                              mmap_mode='r')
+  targets = read('targets')
+  ids = embeddings.read_ids(os.path.join(folder, 'target_ids.txt'))
+  if len(ids) != len(targets):
+    raise ValueError(
+        f'{folder}: {len(ids)} ids for {len(targets)} targets; the folder is '
+        'damaged, fit it again.')
+  index = make_index()
+  if saved['kind'] == 'moved':
+    return index, index.build(targets), ids
+  index = pefa_xl.PefaXL(
+      index, (make_query_index or make_index)(), **saved['options'])
+  state = pefa_xl.XLState(
+      index.index.build(targets),
+      index.query_index.build(read('train_queries')), read('label_starts'),
+      read('label_rows'), targets if index.missing == 'exact' else None,
+      len(targets))
+  return index, state, ids

@@ -1,0 +1,165 @@
+"""Embeddings of any encoder as files: vectors, their ids, judgements.
+
+  DIR/targets.npy       [N, D]; or targets.npz, targets.safetensors, in which
+                        stands one matrix
+  DIR/target_ids.txt    one id per line; without it ids are '0', '1', ...
+  DIR/queries.npy, DIR/query_ids.txt   the same of all queries
+  DIR/qrels/SPLIT.tsv   query-id <tab> corpus-id <tab> score
+
+What experiments/embed.py writes, and what a service that gives out nothing but
+vectors can be made to fill.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrieval_jax.data import beir
+from retrieval_jax.data import dataset
+from retrieval_jax.data import errors
+
+_IDS = {'targets': 'target_ids.txt', 'queries': 'query_ids.txt'}
+_KINDS = ('.npy', '.npz', '.safetensors')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embeddings:
+  """Rows and their names.
+
+  Attributes:
+    vectors: [n, D] floats, memory-mapped where the file allows it.
+    ids: n different strings.
+    path: of the vectors, for messages.
+  """
+  vectors: np.ndarray
+  ids: Sequence[str]
+  path: str
+
+
+def read(folder: str, side: str) -> Embeddings:
+  """Returns the embeddings of one side: 'targets' or 'queries'.
+
+  Raises:
+    DataError: where files are missing or do not fit each other, an id stands
+      twice, or there is not exactly one matrix of floats.
+  """
+  paths = [os.path.join(folder, side + kind) for kind in _KINDS]
+  found = [path for path in paths if os.path.isfile(path)]
+  if len(found) != 1:
+    raise errors.DataError(
+        f'{folder}: expected one of {", ".join(map(os.path.basename, paths))}, '
+        f'found {", ".join(map(os.path.basename, found)) or "none"}.')
+  vectors = read_matrix(found[0])
+  path = os.path.join(folder, _IDS[side])
+  if os.path.isfile(path):
+    ids = read_ids(path)
+  else:
+    ids = [str(row) for row in range(len(vectors))]
+  if len(ids) != len(vectors):
+    raise errors.DataError(
+        f'{path}: {len(ids)} ids, but {found[0]} has {len(vectors)} rows; '
+        'expected one id per row.')
+  return Embeddings(vectors, ids, found[0])
+
+
+def read_matrix(path: str) -> np.ndarray:
+  """Returns the one matrix [n, D] of floats in a file.
+
+  Raises:
+    DataError: naming the file, if there is none or more than one.
+  """
+  kind = os.path.splitext(path)[1]
+  try:
+    if kind == '.npy':
+      arrays = {'': np.load(path, mmap_mode='r')}
+    elif kind == '.npz':
+      with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    elif kind == '.safetensors':
+      from safetensors import numpy as safetensors  # pylint: disable=g-import-not-at-top
+      arrays = safetensors.load_file(path)
+    else:
+      raise errors.DataError(
+          f'{path}: expected a file that ends in one of {", ".join(_KINDS)}.')
+  except FileNotFoundError:
+    raise errors.DataError(f'{path}: no such file.') from None
+  except (ValueError, OSError, EOFError) as error:
+    if isinstance(error, errors.DataError):
+      raise
+    raise errors.DataError(f'{path}: cannot read it: {error}.') from error
+  matrices = {name: a for name, a in arrays.items()
+              if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)}
+  if len(matrices) != 1:
+    shown = ', '.join(f'{name} {a.dtype} {list(a.shape)}'
+                      for name, a in arrays.items())
+    raise errors.DataError(
+        f'{path}: expected exactly one matrix [n, D] of floats, found {shown}.')
+  [matrix] = matrices.values()
+  if not len(matrix):
+    raise errors.DataError(f'{path}: the matrix has no rows.')
+  return matrix
+
+
+def read_ids(path: str) -> list[str]:
+  """Returns the ids of a file, one per line.
+
+  Raises:
+    DataError: with file and line, where an id is empty or stands twice.
+  """
+  with open(path, encoding='utf-8', newline='\n') as file:
+    ids = [line.rstrip('\r\n') for line in file]
+  seen = {}
+  for line, name in enumerate(ids, 1):
+    if not name:
+      raise errors.DataError(f'{path}:{line}: expected an id, got nothing.')
+    if seen.setdefault(name, line) != line:
+      raise errors.DataError(
+          f'{path}:{line}: id {name!r} stands already in line {seen[name]}; '
+          'rows must have different ids.')
+  return ids
+
+
+def write_ids(path: str, ids: Sequence[str]) -> None:
+  """Writes one id per line."""
+  with open(path, 'w', encoding='utf-8', newline='\n') as file:
+    file.writelines(f'{name}\n' for name in ids)
+
+
+def read_splits(folder: str) -> list[str]:
+  """Returns the names of the splits that have judgements in `folder`."""
+  if not os.path.isdir(folder):
+    raise errors.DataError(
+        f'{folder}: no such folder; expected judgements as SPLIT.tsv in it.')
+  return sorted({name.partition('.tsv')[0] for name in os.listdir(folder)
+                 if name.endswith(('.tsv', '.tsv.gz'))
+                 and not name.startswith('.')})
+
+
+def read_qrels(folder: str, split: str, queries: Embeddings,
+               targets: Embeddings) -> dataset.Qrels:
+  """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows.
+
+  Raises:
+    DataError: with file and line, where a line is malformed or an id has no
+      embedding.
+  """
+  rows = [{name: row for row, name in enumerate(side.ids)}
+          for side in (queries, targets)]
+  paths = [os.path.join(folder, split + end) for end in ('.tsv', '.tsv.gz')]
+  path = next((path for path in paths if os.path.isfile(path)), None)
+  if path is None:
+    raise errors.DataError(
+        f'{paths[0]}: no such file; there are the splits '
+        f'{", ".join(read_splits(folder)) or "none"}.')
+  triples = []
+  for query_id, target_id, grade, where in beir.read_qrels(path):
+    for kind, name, known, side in (('query', query_id, rows[0], queries),
+                                    ('target', target_id, rows[1], targets)):
+      if name not in known:
+        raise errors.DataError(
+            f'{where}: {kind} {name!r} has no embedding in {side.path}. Embed '
+            'it too, or remove the line.')
+    triples.append((rows[0][query_id], rows[1][target_id], grade))
+  return dataset.Qrels.from_triples(triples)

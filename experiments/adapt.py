@@ -44,7 +44,6 @@ from retrieval_jax.evaluation import retrieval
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
 from retrieval_jax.indexes import exact
-from retrieval_jax.indexes import faiss as faiss_index
 
 MEASURES = ('R@10', 'R@20', 'R@100', 'RR@10', 'nDCG@10')
 METHODS = ('xs', 'xl', 'nudge_m', 'nudge_n')
@@ -114,7 +113,7 @@ def read_problem(values, mesh) -> Problem:
         'encoder.')
   folder = values.qrels or os.path.join(values.embeddings, 'qrels')
   read = lambda split: embeddings_lib.read_qrels(
-      folder, split, queries, targets)
+      folder, split, queries.ids, targets.ids)
   train, test = read(values.train_split), read(values.test_split)
   shared = np.intersect1d(train.queries(), test.queries())
   if len(shared):
@@ -262,7 +261,7 @@ class Fitting:
     if method == 'nudge_n':
       return [({'gamma': gamma}, adapters.Moved(adapters.NudgeN(gamma), inner))
               for gamma in options.gammas]
-    queries = make_query_index(options.knn, inner)
+    queries = store.QUERY_INDEXES[options.knn](inner)
     return [
         ({'lambda': weight, 'k': k, 'w': normalisation}, adapters.PefaXL(
             inner, queries, weight, k, normalisation, options.missing,
@@ -363,14 +362,6 @@ class Fitting:
     return 1e3 * statistics.median(seconds)
 
 
-def make_query_index(knn: str, inner):
-  """Returns the index of training queries: exact, or the published HNSW."""
-  if knn == 'exact':
-    return inner
-  return faiss_index.FaissIndex(
-      'hnsw', links=32, ef_construction=500, ef_search=300)
-
-
 def means(values):
   """Returns the mean of each measure; None of no query."""
   return {measure: float(v.mean()) if len(v) else None
@@ -436,8 +427,8 @@ def run(values, methods, options: Options) -> dict[str, Any]:
         store.save(os.path.join(folder, method), index,
                    problem.targets.vectors, problem.final_pairs,
                    problem.targets.ids,
-                   {'method': method, 'embeddings': values.embeddings,
-                    'knn': options.knn if method == 'xl' else None})
+                   {'method': method, 'embeddings': values.embeddings},
+                   options.knn)
       results[method] = report
       console.print(f'{NAMES[method]}: {report.get("constants", "")} R@100 '
                     f'{report["test"]["R@100"]:.4f}', highlight=False,
@@ -562,7 +553,7 @@ def define_flags(values):
       'targets that only training queries found.', flag_values=values)
   flags.DEFINE_integer('depth', 500, 'PEFA-XL: targets taken from the encoder.',
                        lower_bound=1, flag_values=values)
-  flags.DEFINE_enum('knn', 'exact', ['exact', 'hnsw'], 'Search of training '
+  flags.DEFINE_enum('knn', 'exact', list(store.QUERY_INDEXES), 'Search of training '
                     'queries; hnsw needs faiss.', flag_values=values)
   string('choose_by', 'R@100', 'Measure that constants are chosen by, on dev.')
   flags.DEFINE_integer('max_dev_queries', 2000, 'Random dev queries to choose '

@@ -7,6 +7,15 @@ By the encoder of a run's last checkpoint, or by the one that a config starts
 from, untrained by us. OUT gets targets.npy [N, D], queries.npy [Q, D] (rows in
 the order of target_ids.txt and query_ids.txt, one id per line), the judgements
 as qrels/SPLIT.tsv and embeddings.json: a folder that experiments.adapt takes.
+
+Texts that stand for targets may be embedded as further queries to adapt to: a
+field of a JSONL file whose "_id" is the target's, such as titles of the corpus
+or generated pseudo-queries:
+
+  --pairs=title=DIR/corpus.jsonl.gz --pairs=text=pseudo_queries.jsonl
+
+gives pairs-title.npy and pairs-title_target_ids.txt; `--pairs=targets` embeds
+the targets' whole texts, cut to the length of queries.
 """
 
 import json
@@ -19,8 +28,9 @@ import numpy as np
 
 from experiments import process
 from experiments import saved
-from retrieval_jax import factory
+from retrieval_jax.data import beir
 from retrieval_jax.data import dataset as datasets
+from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.evaluation import trec
 
 
@@ -37,21 +47,21 @@ def define_flags(values):
   flags.DEFINE_enum(
       'dtype', 'float32', ['float32', 'float16'], 'Type of the stored numbers.',
       flag_values=values)
+  flags.DEFINE_multi_string(
+      'pairs', [], "'targets' or FIELD=FILE.jsonl[.gz], repeatable: texts to "
+      'embed as queries of the targets that "_id" names.', flag_values=values)
   flags.mark_flags_as_required(['out'], flag_values=values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  if bool(values.workdir) == bool(values.config):
-    raise app.UsageError(
-        'Expected --workdir (a run) or --config (a start), one of the two.')
   with process.script():
     write(values.out, workdir=values.workdir, config=values.config,
-          dtype=values.dtype)
+          dtype=values.dtype, pairs=values.pairs)
 
 
-def write(out, *, workdir=None, config=None, dtype='float32'):
+def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
   """Embeds everything and writes `out` whole or not at all.
 
   Args:
@@ -59,28 +69,36 @@ def write(out, *, workdir=None, config=None, dtype='float32'):
     workdir: folder of a run; its last checkpoint embeds.
     config: ConfigDict, in place of `workdir`: its initial encoder embeds.
     dtype: of the stored numbers.
+    pairs: 'targets' or 'FIELD=FILE' each.
 
   Raises:
-    ValueError: if `out` exists.
+    ValueError: if `out` exists, or not one of workdir and config is given.
+    DataError: where a file of pairs is malformed.
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  if workdir:
-    experiment, params, rows, step = saved.load(workdir)
-    targets = experiment.targets_of(params, rows)
-  else:
-    experiment, step = factory.build(config), 0
-    params = experiment.params
-    targets = experiment.embed_targets(params)
+  experiment, params, rows, step = saved.load_encoder(workdir, config)
   dataset = experiment.dataset
+  texts = {}
+  for pair in pairs:
+    name = pair.partition('=')[0]
+    if name in texts:
+      raise ValueError(
+          f'--pairs={pair}: {name!r} comes twice; rename the field in one of '
+          'the files.')
+    texts[name] = _texts(pair, dataset)  # before the hours of embedding
+  targets = experiment.targets_of(params, rows)
   queries = experiment.embed_queries(params)
   with datasets.atomic_folder(os.path.abspath(out)) as folder:
-    for name, embeddings, ids in (('target', targets, dataset.corpus_ids),
-                                  ('query', queries, dataset.query_ids)):
-      plural = {'target': 'targets', 'query': 'queries'}[name]
-      np.save(os.path.join(folder, f'{plural}.npy'), embeddings.astype(dtype))
-      trec.write_text(os.path.join(folder, f'{name}_ids.txt'),
-                      ''.join(f'{i}\n' for i in ids))
+    def save(name, vectors, ids_file, ids):
+      np.save(os.path.join(folder, f'{name}.npy'), vectors.astype(dtype))
+      embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
+
+    save('targets', targets, 'target_ids.txt', dataset.corpus_ids)
+    save('queries', queries, 'query_ids.txt', dataset.query_ids)
+    for name, (ids, of_name) in texts.items():
+      save(f'pairs-{name}', experiment.embed_texts(params, of_name),
+           f'pairs-{name}_target_ids.txt', ids)
     for split, qrels in dataset.qrels.items():
       lines = (f'{dataset.query_ids[q]}\t{dataset.corpus_ids[t]}\t{grade}\n'
                for q, t, grade in zip(qrels.query_rows, qrels.corpus_rows,
@@ -94,6 +112,23 @@ def write(out, *, workdir=None, config=None, dtype='float32'):
         'num_queries': len(queries), 'dtype': dtype}, indent=2) + '\n')
   print(f'{out}: {len(targets):,} targets and {len(queries):,} queries, '
         f'{targets.shape[1]} dimensions.')
+
+
+def _texts(pair, dataset):
+  """Returns (target ids, texts) of one --pairs; empty texts are left out."""
+  field, _, path = pair.partition('=')
+  if pair == 'targets':
+    found = list(zip(dataset.corpus_ids, dataset.corpus_texts))
+  elif field and path:
+    found = list(beir.read_texts(path, field, set(dataset.corpus_ids)))
+  else:
+    raise ValueError(
+        f"--pairs={pair}: expected 'targets' or FIELD=FILE, such as "
+        'title=corpus.jsonl.')
+  found = [(name, text) for name, text in found if text.strip()]
+  if not found:
+    raise ValueError(f'--pairs={pair}: there is no text to embed.')
+  return tuple(zip(*found))
 
 
 if __name__ == '__main__':

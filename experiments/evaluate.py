@@ -1,20 +1,33 @@
-"""Evaluates a run's checkpoint against the whole corpus.
+r"""Evaluates a run's checkpoint against the whole corpus.
 
   python -m experiments.evaluate --workdir=runs/stale --splits=dev,test
 
 Writes SPLIT.run (TREC) beside the run's files and prints the measures;
 results.json is brought up to date, or made if the run has not finished.
+
+An index of experiments.adapt is evaluated by the encoder of a run, by the one a
+config starts from, or by stored embeddings of queries; SPLIT.run goes to the
+folder of the index, and the run's files stay as they are:
+
+  python -m experiments.evaluate --index=adapted/xs --embeddings=embeddings/x \
+      --splits=test
 """
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import app
 from absl import flags
+from ml_collections import config_flags
 import numpy as np
 import rich.console
 
 from experiments import process
 from experiments import saved
+from retrieval_jax import sharding
+from retrieval_jax.adapters import store
+from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.evaluation import measures as measures_lib
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import retrieval
@@ -53,20 +66,79 @@ def evaluate_params(experiment, params, rows, names, *, targets=None,
       corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
       k=config.evaluation.depth + config.evaluation.drop_self_matches,
       chunk_rows=config.memory.chunk_rows)
-  return _measure(experiment, names, queries, found, workdir, measures)
+  return _measure(dataset, names, found, measures,
+                  config.evaluation.drop_self_matches, workdir)
 
 
 def measure_by_split(experiment, names, rows, found, scores):
   """Returns {split: {measure: value}} of results given as corpus rows."""
   dataset = experiment.dataset
-  return _measure(experiment, names, rows, runs.from_rows(
+  return _measure(dataset, names, runs.from_rows(
       [dataset.query_ids[row] for row in rows], found, scores,
-      dataset.corpus_ids), None, measures_lib.MEASURES)
+      dataset.corpus_ids), measures_lib.MEASURES,
+                  experiment.config.evaluation.drop_self_matches)
 
 
-def _measure(experiment, names, rows, found, workdir, measures):
-  """Cuts a run into splits (queries `rows` in split order) and measures it."""
-  config, dataset = experiment.config, experiment.dataset
+def evaluate_index(folder, names, measures, *, workdir=None, config=None,
+                   embeddings=None):
+  """Returns {split: {measure: value}} of an adapted index; writes SPLIT.run.
+
+  Args:
+    folder: of the index; the run files go there.
+    names: splits to evaluate; None for all of a folder of embeddings, or for
+      those of the config.
+    measures: names of ir-measures.
+    workdir: of the run whose encoder embeds the queries; or
+    config: ConfigDict whose initial encoder does; or
+    embeddings: folder of their embeddings and judgements.
+  """
+  if embeddings:
+    if workdir or config:
+      raise ValueError(
+          'Expected one of --workdir, --config and --embeddings to embed the '
+          'queries, got more.')
+    mesh, drop = sharding.make_mesh(), False
+    queries = embeddings_lib.read(embeddings, 'queries')
+    index, state, corpus_ids = store.load(folder, mesh, 4096)
+    qrels_folder = os.path.join(embeddings, 'qrels')
+    names = names or embeddings_lib.read_splits(qrels_folder)
+    dataset = _Judged(corpus_ids, queries.ids, {
+        name: embeddings_lib.read_qrels(
+            qrels_folder, name, queries.ids, corpus_ids) for name in names})
+    embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
+  else:
+    experiment, params, _, _ = saved.load_encoder(workdir, config)
+    dataset = experiment.dataset
+    index, state = saved.load_index(folder, experiment)
+    names = _checked_splits(names, experiment)
+    drop = experiment.config.evaluation.drop_self_matches
+    embed = lambda rows: experiment.embed_queries(params, rows)
+  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
+  found = retrieval.search_index(
+      index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
+      corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
+  return _measure(dataset, names, found, measures, drop, folder)
+
+
+class _Judged(NamedTuple):
+  """What of a dataset `_measure` reads."""
+  corpus_ids: Sequence[str]
+  query_ids: Sequence[str]
+  qrels: Mapping[str, Any]
+
+
+def _checked_splits(names, experiment):
+  names = names or splits(experiment.config)
+  unknown = set(names) - set(experiment.dataset.qrels)
+  if unknown:
+    raise ValueError(
+        f'--splits names {sorted(unknown)}; {experiment.dataset.name} has '
+        f'{sorted(experiment.dataset.qrels)}.')
+  return names
+
+
+def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
+  """Cuts a run (queries in the order of the splits) and measures it."""
   by_split, start = {}, 0
   for name in names:
     qrels = dataset.qrels[name]
@@ -79,11 +151,10 @@ def _measure(experiment, names, rows, found, workdir, measures):
         part, measures_lib.qrels_from_rows(
             qrels.query_rows[relevant], qrels.corpus_rows[relevant],
             qrels.grades[relevant], dataset.query_ids, dataset.corpus_ids),
-        measures,
-        drop_self_matches=config.evaluation.drop_self_matches)
-    if workdir:
-      trec.write_run(os.path.join(workdir, f'{name}.run'), part)
-  assert start == len(rows)
+        measures, drop_self_matches=drop_self_matches)
+    if folder:
+      trec.write_run(os.path.join(folder, f'{name}.run'), part)
+  assert start == len(found.query_ids)
   return by_split
 
 
@@ -109,13 +180,20 @@ def results_so_far(experiment, workdir, step):
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  flags.DEFINE_string('index', None, 'Folder of an adapted index to evaluate; '
+                      'then the queries come from one of --workdir, --config '
+                      'and --embeddings.', flag_values=values)
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config file; the encoder it starts from.',
+      flag_values=values)
+  flags.DEFINE_string('embeddings', None, 'Folder of embeddings.',
+                      flag_values=values)
   flags.DEFINE_list(
       'splits', None, 'Splits to evaluate; those of the config by default.',
       flag_values=values)
   flags.DEFINE_list(
       'measures', list(measures_lib.MEASURES),
       'Measures in the spelling of ir-measures.', flag_values=values)
-  flags.mark_flags_as_required(['workdir'], flag_values=values)
 
 
 def main(argv, values=flags.FLAGS):
@@ -123,24 +201,27 @@ def main(argv, values=flags.FLAGS):
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   workdir = values.workdir
   with process.script():
-    experiment, params, rows, step = saved.load(workdir)
-    names = values.splits or splits(experiment.config)
-    unknown = set(names) - set(experiment.dataset.qrels)
-    if unknown:
-      raise ValueError(
-          f'--splits names {sorted(unknown)}; {experiment.dataset.name} has '
-          f'{sorted(experiment.dataset.qrels)}.')
-    found = evaluate_params(
-        experiment, params, rows, names, workdir=workdir,
-        measures=values.measures)
-    results = results_so_far(experiment, workdir, step)
-    for split, of_split in found.items():
-      results['measures'].setdefault(split, {}).update(of_split)
-    report.write_results(workdir, results)
+    if values.index:
+      found = evaluate_index(
+          values.index, values.splits, values.measures, workdir=workdir,
+          config=values.config, embeddings=values.embeddings)
+      where = values.index
+    elif workdir:
+      experiment, params, rows, step = saved.load(workdir)
+      found = evaluate_params(
+          experiment, params, rows, _checked_splits(values.splits, experiment),
+          workdir=workdir, measures=values.measures)
+      results = results_so_far(experiment, workdir, step)
+      for split, of_split in found.items():
+        results['measures'].setdefault(split, {}).update(of_split)
+      report.write_results(workdir, results)
+      where = f'step {step}'
+    else:
+      raise ValueError('Expected --workdir=RUN or --index=DIR, got neither.')
   console = rich.console.Console(width=88)
   for split, of_split in found.items():
     line = '  '.join(f'{name} {value:.4f}' for name, value in of_split.items())
-    console.print(f'{split} at step {step}: {line}', soft_wrap=True,
+    console.print(f'{split} at {where}: {line}', soft_wrap=True,
                   highlight=False)
 
 

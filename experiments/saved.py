@@ -11,6 +11,7 @@ import numpy as np
 from configs import base
 from retrieval_jax import factory
 from retrieval_jax import sharding
+from retrieval_jax.adapters import store
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import meter as meters
 from retrieval_jax.training import state as states
@@ -59,6 +60,44 @@ def load(workdir, *, num_devices=None):
     rows = (None if experiment.method.targets.source == 'encoder'
             else kept.restore_rows(step))
   return experiment, params, rows, step
+
+
+def load_encoder(workdir, config):
+  """Returns what `load` returns, of a run or of what a config starts from.
+
+  Args:
+    workdir: folder of a run, or None.
+    config: ConfigDict in its place, or None; step 0, and no rows.
+
+  Raises:
+    ValueError: unless exactly one of the two is given.
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+  """
+  if bool(workdir) == bool(config):
+    raise ValueError(
+        'Expected --workdir (a run) or --config (the encoder it starts from), '
+        f'one of the two, got {"both" if workdir else "neither"}.')
+  if workdir:
+    return load(workdir)
+  experiment = factory.build(config)
+  return experiment, experiment.params, None, 0
+
+
+def load_index(folder, experiment):
+  """Returns (index, state) of an adapted index over an experiment's corpus.
+
+  Raises:
+    ValueError: if `folder` holds no index, or one of another corpus.
+  """
+  index, state, ids = store.load(
+      folder, experiment.mesh, experiment.config.memory.chunk_rows)
+  corpus_ids = experiment.dataset.corpus_ids
+  if len(ids) != len(corpus_ids) or any(a != b for a, b in zip(ids, corpus_ids)):
+    raise ValueError(
+        f'--index={folder} is over {len(ids)} targets, the first {ids[0]!r}, '
+        f'not over the {len(corpus_ids)} of {experiment.dataset.name}, the '
+        f'first {corpus_ids[0]!r}; fit it to embeddings of this corpus.')
+  return index, state
 
 
 def load_state(workdir, *, num_devices=None):

@@ -4,6 +4,8 @@
   python -m experiments.search --workdir=runs/stale            # reads stdin
 
 The corpus is embedded once per checkpoint and kept in WORKDIR/targets-STEP.npy.
+With --index=DIR, which experiments.adapt wrote, that index is searched instead;
+then --config=configs/minilm.py may stand for the encoder of a run.
 """
 
 import os
@@ -12,6 +14,7 @@ import sys
 from absl import app
 from absl import flags
 import jax
+from ml_collections import config_flags
 import numpy as np
 
 from experiments import process
@@ -22,19 +25,23 @@ from retrieval_jax.indexes import exact
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  config_flags.DEFINE_config_file(
+      'config', None, 'Config file, in place of a run: the encoder it starts '
+      'from.', flag_values=values)
+  flags.DEFINE_string('index', None, 'Folder of an adapted index.',
+                      flag_values=values)
   flags.DEFINE_multi_string(
       'query', [], 'A query; may be repeated. Without it, standard input.',
       flag_values=values)
   flags.DEFINE_integer('k', 5, 'Passages per query.', lower_bound=1,
       flag_values=values)
-  flags.mark_flags_as_required(['workdir'], flag_values=values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
-    searcher = Searcher(values.workdir)
+    searcher = Searcher(values.workdir, values.config, values.index)
     for query in values.query or _lines():
       print(f'\n{query}')
       for score, name, text in searcher(query, values.k):
@@ -48,21 +55,39 @@ def _lines():
 
 
 class Searcher:
-  """A run's encoder over its corpus, held in memory."""
+  """An encoder over its corpus, held in memory."""
 
-  def __init__(self, workdir):
-    """Loads the last checkpoint; embeds the corpus if it was not yet."""
-    self.experiment, self._params, rows, step = saved.load(workdir)
+  def __init__(self, workdir, config=None, index=None):
+    """Loads the last checkpoint; embeds the corpus if it was not yet.
+
+    Args:
+      workdir: folder of a run; None with `config`.
+      config: ConfigDict in its place; needs `index`.
+      index: folder of an adapted index; None searches the corpus itself.
+    """
+    if config and not index:
+      raise ValueError(
+          '--config needs --index=DIR; without one, train a run and name it by '
+          '--workdir.')
+    self.experiment, self._params, rows, step = saved.load_encoder(
+        workdir, config)
+    if index:
+      self._index, self._state = saved.load_index(index, self.experiment)
+    else:
+      self._index = exact.ExactIndex(
+          self.experiment.mesh, self.experiment.config.memory.chunk_rows)
+      self._state = self._index.build(
+          self._embedded_targets(workdir, rows, step))
+    self._encode = jax.jit(self.experiment.model.encode_queries)
+
+  def _embedded_targets(self, workdir, rows, step):
     path = os.path.join(workdir, f'targets-{step}.npy')
     if not os.path.exists(path):
       print('Embedding the corpus (once per checkpoint).', file=sys.stderr)
       temporary = f'{path}.{os.getpid()}.tmp.npy'
       np.save(temporary, self.experiment.targets_of(self._params, rows))
       os.replace(temporary, path)
-    self._index = exact.ExactIndex(
-        self.experiment.mesh, self.experiment.config.memory.chunk_rows)
-    self._state = self._index.build(np.load(path, mmap_mode='r'))
-    self._encode = jax.jit(self.experiment.model.encode_queries)
+    return np.load(path, mmap_mode='r')
 
   def __call__(self, query, k):
     """Returns the k best as (score, corpus id, text), best first."""

@@ -320,6 +320,14 @@ class Experiment:
     return self._embed(self.model.encode_queries, params, self.query_tokens,
                        rows=rows)
 
+  def embed_texts(self, params, texts):
+    """Returns embeddings [n, D] float32 of texts by the query tower."""
+    length = self.config.data.query_length
+    tokens, lengths = self.tokenizer.encode_batch(texts, length)
+    return self._embed(
+        self.model.encode_queries, params,
+        data.TokenStore(tokens, lengths, self.tokenizer.pad_id))
+
   def _embed(self, encode, params, tokens, **options):
     return embedding.embed(
         encode, params, tokens, mesh=self.mesh,

@@ -9,9 +9,10 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from retrieval_jax.adapters import moved
@@ -20,14 +21,25 @@ from retrieval_jax.adapters import pefa_xl
 from retrieval_jax.data import dataset
 from retrieval_jax.data import embeddings
 from retrieval_jax.evaluation import trec
+from retrieval_jax.indexes import exact
+from retrieval_jax.indexes import faiss as faiss_index
 
 _FILE = 'index.json'
+
+QUERY_INDEXES = {
+    'exact': lambda index: index,
+    # The published graph (papers' protocol).
+    'hnsw': lambda index: faiss_index.FaissIndex(
+        'hnsw', links=32, ef_construction=500, ef_search=300),
+}
+"""Ways to search training queries, given the index of the targets."""
+
 _XL_OPTIONS = ('weight', 'num_neighbours', 'normalisation', 'missing', 'depth')
 
 
 def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
          pairs: pairs_lib.Pairs, target_ids: Sequence[str],
-         facts: Mapping[str, Any]) -> None:
+         facts: Mapping[str, Any], knn: str = 'exact') -> None:
   """Fits `index` and writes it as `folder`, whole or not at all.
 
   Args:
@@ -36,6 +48,7 @@ def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
     targets: [N, D], before they are moved.
     pairs: training queries and their targets.
     target_ids: N strings.
+    knn: of PEFA-XL, which of `QUERY_INDEXES` its queries are searched by.
     facts: whatever else index.json shall say, of JSON types.
   """
   with dataset.atomic_folder(os.path.abspath(folder)) as temporary:
@@ -57,21 +70,20 @@ def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
       out.flush()
     embeddings.write_ids(path('target_ids.txt'), target_ids)
     trec.write_text(path(_FILE), json.dumps(
-        {'kind': kind, 'options': options, **facts}, indent=2) + '\n')
+        {'kind': kind, 'options': options, 'knn': knn, **facts}, indent=2) + '\n')
 
 
-def load(folder: str, make_index: Callable[[], Any],
-         make_query_index: Callable[[], Any] | None = None
+def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
          ) -> tuple[Any, Any, Sequence[str]]:
   """Returns (index, state, target ids) of a folder that `save` wrote.
 
   Args:
     folder: of the index.
-    make_index: returns the index of the targets, such as an `ExactIndex`.
-    make_query_index: the same for training queries; `make_index` by default.
+    mesh: devices that share the targets.
+    chunk_rows: targets scored at a time on each device.
 
   Raises:
-    ValueError: where the folder holds no index.
+    ValueError: where the folder holds no index, or a damaged one.
   """
   path = os.path.join(folder, _FILE)
   if not os.path.isfile(path):
@@ -88,11 +100,11 @@ def load(folder: str, make_index: Callable[[], Any],
     raise ValueError(
         f'{folder}: {len(ids)} ids for {len(targets)} targets; the folder is '
         'damaged, fit it again.')
-  index = make_index()
+  index = exact.ExactIndex(mesh, chunk_rows)
   if saved['kind'] == 'moved':
     return index, index.build(targets), ids
   index = pefa_xl.PefaXL(
-      index, (make_query_index or make_index)(), **saved['options'])
+      index, QUERY_INDEXES[saved['knn']](index), **saved['options'])
   state = pefa_xl.XLState(
       index.index.build(targets),
       index.query_index.build(read('train_queries')), read('label_starts'),

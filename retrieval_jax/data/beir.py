@@ -18,7 +18,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from retrieval_jax.data import dataset
@@ -150,6 +150,27 @@ def read_qrels(path: str) -> Iterator[tuple[str, str, int, str]]:
     yield query_id, corpus_id, grade, f'{path}:{line}'
 
 
+def read_texts(path: str, field: str, known: Set[str]
+               ) -> Iterator[tuple[str, str]]:
+  """Yields (target id, text) of a JSONL file, several per target allowed.
+
+  Args:
+    path: of lines {"_id": target id, field: text}.
+    field: where the text stands.
+    known: the ids of all targets.
+
+  Raises:
+    DataError: with file and line, where a record is malformed or names no
+      target.
+  """
+  for line, record in _records(path):
+    name, text = _fields(path, line, record, field)
+    if name not in known:
+      raise errors.DataError(
+          f'{path}:{line}: "_id" {_shown(name)} is no target of the corpus.')
+    yield name, text
+
+
 def _lines(path: str) -> Iterator[tuple[int, str]]:
   """Yields (line number from 1, line without its end), blank ones skipped."""
   opener = gzip.open if path.endswith('.gz') else open
@@ -191,9 +212,10 @@ def _records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     yield number, record
 
 
-def _fields(path: str, line: int, record) -> tuple[str, str]:
+def _fields(path: str, line: int, record, text_field: str = 'text'
+            ) -> tuple[str, str]:
   """Returns (id, text) of a record, checked."""
-  for field in ('_id', 'text'):
+  for field in ('_id', text_field):
     if field not in record:
       raise errors.DataError(
           f'{path}:{line}: field "{field}" is missing; the record has '
@@ -207,7 +229,7 @@ def _fields(path: str, line: int, record) -> tuple[str, str]:
       raise errors.DataError(
           f'{path}:{line}: "{field}" holds a lone surrogate (\\ud800 to '
           '\\udfff), which is no Unicode text. Remove it.')
-  name, text = record['_id'], record['text']
+  name, text = record['_id'], record[text_field]
   if not name or '\t' in name or '\n' in name or '\r' in name:
     raise errors.DataError(
         f'{path}:{line}: expected an "_id" that is not empty and has no tab '

@@ -137,16 +137,16 @@ def read_splits(folder: str) -> list[str]:
                  and not name.startswith('.')})
 
 
-def read_qrels(folder: str, split: str, queries: Embeddings,
-               targets: Embeddings) -> dataset.Qrels:
-  """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows.
+def read_qrels(folder: str, split: str, query_ids: Sequence[str],
+               target_ids: Sequence[str]) -> dataset.Qrels:
+  """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows of the ids.
 
   Raises:
     DataError: with file and line, where a line is malformed or an id has no
       embedding.
   """
-  rows = [{name: row for row, name in enumerate(side.ids)}
-          for side in (queries, targets)]
+  rows = {kind: {name: row for row, name in enumerate(ids)}
+          for kind, ids in (('query', query_ids), ('target', target_ids))}
   paths = [os.path.join(folder, split + end) for end in ('.tsv', '.tsv.gz')]
   path = next((path for path in paths if os.path.isfile(path)), None)
   if path is None:
@@ -155,11 +155,10 @@ def read_qrels(folder: str, split: str, queries: Embeddings,
         f'{", ".join(read_splits(folder)) or "none"}.')
   triples = []
   for query_id, target_id, grade, where in beir.read_qrels(path):
-    for kind, name, known, side in (('query', query_id, rows[0], queries),
-                                    ('target', target_id, rows[1], targets)):
-      if name not in known:
+    for kind, name in (('query', query_id), ('target', target_id)):
+      if name not in rows[kind]:
         raise errors.DataError(
-            f'{where}: {kind} {name!r} has no embedding in {side.path}. Embed '
-            'it too, or remove the line.')
-    triples.append((rows[0][query_id], rows[1][target_id], grade))
+            f'{where}: {kind} {name!r} has no embedding. Embed it too, or '
+            'remove the line.')
+    triples.append((rows['query'][query_id], rows['target'][target_id], grade))
   return dataset.Qrels.from_triples(triples)

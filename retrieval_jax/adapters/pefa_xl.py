@@ -40,7 +40,8 @@ class PefaXL:
   """f(q, p_j) = lambda <q, p_j> + (1 - lambda) sum_i w <q, q_i> Y_ij.
 
   The sum is over the k training queries nearest to q. The candidates are the
-  first `depth` targets by the encoder and all targets of those k queries.
+  first `depth` targets by the encoder and all targets of those k queries; where
+  lambda is 0 and missing is 'zero', as published, the latter alone.
 
   Attributes:
     index: index of the targets: anything with `build` and `search`.
@@ -154,7 +155,8 @@ class PefaXL:
     if self.normalisation == 'mean':
       votes /= self.num_neighbours
     encoder_scores, encoder_ids = of_targets
-    live = encoder_ids >= 0
+    # At lambda = 0 the encoder proposes nothing: zeros would rank by id.
+    live = (encoder_ids >= 0) & (self.weight > 0 or self.missing == 'exact')
     encoder_keys = (np.arange(len(queries))[:, None] * state.num_targets
                     + encoder_ids)[live]
     everything = np.union1d(keys, encoder_keys)

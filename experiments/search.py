@@ -99,7 +99,7 @@ class Searcher:
     scores, rows = self._index.search(self._state, vector, k)
     return [(float(score), experiment.dataset.corpus_ids[int(row)],
              experiment.dataset.corpus_texts[int(row)])
-            for score, row in zip(scores[0], rows[0])]
+            for score, row in zip(scores[0], rows[0]) if row >= 0]
 
 
 if __name__ == '__main__':

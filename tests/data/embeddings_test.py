@@ -1,0 +1,117 @@
+"""Embeddings from any source: what is read, and what is refused."""
+
+import os
+
+from absl.testing import absltest, parameterized
+import numpy as np
+from safetensors import numpy as safetensors
+
+from retrieval_jax.data import embeddings
+from retrieval_jax.data import errors
+
+MATRIX = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+class EmbeddingsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = self.create_tempdir().full_path
+
+  def path(self, *names):
+    return os.path.join(self.folder, *names)
+
+  def write(self, name, text):
+    os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+    with open(self.path(name), 'w', encoding='utf-8') as f:
+      f.write(text)
+
+  @parameterized.parameters('npy', 'npz', 'safetensors')
+  def test_every_kind_of_file_gives_the_same(self, kind):
+    if kind == 'npy':
+      np.save(self.path('targets.npy'), MATRIX)
+    elif kind == 'npz':
+      np.savez(self.path('targets.npz'), vectors=MATRIX, ids=np.arange(3))
+    else:
+      safetensors.save_file({'x': MATRIX}, self.path('targets.safetensors'))
+    self.write('target_ids.txt', 'd 1\nü\nthird\n')
+    found = embeddings.read(self.folder, 'targets')
+    np.testing.assert_array_equal(found.vectors, MATRIX)
+    self.assertEqual(list(found.ids), ['d 1', 'ü', 'third'])
+
+  def test_without_a_file_of_ids_they_are_row_numbers(self):
+    np.save(self.path('queries.npy'), MATRIX.astype(np.float16))
+    self.assertEqual(embeddings.read(self.folder, 'queries').ids,
+                     ['0', '1', '2'])
+
+  def test_written_ids_are_read_again(self):
+    ids = ['a b', 'c\td', 'é\u2028f']
+    embeddings.write_ids(self.path('x.txt'), ids)
+    self.assertEqual(embeddings.read_ids(self.path('x.txt')), ids)
+
+  def test_bad_vectors_are_refused(self):
+    with self.assertRaisesRegex(errors.DataError, 'targets.npz.*found none'):
+      embeddings.read(self.folder, 'targets')
+    np.save(self.path('targets.npy'), np.arange(3))
+    with self.assertRaisesRegex(
+        errors.DataError, r'one matrix \[n, D\] of floats, found  int64 \[3\]'):
+      embeddings.read(self.folder, 'targets')
+    self.write('targets.npz', 'x')
+    with self.assertRaisesRegex(
+        errors.DataError, 'found targets.npy, targets.npz'):
+      embeddings.read(self.folder, 'targets')
+    os.remove(self.path('targets.npy'))
+    with self.assertRaisesRegex(errors.DataError, 'targets.npz: cannot read'):
+      embeddings.read(self.folder, 'targets')
+    np.savez(self.path('two.npz'), a=MATRIX, b=MATRIX)
+    with self.assertRaisesRegex(
+        errors.DataError, 'found a float32 .*, b float32'):
+      embeddings.read_matrix(self.path('two.npz'))
+    np.save(self.path('none.npy'), MATRIX[:0])
+    with self.assertRaisesRegex(errors.DataError, 'none.npy: .* no rows'):
+      embeddings.read_matrix(self.path('none.npy'))
+    with self.assertRaisesRegex(errors.DataError, 'x.bin: .* ends in one of'):
+      embeddings.read_matrix(self.path('x.bin'))
+
+  def test_bad_ids_are_refused_with_the_line(self):
+    np.save(self.path('targets.npy'), MATRIX)
+    self.write('target_ids.txt', 'a\nb\n')
+    with self.assertRaisesRegex(errors.DataError, '2 ids, but .* has 3 rows'):
+      embeddings.read(self.folder, 'targets')
+    self.write('target_ids.txt', 'a\nb\na\n')
+    with self.assertRaisesRegex(
+        errors.DataError, r"ids.txt:3: id 'a' stands already in line 1"):
+      embeddings.read(self.folder, 'targets')
+    self.write('target_ids.txt', 'a\n\nb\n')
+    with self.assertRaisesRegex(errors.DataError, 'ids.txt:2: expected an id'):
+      embeddings.read(self.folder, 'targets')
+
+  def test_judgements_become_rows(self):
+    self.write('qrels/dev.tsv', 'query-id\tcorpus-id\tscore\n'
+               'q2\td1\t1\nq1\td3\t0\nq1\td2\t2\n')
+    found = embeddings.read_qrels(
+        self.path('qrels'), 'dev', ['q1', 'q2'], ['d1', 'd2', 'd3'])
+    np.testing.assert_array_equal(found.query_rows, [0, 0, 1])
+    np.testing.assert_array_equal(found.corpus_rows, [1, 2, 0])
+    np.testing.assert_array_equal(found.grades, [2, 0, 1])
+    self.assertEqual(embeddings.read_splits(self.path('qrels')), ['dev'])
+
+  def test_bad_judgements_are_refused_with_the_line(self):
+    self.write('qrels/dev.tsv', 'q1\td1\t1\nq1\td9\t1\n')
+    read = lambda split, queries: embeddings.read_qrels(
+        self.path('qrels'), split, queries, ['d1'])
+    with self.assertRaisesRegex(
+        errors.DataError, "dev.tsv:2: target 'd9' has no embedding. Embed it"):
+      read('dev', ['q1'])
+    with self.assertRaisesRegex(
+        errors.DataError, "dev.tsv:1: query 'q1' has no embedding"):
+      read('dev', ['q'])
+    with self.assertRaisesRegex(
+        errors.DataError, 'test.tsv: no such file; there are the splits dev'):
+      read('test', ['q1'])
+    with self.assertRaisesRegex(errors.DataError, 'no such folder'):
+      embeddings.read_splits(self.path('nothing'))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -20,6 +20,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app
@@ -55,27 +56,55 @@ NUM_TIMED = 50  # queries searched one by one for the latency
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The flags that say how to fit and search; see `define_flags`."""
-  lambdas: tuple[float, ...]
-  neighbours: tuple[int, ...]
-  normalisations: tuple[str, ...]
-  gammas: tuple[float, ...]
-  keep_uncovered: bool
-  missing: str
-  depth: int
-  choose_by: str
-  max_dev_queries: int
-  knn: str
-  chunk_rows: int
-  seed: int
+  """What the flags of the same names say; see `define_flags`.
+
+  Raises:
+    ValueError: where an option is out of range.
+  """
+  embeddings: str
+  out: str
+  qrels: str | None = None
+  train_split: str = 'train'
+  dev_split: str = 'dev'
+  test_split: str = 'test'
+  dev_share: float = 0.
+  method: Sequence[str] = METHODS
+  pairs: Sequence[str] = ()
+  share: float = 1.
+  normalize: bool = False
+  lambdas: Sequence[float] = LAMBDAS
+  neighbours: Sequence[int] = (16, 32, 64)
+  normalisations: Sequence[str] = pefa_xl.NORMALISATIONS
+  gammas: Sequence[float] = nudge.GAMMAS
+  keep_uncovered: bool = False
+  missing: str = 'zero'
+  depth: int = 500
+  knn: str = 'exact'
+  choose_by: str = 'R@100'
+  max_dev_queries: int = 2000
+  chunk_rows: int = 4096
+  num_devices: int | None = None
+  seed: int = 0
 
   def __post_init__(self):
-    for option in ('lambdas', 'neighbours', 'normalisations', 'gammas'):
+    for option in ('lambdas', 'neighbours', 'normalisations', 'gammas',
+                   'method'):
       if not getattr(self, option):
         raise ValueError(f'--{option} is empty; give at least one value.')
+    for option, allowed in (
+        ('method', METHODS), ('choose_by', MEASURES),
+        ('normalisations', pefa_xl.NORMALISATIONS),
+        ('missing', pefa_xl.MISSING), ('knn', tuple(store.QUERY_INDEXES))):
+      given = getattr(self, option)
+      for value in (given,) if isinstance(given, str) else given:
+        if value not in allowed:
+          raise ValueError(f'--{option}={value} is not one of {list(allowed)}.')
     if self.max_dev_queries < 1:
       raise ValueError(
           f'--max_dev_queries={self.max_dev_queries} must be at least 1.')
+    if os.path.exists(self.out):
+      raise ValueError(
+          f'--out={self.out} exists; name a new folder or remove it.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,45 +130,46 @@ class Problem:
   mesh: jax.sharding.Mesh
 
 
-def read_problem(values, mesh) -> Problem:
-  """Returns the Problem that the flags name."""
+def read_problem(options: Options) -> Problem:
+  """Returns the Problem that the options name."""
   targets, queries = (
-      _normalized(embeddings_lib.read(values.embeddings, side),
-                  values.normalize) for side in ('targets', 'queries'))
+      _normalized(embeddings_lib.read(options.embeddings, side),
+                  options.normalize) for side in ('targets', 'queries'))
   if targets.vectors.shape[1] != queries.vectors.shape[1]:
     raise ValueError(
         f'{targets.path} has {targets.vectors.shape[1]} dimensions, '
         f'{queries.path} {queries.vectors.shape[1]}; embed both by one '
         'encoder.')
-  folder = values.qrels or os.path.join(values.embeddings, 'qrels')
+  folder = options.qrels or os.path.join(options.embeddings, 'qrels')
   read = lambda split: embeddings_lib.read_qrels(
       folder, split, queries.ids, targets.ids)
-  train, test = read(values.train_split), read(values.test_split)
+  train, test = read(options.train_split), read(options.test_split)
   shared = np.intersect1d(train.queries(), test.queries())
   if len(shared):
     raise ValueError(
         f'{len(shared)} queries, the first {queries.ids[shared[0]]!r}, are in '
-        f'--train_split={values.train_split} and in --test_split='
-        f'{values.test_split}; an adapter would know their answers. Remove '
+        f'--train_split={options.train_split} and in --test_split='
+        f'{options.test_split}; an adapter would know their answers. Remove '
         'them from one.')
   dev, held_out = None, train
-  if values.dev_split:
-    dev = read(values.dev_split)
+  if options.dev_split:
+    dev = read(options.dev_split)
     both = np.intersect1d(dev.queries(), np.union1d(
         train.queries(), test.queries()))
     if len(both):
       raise ValueError(
           f'{len(both)} queries, the first {queries.ids[both[0]]!r}, of '
-          f'--dev_split={values.dev_split} are in the training or test split; '
+          f'--dev_split={options.dev_split} are in the training or test split; '
           'remove them from one.')
-  elif values.dev_share:
-    held_out, dev = _hold_out(train, values.dev_share, values.seed)
-  extra = _extra_pairs(values, targets)
+  elif options.dev_share:
+    held_out, dev = _hold_out(train, options.dev_share, options.seed)
+  extra = _extra_pairs(options, targets)
   make = lambda qrels: _with(
-      _pairs_of(qrels, queries).sample(values.share, values.seed), extra)
+      _pairs_of(qrels, queries).sample(options.share, options.seed), extra)
   pairs = make(held_out)
   final = pairs if held_out is train else make(train)
-  return Problem(targets, queries, pairs, final, dev, test, mesh)
+  return Problem(targets, queries, pairs, final, dev, test,
+                 sharding.make_mesh(options.num_devices))
 
 
 def _normalized(side, wanted):
@@ -168,13 +198,13 @@ def _with(pairs, extra):
   return pairs
 
 
-def _extra_pairs(values, targets):
+def _extra_pairs(options, targets):
   """Returns Pairs of the vectors that --pairs names."""
   found = []
   row_of = {name: row for row, name in enumerate(targets.ids)}
-  for name in values.pairs:
+  for name in options.pairs:
     path = (name if os.path.splitext(name)[1] else
-            os.path.join(values.embeddings, f'pairs-{name}.npy'))
+            os.path.join(options.embeddings, f'pairs-{name}.npy'))
     vectors = embeddings_lib.read_matrix(path)
     ids_path = os.path.splitext(path)[0] + '_target_ids.txt'
     if not os.path.isfile(ids_path):
@@ -192,7 +222,7 @@ def _extra_pairs(values, targets):
           f'{ids_path}:{unknown + 1}: target {ids[unknown]!r} has no embedding '
           f'in {targets.path}.')
     side = _normalized(embeddings_lib.Embeddings(vectors, ids, path),
-                       values.normalize)
+                       options.normalize)
     found.append(adapters.Pairs(
         np.asarray(side.vectors, np.float32), np.arange(len(ids)),
         np.array([row_of[name] for name in ids])))
@@ -393,22 +423,15 @@ def constants(index) -> dict[str, Any]:
   return {'gamma': index.move.gamma}
 
 
-def run(values, methods, options: Options) -> dict[str, Any]:
-  """Fits, measures and writes --out; returns the content of results.json."""
-  if options.choose_by not in MEASURES:
-    raise ValueError(
-        f'--choose_by={options.choose_by} is not one of {list(MEASURES)}.')
-  if os.path.exists(values.out):
-    raise ValueError(
-        f'--out={values.out} exists; name a new folder or remove it.')
-  mesh = sharding.make_mesh(values.num_devices)
-  problem = read_problem(values, mesh)
+def run(options: Options) -> dict[str, Any]:
+  """Fits, measures and writes options.out; returns what results.json holds."""
+  problem = read_problem(options)
   fitting = Fitting(problem, options)
-  encoder = exact.ExactIndex(mesh, options.chunk_rows)
+  encoder = exact.ExactIndex(problem.mesh, options.chunk_rows)
   console = rich.console.Console(stderr=True)
   results, baseline = {}, None
-  with datasets.atomic_folder(os.path.abspath(values.out)) as folder:
-    for method in ('encoder', *methods):
+  with datasets.atomic_folder(os.path.abspath(options.out)) as folder:
+    for method in ('encoder', *options.method):
       start = time.perf_counter()
       if method == 'encoder':
         index = encoder
@@ -427,21 +450,19 @@ def run(values, methods, options: Options) -> dict[str, Any]:
         store.save(os.path.join(folder, method), index,
                    problem.targets.vectors, problem.final_pairs,
                    problem.targets.ids,
-                   {'method': method, 'embeddings': values.embeddings},
+                   {'method': method, 'embeddings': options.embeddings},
                    options.knn)
       results[method] = report
       console.print(f'{NAMES[method]}: {report.get("constants", "")} R@100 '
                     f'{report["test"]["R@100"]:.4f}', highlight=False,
                     markup=False)
     facts = {
-        'embeddings': values.embeddings, 'num_targets': len(problem.targets.ids),
+        'num_targets': len(problem.targets.ids),
         'num_train_queries': len(problem.final_pairs.queries),
         'num_pairs': len(problem.final_pairs.query_rows),
         'covered_targets': int(problem.final_pairs.covered(
             len(problem.targets.ids)).sum()),
         'num_test_queries': len(problem.test.queries()),
-        'share': values.share, 'seed': values.seed,
-        'pairs': list(values.pairs),
         'options': dataclasses.asdict(options), 'methods': results}
     table = markdown(results)
     trec.write_text(os.path.join(folder, 'results.json'),
@@ -449,7 +470,6 @@ def run(values, methods, options: Options) -> dict[str, Any]:
     trec.write_text(os.path.join(folder, 'results.md'), table)
     trec.write_text(os.path.join(folder, 'grid.csv'), _csv(fitting.grid))
     _plot(os.path.join(folder, 'recall_over_lambda.png'), fitting.grid)
-  rich.console.Console(width=110).print(rich.markdown.Markdown(table))
   return facts
 
 
@@ -518,80 +538,72 @@ def _plot(path, grid):
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
-  string = lambda name, default, text: flags.DEFINE_string(
-      name, default, text, flag_values=values)
-  listed = lambda name, default, text: flags.DEFINE_list(
-      name, default, text, flag_values=values)
-  string('embeddings', None, 'Folder of targets, queries, ids and qrels.')
-  string('out', None, 'Folder to write; must not exist.')
-  string('qrels', None, 'Folder of SPLIT.tsv; EMBEDDINGS/qrels by default.')
-  string('train_split', 'train', 'Split to fit to.')
-  string('dev_split', 'dev', "Split to choose constants on; '': none.")
-  string('test_split', 'test', 'Split to report.')
+  default = {field.name: field.default for field in dataclasses.fields(Options)}
+  of = dict(flag_values=values)
+  string = lambda name, text: flags.DEFINE_string(
+      name, default[name], text, **of)
+  listed = lambda name, text: flags.DEFINE_list(
+      name, [str(value) for value in default[name]], text, **of)
+  number = lambda name, text, least=1: flags.DEFINE_integer(
+      name, default[name], text, lower_bound=least, **of)
+  flags.DEFINE_string('embeddings', None, 'Folder of targets, queries, ids and '
+                      'qrels.', **of)
+  flags.DEFINE_string('out', None, 'Folder to write; must not exist.', **of)
+  string('qrels', 'Folder of SPLIT.tsv; EMBEDDINGS/qrels by default.')
+  string('train_split', 'Split to fit to.')
+  string('dev_split', "Split to choose constants on; '': none.")
+  string('test_split', 'Split to report.')
   flags.DEFINE_float(
-      'dev_share', 0., "Without a dev split (--dev_split=''): share of the "
-      'training queries held out to choose on; the chosen adapter is fitted to '
-      'all of them.', flag_values=values)
-  listed('method', list(METHODS), f'Which of {", ".join(METHODS)}.')
-  listed('pairs', [], 'Extra pairs to fit to: pairs-NAME.npy of the folder as '
+      'dev_share', default['dev_share'], "Without a dev split "
+      "(--dev_split=''): share of the training queries held out to choose on; "
+      'the chosen adapter is fitted to all of them.', **of)
+  listed('method', f'Which of {", ".join(METHODS)}.')
+  listed('pairs', 'Extra pairs to fit to: pairs-NAME.npy of the folder as '
          'experiments.embed --pairs makes them, or FILE.npy (.npz, '
          '.safetensors) beside FILE_target_ids.txt.')
-  flags.DEFINE_float('share', 1., 'Share of the training queries to use.',
-                     flag_values=values)
-  flags.DEFINE_bool('normalize', False, 'Divide all vectors by their norms.',
-                    flag_values=values)
-  listed('lambdas', [str(x) for x in LAMBDAS], "Grid of PEFA's lambda.")
-  listed('neighbours', ['16', '32', '64'], "Grid of PEFA-XL's k.")
-  listed('normalisations', list(pefa_xl.NORMALISATIONS),
-         "Grid of PEFA-XL's w: mean (1/k), sum (1).")
-  listed('gammas', [str(x) for x in nudge.GAMMAS], "Grid of NUDGE-N's gamma.")
+  flags.DEFINE_float('share', default['share'],
+                     'Share of the training queries to use.', **of)
+  flags.DEFINE_bool('normalize', default['normalize'],
+                    'Divide all vectors by their norms.', **of)
+  listed('lambdas', "Grid of PEFA's lambda.")
+  listed('neighbours', "Grid of PEFA-XL's k.")
+  listed('normalisations', "Grid of PEFA-XL's w: mean (1/k), sum (1).")
+  listed('gammas', "Grid of NUDGE-N's gamma.")
   flags.DEFINE_bool(
-      'keep_uncovered', False, 'PEFA-XS: targets without a training query keep '
-      'their full row instead of lambda times it.', flag_values=values)
-  flags.DEFINE_enum(
-      'missing', 'zero', pefa_xl.MISSING, "PEFA-XL: the encoder's score of "
-      'targets that only training queries found.', flag_values=values)
-  flags.DEFINE_integer('depth', 500, 'PEFA-XL: targets taken from the encoder.',
-                       lower_bound=1, flag_values=values)
-  flags.DEFINE_enum('knn', 'exact', list(store.QUERY_INDEXES), 'Search of training '
-                    'queries; hnsw needs faiss.', flag_values=values)
-  string('choose_by', 'R@100', 'Measure that constants are chosen by, on dev.')
-  flags.DEFINE_integer('max_dev_queries', 2000, 'Random dev queries to choose '
-                       'on, at most.', flag_values=values)
-  flags.DEFINE_integer('chunk_rows', 4096, 'Targets scored at a time on each '
-                       'device.', lower_bound=64, flag_values=values)
-  flags.DEFINE_integer('num_devices', None, 'Devices to use; all by default.',
-                       lower_bound=1, flag_values=values)
-  flags.DEFINE_integer('seed', 0, 'Of --share, --dev_share and the choice of '
-                       'dev queries.', flag_values=values)
-  flags.mark_flags_as_required(['embeddings', 'out'], flag_values=values)
+      'keep_uncovered', default['keep_uncovered'], 'PEFA-XS: targets without a '
+      'training query keep their full row instead of lambda times it.', **of)
+  string('missing', "PEFA-XL: the encoder's score of targets that only "
+         'training queries found, zero or exact.')
+  number('depth', 'PEFA-XL: targets taken from the encoder.')
+  string('knn', 'Search of training queries: exact, or hnsw, which needs faiss.')
+  string('choose_by', 'Measure that constants are chosen by, on dev.')
+  number('max_dev_queries', 'Random dev queries to choose on, at most.', None)
+  number('chunk_rows', 'Targets scored at a time on each device.', 64)
+  number('num_devices', 'Devices to use; all by default.')
+  number('seed', 'Of --share, --dev_share and the choice of dev queries.', None)
+  flags.mark_flags_as_required(['embeddings', 'out'], **of)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
-    unknown = set(values.method) - set(METHODS)
-    if unknown:
-      raise ValueError(
-          f'--method={",".join(sorted(unknown))} is not one of '
-          f'{list(METHODS)}.')
-    run(values, values.method, Options(
-        lambdas=_numbers('lambdas', values, float),
-        neighbours=_numbers('neighbours', values, int),
-        normalisations=tuple(values.normalisations),
-        gammas=_numbers('gammas', values, float),
-        **{name: getattr(values, name) for name in (
-            'keep_uncovered', 'missing', 'depth', 'choose_by',
-            'max_dev_queries', 'knn', 'chunk_rows', 'seed')}))
+    given = {field.name: getattr(values, field.name)
+             for field in dataclasses.fields(Options)}
+    for option, kind in (('lambdas', float), ('neighbours', int),
+                         ('gammas', float)):
+      given[option] = _numbers(option, given[option], kind)
+    run(Options(**given))
+    with open(os.path.join(values.out, 'results.md'), encoding='utf-8') as f:
+      rich.console.Console(width=110).print(rich.markdown.Markdown(f.read()))
 
 
-def _numbers(option, values, kind):
+def _numbers(option, texts, kind):
   try:
-    return tuple(kind(text) for text in getattr(values, option))
+    return tuple(kind(text) for text in texts)
   except ValueError:
     raise ValueError(
-        f'--{option}={",".join(getattr(values, option))}: expected '
+        f'--{option}={",".join(texts)}: expected '
         f'{"whole " if kind is int else ""}numbers separated by commas.'
     ) from None
 

@@ -67,16 +67,12 @@ class BeirReader:
                               self.name)
 
   def corpus(self) -> Iterator[tuple[str, str]]:
-    path = self._file('corpus')
-    for line, record in lines.json_lines(path):
-      name, text = _fields(f'{path}:{line}', record)
-      title = lines.text(f'{path}:{line}', 'title', record.get('title') or '')
-      yield name, f'{title} {text}' if title else text
+    return ((name, text) for name, text, _ in read_records(
+        self._file('corpus'), titles=True))
 
   def queries(self) -> Iterator[tuple[str, str]]:
-    path = self._file('queries')
-    for line, record in lines.json_lines(path):
-      yield _fields(f'{path}:{line}', record)
+    return ((name, text) for name, text, _ in read_records(
+        self._file('queries'), titles=False))
 
   def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
     if split not in self._qrels_files:
@@ -119,6 +115,15 @@ def read_qrels(path: str) -> Iterator[tuple[str, str, int, str]]:
       continue
     where = f'{path}:{line}'
     yield query_id, corpus_id, lines.integer(where, grade), where
+
+
+def read_records(path: str, *, titles: bool
+                 ) -> Iterator[tuple[str, str, str]]:
+  """Yields (id, text, 'file:line') of a file, with titles before the texts."""
+  for line, record in lines.json_lines(path):
+    where = f'{path}:{line}'
+    name, text = _fields(where, record)
+    yield name, lines.titled(where, record, text) if titles else text, where
 
 
 def read_texts(path: str, field: str, known: Set[str]

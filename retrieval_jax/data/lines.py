@@ -10,12 +10,13 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from retrieval_jax.data import errors
 
 _CHUNK = 1 << 16  # characters read at a time
+_LARGEST_SCORE = 3e38  # scores are stored as float32
 _SPACE = re.compile(r'[ \t\r\n]*')
 # A lone surrogate is valid JSON but no Unicode text: it has no utf-8 form.
 _SURROGATE = re.compile('[\ud800-\udfff]')
@@ -136,18 +137,28 @@ def shown(value) -> str:
 
 
 def string(where: str, record: dict[str, Any], *names: str) -> str:
-  """Returns the first field of `names` that a record has, checked.
+  """Returns the field of a record that `first` names, checked.
 
   Raises:
     DataError: if there is none, or it is no string of Unicode text.
   """
-  name = next((name for name in names if name in record), None)
-  if name is None:
+  name = first(record, names)
+  if name not in record:
     wanted = ' or '.join(f'"{name}"' for name in names)
     raise errors.DataError(
         f'{where}: field {wanted} is missing; the record has '
         f'{", ".join(sorted(record)) or "no fields"}. Add it.')
   return text(where, name, record[name])
+
+
+def first(record: dict[str, Any], names: Sequence[str]) -> str:
+  """Returns the first of `names` that a record has, not null where one is.
+
+  Where rows come from columns, the fields that they lack are null.
+  """
+  held = [name for name in names if name in record]
+  return next((name for name in held if record[name] is not None),
+              held[0] if held else names[0])
 
 
 def text(where: str, name: str, value: Any) -> str:
@@ -161,6 +172,12 @@ def text(where: str, name: str, value: Any) -> str:
         f'{where}: "{name}" holds a lone surrogate (\\ud800 to '
         '\\udfff), which is no Unicode text. Remove it.')
   return value
+
+
+def titled(where: str, record: dict[str, Any], body: str) -> str:
+  """Returns 'title body' where a record has a title that is not empty."""
+  title = text(where, 'title', record.get('title') or '')
+  return f'{title} {body}' if title else body
 
 
 def check_id(where: str, name: str, value: str) -> str:
@@ -216,7 +233,7 @@ def number(where: str, value: Any) -> float:
   """Returns a score of a candidate; raises DataError unless it is finite."""
   try:
     score = float(value)
-    if abs(score) < float('inf'):
+    if abs(score) <= _LARGEST_SCORE:
       return score
   except (TypeError, ValueError):
     pass

@@ -32,7 +32,7 @@ def get_config(variant=''):
   # Or, with data.path: 'beir', 'msmarco', 'trec', 'dpr', 'tevatron', 'pairs',
   # 'hf', 'ir_datasets', 'tfds'.
   config.data.source = 'wordnet'
-  config.data.path = ''  # folder, file or name, as data/ of the format says
+  config.data.path = ''  # folder, file or name, as the format's module says
   config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
   config.data.num_targets = 0  # keep about this many targets; 0: all
   config.data.train_split = 'train'

@@ -15,7 +15,7 @@ from typing import Any
 
 from retrieval_jax.data import errors
 
-_CHUNK = 1 << 16  # characters read at a time
+_CHUNK = 1 << 20  # characters read at a time
 _LARGEST_SCORE = 3e38  # scores are stored as float32
 _SPACE = re.compile(r'[ \t\r\n]*')
 # A lone surrogate is valid JSON but no Unicode text: it has no utf-8 form.

@@ -2,8 +2,9 @@
 
 The path is a folder that a builder wrote ('DIR/name/config/1.0.0'), or a name
 that TFDS knows ('name/config', looked up in TFDS_DATA_DIR and prepared there if
-it is not); and, after a comma, a second one whose rows are the corpus. Else a
-split named 'corpus' is the corpus. The fields of a row tell its format: DPR,
+it is not, for which tfds 4.9.10 needs the package importlib_resources); and,
+after a comma, a second one whose rows are the corpus. Else a split named
+'corpus' is the corpus. The fields of a row tell its format: DPR,
 Tevatron (of both generations) or pairs. Sets must be stored as array_record:
 TFRecord, the default, cannot be read without TensorFlow.
 """

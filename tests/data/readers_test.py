@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from configs import base
 from experiments import convert
 from retrieval_jax import data
 from retrieval_jax import factory
@@ -32,7 +33,7 @@ def fixture_reader(request, tmp_path):
 
 
 def candidates(reader, split):
-  """Returns the candidates of a split; BEIR's are read as the file's text."""
+  """Returns the candidates of a split, without where they stand."""
   if hasattr(reader, 'candidates'):
     return [row[:3] for row in reader.candidates(split)]
   return []
@@ -46,6 +47,7 @@ def read_candidates(folder, split):
   with open(path, encoding='utf-8', newline='\n') as file:
     header, *lines = file.read().splitlines()
   assert header == 'query-id\tcorpus-id\tscore'
+  assert lines  # else there is no file
   rows = [line.split('\t') for line in lines]
   return [(q, c, float(score) if score else None) for q, c, score in rows]
 
@@ -117,9 +119,20 @@ def test_converted_it_reads_the_same(reader, tmp_path):
     assert counts[f'{split} judgements'] == len(qrels)
     assert read_candidates(out, split) == candidates(reader, split)
   assert counts['targets'] == len(list(reader.corpus()))
-  assert os.listdir(tmp_path / 'out' / 'qrels')
   if not any(candidates(reader, split) for split in reader.splits):
     assert not os.path.exists(os.path.join(out, 'candidates'))
+
+
+def test_a_config_names_the_format_and_the_path(tmp_path):
+  config = base.get_config('tiny')
+  config.data.update(
+      source='tevatron', cache=str(tmp_path / 'cache'), dev_split='',
+      path=formats.write_tevatron(str(tmp_path / 'data'), formats.FIRST))
+  prepared = factory.make_dataset(config)
+  assert sorted(prepared.corpus_ids) == list(formats.PASSAGES)
+  config.data.path = ''
+  with pytest.raises(ValueError, match='source=tevatron needs --config.data.p'):
+    factory.make_dataset(config)
 
 
 @pytest.mark.parametrize('name', IDS)

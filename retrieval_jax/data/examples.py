@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
@@ -22,6 +22,7 @@ from retrieval_jax.data import lines
 from retrieval_jax.data import located
 
 Row = Mapping[str, Any]
+Part = TypeVar('Part')
 CORPUS = 'corpus'  # the part of a source that holds the targets
 # Of 'biencoder-nq-train.json' the split is 'train'.
 _FILE = r'(?:.*-)?(?P<name>[^-]+?)\.(?:{endings})(?:\.gz)?'
@@ -186,6 +187,33 @@ def listed_records(where: str, row: Row, name: str) -> list[Row]:
           f'{where}: expected "{name}" to be a list of records, got '
           f'{lines.shown(item)} in it.')
   return found
+
+
+def load_parts(path: str, load: Callable[[str], Mapping[str, Part]]
+               ) -> dict[str, Part]:
+  """Returns {part: what holds its rows} of 'PATH' or 'PATH,PATH OF CORPUS'.
+
+  Args:
+    path: one, or two separated by a comma.
+    load: from one path to {split: what holds its rows}.
+
+  Raises:
+    DataError: for more paths, or a corpus of several splits.
+  """
+  main, *others = path.split(',')
+  if len(others) > 1:
+    raise errors.DataError(
+        f'{path}: expected one path, or two separated by a comma, got '
+        f'{1 + len(others)}.')
+  parts = dict(load(main))
+  for other in others:
+    splits = load(other)
+    if len(splits) > 1 and CORPUS not in splits:
+      raise errors.DataError(
+          f'{other}: expected one split, or one named {CORPUS!r}, got '
+          f'{", ".join(splits)}.')
+    parts[CORPUS] = splits.get(CORPUS, next(iter(splits.values())))
+  return parts
 
 
 def _json_rows(path: str) -> Iterator[tuple[str, Row]]:

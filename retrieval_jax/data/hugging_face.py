@@ -63,21 +63,7 @@ class HuggingFaceRows:
   @functools.cached_property
   def _sets(self) -> dict[str, Any]:
     """Returns {part: datasets.Dataset}, memory-mapped."""
-    main, *others = self.path.split(',')
-    sets = dict(_load(main))
-    if len(others) > 1:
-      raise errors.DataError(
-          f'{self.path}: expected one path, or two separated by a comma, got '
-          f'{1 + len(others)}.')
-    for other in others:
-      corpora = _load(other)
-      if len(corpora) > 1 and examples.CORPUS not in corpora:
-        raise errors.DataError(
-            f'{other}: expected one split, or one named '
-            f'{examples.CORPUS!r}, got {", ".join(corpora)}.')
-      sets[examples.CORPUS] = corpora.get(
-          examples.CORPUS, next(iter(corpora.values())))
-    return sets
+    return examples.load_parts(self.path, _load)
 
   def fingerprint(self) -> str:
     # Not `Dataset._fingerprint`: that of a folder is whatever was saved there.
@@ -92,17 +78,20 @@ class HuggingFaceRows:
 
 def _load(path: str) -> Mapping[str, Any]:
   datasets = errors.import_extra('datasets', 'hf')
+  on_disk = {'keep_in_memory': False}  # whose files `fingerprint` hashes
   try:
     if not os.path.isdir(path):
       name, _, config = path.partition(':')
-      return datasets.load_dataset(name, config or None)
+      return datasets.load_dataset(name, config or None, **on_disk)
     if any(os.path.exists(os.path.join(path, file))
            for file in ('dataset_dict.json', 'state.json')):
-      loaded = datasets.load_from_disk(path)
+      loaded = datasets.load_from_disk(path, **on_disk)
       return loaded if isinstance(loaded, Mapping) else {'train': loaded}
-    return {split: datasets.load_dataset(
-        _BUILDERS[files[0].rsplit('.', 1)[1]], data_files=files, split='train')
-            for split, files in _shards(path).items()}
+    return {
+        split: datasets.load_dataset(
+            _BUILDERS[files[0].rsplit('.', 1)[1]], data_files=files,
+            split='train', **on_disk)
+        for split, files in _shards(path).items()}
   except errors.DataError:
     raise
   except Exception as error:  # of many kinds: files, formats, the network

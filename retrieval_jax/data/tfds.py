@@ -4,9 +4,9 @@ The path is a folder that a builder wrote ('DIR/name/config/1.0.0'), or a name
 that TFDS knows ('name/config', looked up in TFDS_DATA_DIR and prepared there if
 it is not, for which tfds 4.9.10 needs the package importlib_resources); and,
 after a comma, a second one whose rows are the corpus. Else a split named
-'corpus' is the corpus. The fields of a row tell its format: DPR,
-Tevatron (of both generations) or pairs. Sets must be stored as array_record:
-TFRecord, the default, cannot be read without TensorFlow.
+'corpus' is the corpus. The fields of a row tell its format: DPR, Tevatron (of
+both generations) or pairs. Sets must be stored as array_record: TFRecord, the
+default, cannot be read without TensorFlow.
 """
 
 import dataclasses
@@ -56,23 +56,7 @@ class TfdsRows:
   @functools.cached_property
   def _sources(self) -> dict[str, tuple[Any, str]]:
     """Returns {part: (builder, its split)}."""
-    main, *others = self.path.split(',')
-    if len(others) > 1:
-      raise errors.DataError(
-          f'{self.path}: expected one path, or two separated by a comma, got '
-          f'{1 + len(others)}.')
-    builder = _load(main)
-    sources = {split: (builder, split) for split in builder.info.splits}
-    for other in others:
-      builder = _load(other)
-      splits = list(builder.info.splits)
-      if len(splits) > 1 and examples.CORPUS not in splits:
-        raise errors.DataError(
-            f'{other}: expected one split, or one named '
-            f'{examples.CORPUS!r}, got {", ".join(splits)}.')
-      split = examples.CORPUS if examples.CORPUS in splits else splits[0]
-      sources[examples.CORPUS] = builder, split
-    return sources
+    return examples.load_parts(self.path, _load)
 
   def fingerprint(self) -> str:
     files = [str(path) for builder, split in self._sources.values()
@@ -88,7 +72,7 @@ class TfdsRows:
         yield f'{builder.data_path}:{split}[{row}]', _plain(record)
 
 
-def _load(path: str):
+def _load(path: str) -> dict[str, tuple[Any, str]]:
   # Training from arrays must not need tensorflow_datasets.
   import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
   try:
@@ -107,7 +91,7 @@ def _load(path: str):
         f'{path}: expected a set stored as array_record, got '
         f'{", ".join(sorted(formats)) or "no splits"}. Prepare it again with '
         "tfds.builder(NAME, file_format='array_record').")
-  return builder
+  return {split: (builder, split) for split in builder.info.splits}
 
 
 def _plain(value):

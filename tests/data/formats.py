@@ -15,7 +15,8 @@ from tests.data import fakes
 
 FIRST = 'the first text'
 # Title and text; a text may hold line ends that are none in a file.
-PASSAGES = {'1': ('A "title"', FIRST), '2': ('', 'ünïcode\u2028text, "quoted"'),
+PASSAGES = {'1': ('A "title"', FIRST),
+            '2': ('', 'ünïcode\u2028text, "quoted"'),
             '3': ('', 'third'), '4': ('T', 'fourth\x85'), '5': ('', 'fifth')}
 # Query id, query, positives, negatives.
 ROWS = {
@@ -224,7 +225,8 @@ def write_tfds(folder, first):
   for name in features:
     Builder(data_dir=folder, config=name,
             file_format='array_record').download_and_prepare()
-  return ','.join(os.path.join(folder, 'tiny', name, '1.0.0') for name in features)
+  return ','.join(os.path.join(folder, 'tiny', name, '1.0.0')
+                  for name in features)
 
 
 def write_ir_datasets(folder, first):

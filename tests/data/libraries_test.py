@@ -36,7 +36,8 @@ class TestHuggingFace:
       self, datasets, monkeypatch):
     asked = []
 
-    def load_dataset(name, config):
+    def load_dataset(name, config, keep_in_memory):
+      assert not keep_in_memory
       asked.append((name, config))
       rows = (formats.document_rows(formats.FIRST) if name == 'docs'
               else formats.id_rows('train'))

@@ -35,6 +35,9 @@ setuptools.setup(
     ],
     extras_require={
         'faiss': ['faiss-cpu'],
-        'test': ['pytest', 'nbformat', 'nbclient', 'ipykernel', 'faiss-cpu'],
+        'hf': ['datasets'],
+        'ir_datasets': ['ir-datasets'],
+        'test': ['pytest', 'nbformat', 'nbclient', 'ipykernel', 'faiss-cpu',
+                 'datasets', 'ir-datasets'],
     },
 )

@@ -29,8 +29,10 @@ def get_config(variant=''):
   config.batch_size = 128
 
   config.data = ml_collections.ConfigDict()
-  config.data.source = 'wordnet'  # or 'beir', with data.path
-  config.data.path = ''  # a folder in BEIR layout
+  # Or, with data.path: 'beir', 'msmarco', 'trec', 'dpr', 'tevatron', 'pairs',
+  # 'hf', 'ir_datasets', 'tfds'.
+  config.data.source = 'wordnet'
+  config.data.path = ''  # folder, file or name, as the format's module says
   config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
   config.data.num_targets = 0  # keep about this many targets; 0: all
   config.data.train_split = 'train'

@@ -30,9 +30,17 @@ from retrieval_jax.training import step as steps
 from retrieval_jax.training import target_tokens
 
 READERS = {
-    'wordnet': lambda config: data.WordNetReader(
-        os.path.join(_cache(config), 'tfds')),
-    'beir': lambda config: data.BeirReader(config.data.path),
+    'beir': lambda path, cache: data.BeirReader(path),
+    'dpr': lambda path, cache: data.dpr.make_reader(path),
+    'hf': lambda path, cache: data.hugging_face.make_reader(path),
+    'ir_datasets': lambda path, cache: data.IrDatasetsReader(path),
+    'msmarco': lambda path, cache: data.MsMarcoReader(path),
+    'pairs': lambda path, cache: data.pairs.make_reader(path),
+    'tevatron': lambda path, cache: data.tevatron.make_reader(path),
+    'tfds': lambda path, cache: data.tfds.make_reader(path),
+    'trec': lambda path, cache: data.MsMarcoReader(path),
+    'wordnet': lambda path, cache: data.WordNetReader(
+        os.path.join(cache, 'tfds')),
 }
 
 CORRECTORS = {
@@ -96,13 +104,30 @@ def _choose(registry, option, name):
   return registry[name]
 
 
+def make_reader(source, path, cache):
+  """Returns the dataset.Reader of a format.
+
+  Args:
+    source: name of the format, a key of READERS.
+    path: folder, file or name of the data; not looked at by 'wordnet'.
+    cache: folder where 'wordnet' keeps its copy.
+
+  Raises:
+    ValueError: for an unknown source or an empty path; a DataError for data
+      that cannot be read.
+  """
+  make = _choose(READERS, 'data.source', source)
+  if source != 'wordnet' and not path:
+    raise ValueError(
+        f'--config.data.source={source} needs --config.data.path=DIR '
+        '(--path of experiments.convert), or a file or a name, as the README '
+        'says under "Your data".')
+  return make(path, cache)
+
+
 def make_dataset(config) -> data.RetrievalDataset:
   """Returns the prepared data set; prepares it on the first call."""
-  if config.data.source == 'beir' and not config.data.path:
-    raise ValueError(
-        "--config.data.source=beir needs --config.data.path=DIR, a folder with "
-        'corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.')
-  reader = _choose(READERS, 'data.source', config.data.source)(config)
+  reader = make_reader(config.data.source, config.data.path, _cache(config))
   if config.data.num_targets:
     reader = data.Subset(reader, config.data.num_targets)
   dataset = data.prepare(reader, _cache(config))

@@ -1,11 +1,18 @@
 """Corpora, queries, judgements, tokenisation and the input pipeline."""
 
+from retrieval_jax.data import dpr
+from retrieval_jax.data import hugging_face
+from retrieval_jax.data import pairs
+from retrieval_jax.data import tevatron
+from retrieval_jax.data import tfds
 from retrieval_jax.data.beir import BeirReader
 from retrieval_jax.data.dataset import load
 from retrieval_jax.data.dataset import prepare
 from retrieval_jax.data.dataset import Qrels
 from retrieval_jax.data.dataset import RetrievalDataset
 from retrieval_jax.data.errors import DataError
+from retrieval_jax.data.ir_datasets import IrDatasetsReader
+from retrieval_jax.data.msmarco import MsMarcoReader
 from retrieval_jax.data.strings import StringArray
 from retrieval_jax.data.strings import write_strings
 from retrieval_jax.data.subset import Subset
@@ -17,9 +24,11 @@ from retrieval_jax.data.tokenization import train_tokenizer
 from retrieval_jax.data.wordnet import WordNetReader
 
 __all__ = [
-    'BeirReader', 'DataError', 'load', 'load_tokenizer', 'prepare', 'Qrels',
-    'RetrievalDataset', 'StringArray', 'Subset', 'tokenize', 'Tokenizer',
-    'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader', 'write_strings',
+    'BeirReader', 'DataError', 'dpr', 'hugging_face', 'IrDatasetsReader',
+    'load', 'load_tokenizer', 'MsMarcoReader', 'pairs', 'prepare', 'Qrels',
+    'RetrievalDataset', 'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize',
+    'Tokenizer', 'TokenStore', 'TrainBatches', 'train_tokenizer',
+    'WordNetReader', 'write_strings',
 ]
 
 

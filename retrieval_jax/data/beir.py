@@ -13,21 +13,14 @@ judgements, so quote marks, commas and any Unicode stand for themselves.
 
 import dataclasses
 import functools
-import gzip
-import io
-import json
 import os
-import re
 from collections.abc import Iterator, Sequence, Set
-from typing import Any
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data import lines
 
-_SPLIT_FILE = re.compile(r'(?P<split>.+)\.tsv(\.gz)?$')
 _HEADERS = ('query-id', 'query_id', 'qid', 'q_id')
-# A lone surrogate is valid JSON but no Unicode text: it has no utf-8 form.
-_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +58,8 @@ class BeirReader:
 
   @functools.cached_property
   def _qrels_files(self) -> dict[str, str]:
-    folder = os.path.join(self.path, 'qrels')
-    files = {}
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-      match = _SPLIT_FILE.match(name)
-      if match and not name.startswith('.'):
-        split, path = match['split'], os.path.join(folder, name)
-        if split in files:
-          raise errors.DataError(
-              f'{path}: split {split!r} is also in {files[split]}; remove one.')
-        files[split] = path
-    return files
+    return lines.named_files(os.path.join(self.path, 'qrels'),
+                             r'(?P<name>.+)\.tsv(\.gz)?')
 
   def fingerprint(self) -> str:
     files = [self._file('corpus'), self._file('queries')]
@@ -83,20 +67,12 @@ class BeirReader:
                               self.name)
 
   def corpus(self) -> Iterator[tuple[str, str]]:
-    path = self._file('corpus')
-    for line, record in _records(path):
-      name, text = _fields(path, line, record)
-      title = record.get('title') or ''
-      if not isinstance(title, str):
-        raise errors.DataError(
-            f'{path}:{line}: expected "title" to be a string, got '
-            f'{_shown(title)}.')
-      yield name, f'{title} {text}' if title else text
+    return ((name, text) for name, text, _ in read_records(
+        self._file('corpus'), titles=True))
 
   def queries(self) -> Iterator[tuple[str, str]]:
-    path = self._file('queries')
-    for line, record in _records(path):
-      yield _fields(path, line, record)
+    return ((name, text) for name, text, _ in read_records(
+        self._file('queries'), titles=False))
 
   def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
     if split not in self._qrels_files:
@@ -108,7 +84,7 @@ class BeirReader:
   def where(self, column: str, row: int) -> str:
     """Returns 'file:line' of a row; re-reads the file, so only for errors."""
     path = self._file(column)
-    for i, (line, _) in enumerate(_lines(path)):
+    for i, (line, _) in enumerate(lines.read(path)):
       if i == row:
         return f'{path}:{line}'
     return path
@@ -130,24 +106,24 @@ def read_qrels(path: str) -> Iterator[tuple[str, str, int, str]]:
   Raises:
     DataError: with file and line, where a line is malformed.
   """
-  for line, text in _lines(path):
+  for line, text in lines.read(path):
     fields = text.split('\t')
     if len(fields) != 3:
       raise errors.DataError(_wrong_columns(path, line, text, fields))
     query_id, corpus_id, grade = fields
     if line == 1 and query_id.lower() in _HEADERS:
       continue
-    try:
-      grade = int(grade)
-    except ValueError:
-      raise errors.DataError(
-          f'{path}:{line}: expected an integer score in the third column, '
-          f'got {_shown(grade)}. Round or scale the scores to integer '
-          'grades, 0 for not relevant.') from None
-    if not -2**31 <= grade < 2**31:
-      raise errors.DataError(
-          f'{path}:{line}: expected a score that fits 32 bits, got {grade}.')
-    yield query_id, corpus_id, grade, f'{path}:{line}'
+    where = f'{path}:{line}'
+    yield query_id, corpus_id, lines.integer(where, grade), where
+
+
+def read_records(path: str, *, titles: bool
+                 ) -> Iterator[tuple[str, str, str]]:
+  """Yields (id, text, 'file:line') of a file, with titles before the texts."""
+  for line, record in lines.json_lines(path):
+    where = f'{path}:{line}'
+    name, text = _fields(where, record)
+    yield name, lines.titled(where, record, text) if titles else text, where
 
 
 def read_texts(path: str, field: str, known: Set[str]
@@ -163,84 +139,26 @@ def read_texts(path: str, field: str, known: Set[str]
     DataError: with file and line, where a record is malformed or names no
       target.
   """
-  for line, record in _records(path):
-    name, text = _fields(path, line, record, field)
+  for line, record in lines.json_lines(path):
+    name, text = _fields(f'{path}:{line}', record, field)
     if name not in known:
       raise errors.DataError(
-          f'{path}:{line}: "_id" {_shown(name)} is no target of the corpus.')
+          f'{path}:{line}: "_id" {lines.shown(name)} is no target of the '
+          'corpus.')
     yield name, text
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-  """Yields (line number from 1, line without its end), blank ones skipped."""
-  opener = gzip.open if path.endswith('.gz') else open
-  number = 0
-  try:
-    with opener(path, 'rb') as raw:
-      # utf-8-sig: spreadsheets put a byte order mark in front. newline='\n':
-      # other line ends, such as U+2028, may stand inside a text.
-      with io.TextIOWrapper(raw, 'utf-8-sig', newline='\n') as file:
-        for number, line in enumerate(file, 1):
-          line = line.rstrip('\r\n')
-          if line and not line.isspace():
-            yield number, line
-  except UnicodeDecodeError as error:
-    raise errors.DataError(
-        f'{path}:{number + 1}: expected utf-8 text at or soon after this '
-        f'line, got {error}. Convert the file to utf-8.') from error
-  except (EOFError, OSError) as error:
-    # gzip tells of a cut or broken file by either.
-    raise errors.DataError(
-        f'{path}:{number + 1}: cannot read on: {error}. Is the file '
-        'complete?') from error
-
-
-def _records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (line number, JSON object)."""
-  for number, line in _lines(path):
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise errors.DataError(
-          f'{path}:{number}: expected one JSON object per line, got '
-          f'{_shown(line)} ({error.msg} at column {error.colno}). Mend or '
-          'remove the line.') from None
-    if not isinstance(record, dict):
-      raise errors.DataError(
-          f'{path}:{number}: expected a JSON object with "_id" and "text", '
-          f'got {_shown(record)}.')
-    yield number, record
-
-
-def _fields(path: str, line: int, record, text_field: str = 'text'
-            ) -> tuple[str, str]:
+def _fields(where: str, record, text_field: str = 'text') -> tuple[str, str]:
   """Returns (id, text) of a record, checked."""
-  for field in ('_id', text_field):
-    if field not in record:
-      raise errors.DataError(
-          f'{path}:{line}: field "{field}" is missing; the record has '
-          f'{", ".join(sorted(record)) or "no fields"}. Add it.')
-    value = record[field]
-    if not isinstance(value, str):
-      raise errors.DataError(
-          f'{path}:{line}: expected "{field}" to be a string, got '
-          f'{_shown(value)}. Put it in double quotes.')
-    if not value.isascii() and _SURROGATE.search(value):
-      raise errors.DataError(
-          f'{path}:{line}: "{field}" holds a lone surrogate (\\ud800 to '
-          '\\udfff), which is no Unicode text. Remove it.')
-  name, text = record['_id'], record[text_field]
-  if not name or '\t' in name or '\n' in name or '\r' in name:
-    raise errors.DataError(
-        f'{path}:{line}: expected an "_id" that is not empty and has no tab '
-        f'or line end, got {_shown(name)}; judgements could not name it.')
-  return name, text
+  name, text = (lines.string(where, record, field)
+                for field in ('_id', text_field))
+  return lines.check_id(where, '_id', name), text
 
 
 def _wrong_columns(path: str, line: int, text: str, fields) -> str:
   """Says what is wrong with a line that has not three columns."""
   message = (f'{path}:{line}: expected 3 columns separated by tabs (query-id, '
-             f'corpus-id, score), got {len(fields)} in {_shown(text)}.')
+             f'corpus-id, score), got {len(fields)} in {lines.shown(text)}.')
   if len(fields) == 1:
     for delimiter, name in ((',', 'commas'), (';', 'semicolons'),
                             (None, 'spaces')):
@@ -252,8 +170,3 @@ def _wrong_columns(path: str, line: int, text: str, fields) -> str:
     message += (' Four columns are the TREC format (query, iteration, target, '
                 'grade): drop the second.')
   return message
-
-
-def _shown(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:57]}...'

@@ -1,0 +1,282 @@
+"""Training sets whose rows hold a query, its positives and hard negatives.
+
+A format of this kind is two things: rows (of JSON files, of a Hugging Face or a
+TFDS set), and a function that parses a row into an `Example`. `ExamplesReader`
+makes a `dataset.Reader` of the two. The passages of all rows are the corpus,
+unless the source has a part named 'corpus'; then its rows are, one target each:
+an id ("docid", "doc_id", "_id", "id" or "passage_id"), an optional "title", and
+the text ("document_text", "text", "contents" or "passage").
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from retrieval_jax.data import dataset
+from retrieval_jax.data import errors
+from retrieval_jax.data import lines
+from retrieval_jax.data import located
+
+Row = Mapping[str, Any]
+Part = TypeVar('Part')
+CORPUS = 'corpus'  # the part of a source that holds the targets
+# Of 'biencoder-nq-train.json' the split is 'train'.
+_FILE = r'(?:.*-)?(?P<name>[^-]+?)\.(?:{endings})(?:\.gz)?'
+
+
+class Passage(NamedTuple):
+  """A passage of a row; `text` is None where the row has only its id."""
+  id: str
+  text: str | None
+  score: float | None = None
+
+
+class Example(NamedTuple):
+  """What a row says."""
+  query_id: str
+  query: str
+  positives: Sequence[Passage]
+  negatives: Sequence[Passage]
+
+
+class Rows(Protocol):
+  """Where rows come from.
+
+  Attributes:
+    name: short name for reports.
+    parts: names of the splits, and CORPUS if there is one.
+  """
+  name: str
+  parts: Sequence[str]
+
+  def fingerprint(self) -> str:
+    """Returns a hash that changes whenever any row does."""
+
+  def rows(self, part: str) -> Iterator[tuple[str, Row]]:
+    """Yields ('file:line', row), afresh each call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplesReader(located.LocatedReader):
+  """Reads rows of examples; implements `dataset.Reader` with candidates.
+
+  A query or passage that stands in several rows with the same id and text is
+  one. Iterators stream; they hold ids of what must not come twice.
+
+  Attributes:
+    source: the rows.
+    parse: from ('file:line', row) to an Example; raises DataError.
+  """
+  source: Rows
+  parse: Callable[[str, Row], Example]
+
+  @property
+  def name(self) -> str:
+    return self.source.name
+
+  @property
+  def splits(self) -> Sequence[str]:
+    return tuple(part for part in self.source.parts if part != CORPUS)
+
+  def fingerprint(self) -> str:
+    return self.source.fingerprint()
+
+  def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
+    seen = set()
+    for where, example in self._examples(split):
+      for positive in example.positives:
+        pair = example.query_id, positive.id
+        if pair not in seen:
+          seen.add(pair)
+          yield *pair, 1, where
+
+  def candidates(self, split: str) -> Iterator[
+      tuple[str, str, float | None, str]]:
+    """Yields (query id, corpus id, score or None, 'file:line').
+
+    The negatives of each row, and those of its positives that have a score.
+    """
+    for where, example in self._examples(split):
+      positives = {passage.id for passage in example.positives}
+      for passage in (*(p for p in example.positives if p.score is not None),
+                      *(p for p in example.negatives if p.id not in positives)):
+        yield example.query_id, passage.id, passage.score, where
+
+  def records(self, column: str) -> Iterator[located.Record]:
+    if column == 'queries':
+      found = ((example.query_id, example.query, where)
+                 for split in self.splits
+                 for where, example in self._examples(split))
+    elif CORPUS in self.source.parts:
+      return (_target(where, row) for where, row in self.source.rows(CORPUS))
+    else:
+      found = self._passages()
+    return located.once(found, column)
+
+  def _passages(self) -> Iterator[located.Record]:
+    for split in self.splits:
+      for where, example in self._examples(split):
+        for passage in (*example.positives, *example.negatives):
+          if passage.text is None:
+            raise errors.DataError(
+                f'{where}: names its passages by ids only, and '
+                f'{self.source.name} has no part {CORPUS!r} with their texts. '
+                'Add it, such as a file corpus.jsonl beside this one.')
+          yield passage.id, passage.text, where
+
+  def _examples(self, split: str) -> Iterator[tuple[str, Example]]:
+    if split not in self.splits:
+      raise errors.DataError(
+          f'{self.source.name} has no split {split!r}; there are '
+          f'{", ".join(self.splits)}.')
+    for where, row in self.source.rows(split):
+      yield where, self.parse(where, row)
+
+
+def _target(where: str, row: Row) -> located.Record:
+  name = identifier(where, row, 'docid', 'doc_id', '_id', 'id', 'passage_id')
+  body = lines.string(where, row, 'document_text', 'text', 'contents',
+                      'passage')
+  return name, lines.titled(where, row, body), where
+
+
+def identifier(where: str, row: Row, *names: str) -> str:
+  """Returns an id, the first field of `names`; integers are written out."""
+  name = lines.first(row, names)
+  value = row.get(name)
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value)
+  return lines.check_id(where, name, lines.string(where, row, *names))
+
+
+def content_id(text: str) -> str:
+  """Returns the id of a text that has none: a hash, so equal texts are one."""
+  return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def listed(where: str, row: Row, name: str) -> list[Any]:
+  """Returns a list field of a row, [] where it is absent or null.
+
+  A list of records may also come as a record of lists, which is how TFDS and
+  Hugging Face's Sequence keep it.
+  """
+  value = row.get(name)
+  if value is None:
+    return []
+  if isinstance(value, Mapping):
+    if len({len(column) for column in value.values()}) > 1:
+      raise errors.DataError(
+          f'{where}: the columns of "{name}" differ in length.')
+    return [dict(zip(value, item)) for item in zip(*value.values())]
+  if not isinstance(value, list):
+    raise errors.DataError(
+        f'{where}: expected "{name}" to be a list, got {lines.shown(value)}.')
+  return value
+
+
+def listed_records(where: str, row: Row, name: str) -> list[Row]:
+  """Returns a field that is a list of records; [] where it is absent."""
+  found = listed(where, row, name)
+  for item in found:
+    if not isinstance(item, Mapping):
+      raise errors.DataError(
+          f'{where}: expected "{name}" to be a list of records, got '
+          f'{lines.shown(item)} in it.')
+  return found
+
+
+def load_parts(path: str, load: Callable[[str], Mapping[str, Part]]
+               ) -> dict[str, Part]:
+  """Returns {part: what holds its rows} of 'PATH' or 'PATH,PATH OF CORPUS'.
+
+  Args:
+    path: one, or two separated by a comma.
+    load: from one path to {split: what holds its rows}.
+
+  Raises:
+    DataError: for more paths, or a corpus of several splits.
+  """
+  main, *others = path.split(',')
+  if len(others) > 1:
+    raise errors.DataError(
+        f'{path}: expected one path, or two separated by a comma, got '
+        f'{1 + len(others)}.')
+  parts = dict(load(main))
+  for other in others:
+    splits = load(other)
+    if len(splits) > 1 and CORPUS not in splits:
+      raise errors.DataError(
+          f'{other}: expected one split, or one named {CORPUS!r}, got '
+          f'{", ".join(splits)}.')
+    parts[CORPUS] = splits.get(CORPUS, next(iter(splits.values())))
+  return parts
+
+
+def _json_rows(path: str) -> Iterator[tuple[str, Row]]:
+  for line, record in lines.json_records(path):
+    yield f'{path}:{line}', record
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRows:
+  """Rows of files, one file per split; implements `Rows`.
+
+  The split is the file's name without its ending, or what follows the last
+  dash in it: 'train' of train.jsonl and of biencoder-nq-train.json.gz. JSON
+  files hold one object per line or one array of objects.
+
+  Attributes:
+    path: a folder of such files, or one file.
+    format: of the reader, for messages and the fingerprint.
+    tsv: reads a .tsv file into rows; None where the format has none.
+    corpus_name: the file name, without ending, of the CORPUS.
+
+  Raises:
+    DataError: on construction where nothing is there to read.
+  """
+  path: str
+  format: str
+  tsv: Callable[[str], Iterator[tuple[str, Row]]] | None = None
+  corpus_name: str = CORPUS
+
+  def __post_init__(self):
+    if set(self.parts) <= {CORPUS}:
+      raise errors.DataError(
+          f'{self.path}: expected a file, or a folder with files, of examples '
+          f'in {self.format} format, such as train.{self._endings[0]} '
+          f'({", ".join(self._endings)}; .gz allowed), found none.')
+
+  @property
+  def name(self) -> str:
+    return os.path.basename(os.path.abspath(self.path))
+
+  @property
+  def parts(self) -> Sequence[str]:
+    return tuple(self._files)
+
+  @property
+  def _endings(self) -> list[str]:
+    return ['jsonl', 'json'] + ['tsv'] * (self.tsv is not None)
+
+  @functools.cached_property
+  def _files(self) -> dict[str, str]:
+    pattern = _FILE.format(endings='|'.join(self._endings))
+    if os.path.isfile(self.path):
+      match = re.fullmatch(pattern, os.path.basename(self.path))
+      return {match['name']: self.path} if match else {}
+    files = lines.named_files(self.path, pattern)
+    return {CORPUS if name == self.corpus_name else name: path
+            for name, path in files.items()}
+
+  def fingerprint(self) -> str:
+    return dataset.hash_files(
+        [self._files[part] for part in self.parts], self.format, self.name)
+
+  def rows(self, part: str) -> Iterator[tuple[str, Row]]:
+    path = self._files[part]
+    is_tsv = path.removesuffix('.gz').endswith('.tsv')
+    return self.tsv(path) if is_tsv else _json_rows(path)

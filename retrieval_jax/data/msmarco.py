@@ -1,0 +1,175 @@
+r"""Reads the files that MS MARCO and TREC publish.
+
+  DIR/collection.tsv       corpus-id <tab> text
+  DIR/queries*.tsv         query-id <tab> text; all such files
+  DIR/qrels.SPLIT.tsv      query-id 0 corpus-id grade, as TREC's qrels
+  DIR/triples.SPLIT*.tsv   query-id positive-id negative-id, or
+  DIR/qidpidtriples.SPLIT*.tsv   the same
+  DIR/run*.SPLIT*.tsv      a TREC run: query-id Q0 corpus-id rank score tag, or
+                           MS MARCO's: query-id corpus-id rank
+
+All may end in .gz, and those of judgements, triples and runs in .txt instead of
+.tsv; their columns are separated by tabs or spaces. So 'dev.small' is the split
+of qrels.dev.small.tsv, whose queries may stand in any of the query files, and
+again in others. In place of the first two, corpus.jsonl and queries.jsonl in
+BEIR layout will do.
+
+Triples and runs are optional, and give the candidates of a query: the negatives
+of the triples, and everything in the runs, with its score where there is one.
+A file belongs to the split with the longest name that it goes on with:
+triples.train.small.tsv to 'train'. Triples of texts are read by `pairs`.
+
+Source: Bajaj et al., 2016, and trec_eval's description of its formats.
+"""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from retrieval_jax.data import beir
+from retrieval_jax.data import dataset
+from retrieval_jax.data import errors
+from retrieval_jax.data import lines
+from retrieval_jax.data import located
+
+_ENDING = r'\.(tsv|txt)(\.gz)?'
+_TRIPLES = 'query-id positive-id negative-id'
+_RUN = 'query-id Q0 corpus-id rank score tag or query-id corpus-id rank'
+
+
+@dataclasses.dataclass(frozen=True)
+class MsMarcoReader(located.LocatedReader):
+  """Streams a folder of such files; implements `dataset.Reader`.
+
+  Attributes:
+    path: the folder.
+
+  Raises:
+    DataError: on construction where files are missing; while iterating, with
+      file and line, where a line is malformed.
+  """
+  path: str
+
+  def __post_init__(self):
+    for files, wanted in (
+        (self._files['corpus'], 'collection.tsv or corpus.jsonl'),
+        (self._files['queries'], 'queries.SPLIT.tsv or queries.jsonl'),
+        (self._qrels, 'qrels.SPLIT.tsv')):
+      if not files:
+        raise errors.DataError(
+            f'{self.path}: expected a folder with {wanted} (.gz allowed), '
+            'found none.')
+    if len(self._files['corpus']) > 1:
+      raise errors.DataError(
+          f'{self.path}: expected one corpus, found '
+          f'{" and ".join(self._files["corpus"])}; remove all but one.')
+    for split in self._candidates.keys() - self._qrels.keys():
+      raise errors.DataError(
+          f'{self._candidates[split][0]}: belongs to no split; there are '
+          f'{", ".join(self.splits)}. Add qrels.{split}.tsv, or name the file '
+          'after a split, such as run.train.tsv.')
+
+  @property
+  def name(self) -> str:
+    return os.path.basename(os.path.abspath(self.path))
+
+  @property
+  def splits(self) -> Sequence[str]:
+    return tuple(self._qrels)
+
+  def _matching(self, pattern: str) -> dict[str, str]:
+    return lines.named_files(self.path, pattern)
+
+  @functools.cached_property
+  def _files(self) -> dict[str, Sequence[str]]:
+    """Returns the paths of each column."""
+    return {
+        column: tuple(self._matching(
+            rf'(?P<name>({stem}\.tsv|{column}\.jsonl)(\.gz)?)').values())
+        for column, stem in (('corpus', 'collection'),
+                             ('queries', r'queries(\..+)?'))}
+
+  @functools.cached_property
+  def _qrels(self) -> dict[str, str]:
+    return self._matching(rf'qrels\.(?P<name>.+?){_ENDING}')
+
+  @functools.cached_property
+  def _candidates(self) -> dict[str, list[str]]:
+    """Returns the triples and runs of each split."""
+    files = {}
+    for rest, path in self._matching(
+        rf'(?P<name>((qidpid)?triples|run[^.]*)\..+){_ENDING}').items():
+      rest = rest.partition('.')[2]
+      split = max((split for split in self._qrels
+                   if f'{rest}.'.startswith(f'{split}.')), key=len,
+                  default=rest)
+      files.setdefault(split, []).append(path)
+    return files
+
+  def fingerprint(self) -> str:
+    candidates = [path for split in sorted(self._candidates)
+                  for path in self._candidates[split]]
+    return dataset.hash_files(
+        [*self._files['corpus'], *self._files['queries'],
+         *self._qrels.values(), *candidates], 'msmarco', self.name)
+
+  def records(self, column: str) -> Iterator[located.Record]:
+    found = (record for path in self._files[column]
+             for record in _texts(path, column))
+    return located.once(found, column) if column == 'queries' else found
+
+  def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
+    self._check(split)
+    for where, (query_id, _, corpus_id, grade) in lines.table(
+        self._qrels[split], 'query-id 0 corpus-id grade', separator=None):
+      yield query_id, corpus_id, lines.integer(where, grade), where
+
+  def candidates(self, split: str) -> Iterator[
+      tuple[str, str, float | None, str]]:
+    """Yields (query id, corpus id, score or None, 'file:line')."""
+    self._check(split)
+    paths = self._candidates.get(split, ())
+    runs = [path for path in paths
+            if os.path.basename(path).startswith('run')]
+    yield from located.scored_first(
+        (record for path in runs for record in _run(path)),
+        (record for path in paths if path not in runs
+         for record in _negatives(path)))
+
+  def _check(self, split: str):
+    if split not in self._qrels:
+      raise errors.DataError(
+          f'{self.path}: no file of judgements qrels.{split}.tsv; there are '
+          f'those of {", ".join(self.splits)}.')
+
+
+def _texts(path: str, column: str) -> Iterator[located.Record]:
+  """Yields the records of a file of the corpus or of queries."""
+  if re.search(r'\.jsonl(\.gz)?$', path):
+    yield from beir.read_records(path, titles=column == 'corpus')
+    return
+  for where, (name, text) in lines.table(path, 'id text'):
+    yield lines.check_id(where, 'id', name), text, where
+
+
+def _negatives(path: str):
+  """Yields the negatives of triples; their positives are in the qrels."""
+  for number, line in lines.read(path):
+    fields = re.split('[ \t]+', line.strip(' \t'))
+    if len(fields) != 3:
+      raise errors.DataError(
+          f'{path}:{number}: expected columns {_TRIPLES}, got '
+          f'{len(fields)} in {lines.shown(line)}. Triples of texts are read '
+          'by --config.data.source=pairs.')
+    yield fields[0], fields[2], None, f'{path}:{number}'
+
+
+def _run(path: str):
+  for where, fields in lines.table(path, _RUN, separator=None):
+    if len(fields) == 6:
+      query_id, _, corpus_id, _, score, _ = fields
+      yield query_id, corpus_id, lines.number(where, score), where
+    else:
+      yield fields[0], fields[1], None, where

@@ -54,6 +54,25 @@ def _lines():
   return (line.strip() for line in sys.stdin if line.strip())
 
 
+def stored_targets(workdir, experiment, params, rows, step):
+  """Returns a run's targets [N, D], mapped; embeds them if it has not yet.
+
+  Args:
+    workdir: folder of the run.
+    experiment: of the run; this and the rest are what `saved.load` returned.
+    params: of its last checkpoint.
+    rows: of its table, or None.
+    step: of the checkpoint.
+  """
+  path = os.path.join(workdir, f'targets-{step}.npy')
+  if not os.path.exists(path):
+    print('Embedding the corpus (once per checkpoint).', file=sys.stderr)
+    temporary = f'{path}.{os.getpid()}.tmp.npy'
+    np.save(temporary, experiment.targets_of(params, rows))
+    os.replace(temporary, path)
+  return np.load(path, mmap_mode='r')
+
+
 class Searcher:
   """An encoder over its corpus, held in memory."""
 
@@ -76,18 +95,9 @@ class Searcher:
     else:
       self._index = exact.ExactIndex(
           self.experiment.mesh, self.experiment.config.memory.chunk_rows)
-      self._state = self._index.build(
-          self._embedded_targets(workdir, rows, step))
+      self._state = self._index.build(stored_targets(
+          workdir, self.experiment, self._params, rows, step))
     self._encode = jax.jit(self.experiment.model.encode_queries)
-
-  def _embedded_targets(self, workdir, rows, step):
-    path = os.path.join(workdir, f'targets-{step}.npy')
-    if not os.path.exists(path):
-      print('Embedding the corpus (once per checkpoint).', file=sys.stderr)
-      temporary = f'{path}.{os.getpid()}.tmp.npy'
-      np.save(temporary, self.experiment.targets_of(self._params, rows))
-      os.replace(temporary, path)
-    return np.load(path, mmap_mode='r')
 
   def __call__(self, query, k):
     """Returns the k best as (score, corpus id, text), best first."""

@@ -19,6 +19,8 @@ import time
 from absl import app, flags
 import numpy as np
 
+from experiments.benchmarks import memory
+
 _NUM_TARGETS = flags.DEFINE_integer('num_targets', 1_000_000, 'Targets N.')
 _NUM_QUERIES = flags.DEFINE_integer('num_queries', 512, 'Queries.')
 _DIM = flags.DEFINE_integer('dim', 384, 'Embedding dimension D.')
@@ -28,21 +30,6 @@ _ROUNDS = flags.DEFINE_integer('rounds', 2, 'Processes per arm, in turns.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Searches per process.')
 _ARM = flags.DEFINE_enum('arm', None, ['retrieval_jax', 'faiss'],
                          'Internal: run this arm alone.')
-
-
-def _resident_bytes(field: str) -> int:
-  """Returns 'VmRSS' (now) or 'VmHWM' (the peak) of this process, on Linux."""
-  with open('/proc/self/status', encoding='utf-8') as lines:
-    for line in lines:
-      if line.startswith(field):
-        return 1024 * int(line.split()[1])
-  raise KeyError(field)
-
-
-def _forget_peak():
-  """Makes VmHWM start again from the present (see proc(5), clear_refs)."""
-  with open('/proc/self/clear_refs', 'w', encoding='utf-8') as file:
-    file.write('5')
 
 
 def _data() -> tuple[np.ndarray, np.ndarray]:
@@ -77,15 +64,15 @@ def _run_arm(arm: str):
   search = _make_search(arm, targets)
   del targets
   gc.collect()
-  _forget_peak()
-  before, seconds = _resident_bytes('VmRSS'), []
+  memory.forget_peak()
+  before, seconds = memory.resident_bytes('VmRSS'), []
   for _ in range(_REPEATS.value + 1):
     start = time.perf_counter()
     _, ids = search(queries)
     seconds.append(time.perf_counter() - start)
   print(json.dumps({
       'seconds': seconds[1:], 'first': seconds[0],
-      'extra_bytes': _resident_bytes('VmHWM') - before,
+      'extra_bytes': memory.resident_bytes('VmHWM') - before,
       'ids': np.sort(ids, axis=1).astype(int).tolist()}))
 
 

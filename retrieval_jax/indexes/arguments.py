@@ -1,4 +1,4 @@
-"""What every index asks of the arguments of a search."""
+"""The arguments of a search, checked, and what excludes a result."""
 
 import numpy as np
 
@@ -25,3 +25,14 @@ def checked(queries, k: int, exclude) -> tuple[np.ndarray, np.ndarray]:
   if k < 1:
     raise ValueError(f'k is {k}, expected at least 1.')
   return queries, exclude
+
+
+def listed(ids: np.ndarray, lists: np.ndarray) -> np.ndarray:
+  """Returns [n, k] bool, whether ids [n, k] stand in the lists [n, E]; -1 no.
+
+  Memory is that of the arguments, not n * k * E.
+  """
+  ids, lists = np.asarray(ids, np.int64), np.asarray(lists, np.int64)
+  size = 1 + max(ids.max(initial=0), lists.max(initial=0))
+  offsets = size * np.arange(len(ids), dtype=np.int64)[:, None]
+  return (ids >= 0) & np.isin(ids + offsets, (lists + offsets)[lists >= 0])

@@ -9,7 +9,7 @@ from retrieval_jax.indexes import arguments
 
 KINDS = ('flat', 'hnsw')
 
-_ADDED_ROWS = 65536  # copied to float32 at a time, so that targets may be mapped
+_ADDED_ROWS = 65536  # copied to float32 at a time: targets may be mapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,18 +107,10 @@ class FaissIndex:
     for start in range(0, len(queries), self.batch_size):
       part = slice(start, start + self.batch_size)
       found, rows = state.search(np.ascontiguousarray(queries[part]), depth)
-      gone = (rows < 0) | _listed(rows, exclude[part])
+      gone = (rows < 0) | arguments.listed(rows, exclude[part])
       found[gone], rows[gone] = -np.inf, -1
       best = np.lexsort((rows, -found, gone))[:, :k]
       width = best.shape[1]
       scores[part, :width] = np.take_along_axis(found, best, axis=1)
       ids[part, :width] = np.take_along_axis(rows, best, axis=1)
     return scores, ids
-
-
-def _listed(rows, lists):
-  """Returns [n, k] bool, whether rows [n, k] stand in the lists [n, E]."""
-  # One number per (query, row), so that memory stays that of the arguments.
-  size = 1 + max(rows.max(initial=0), lists.max(initial=0))
-  offsets = size * np.arange(len(rows), dtype=np.int64)[:, None]
-  return np.isin(rows + offsets, (lists + offsets)[lists >= 0])

@@ -80,7 +80,7 @@ class Options:
   missing: str = 'zero'
   depth: int = 500
   knn: str = 'exact'
-  choose_by: str = 'R@100'
+  choose_by: str = 'RR@10'
   max_dev_queries: int = 2000
   chunk_rows: int = 4096
   num_devices: int | None = None
@@ -498,7 +498,7 @@ def markdown(results) -> str:
     gain = report.get('gain')
     cells = [NAMES[method],
              *(f'{report["test"][m]:.4f}' for m in shown),
-             f'{gain["R@100"][0]:+.4f} ± {gain["R@100"][1]:.4f}' if gain else '',
+             '{:+.4f} ± {:.4f}'.format(*gain['R@100']) if gain else '',
              *('–' if report[part]['R@100'] is None
                else f'{report[part]["R@100"]:.4f}'
                for part in ('test_covered', 'test_uncovered')),
@@ -575,8 +575,9 @@ def define_flags(values):
   string('missing', "PEFA-XL: the encoder's score of targets that only "
          'training queries found, zero or exact.')
   number('depth', 'PEFA-XL: targets taken from the encoder.')
-  string('knn', 'Search of training queries: exact, or hnsw, which needs faiss.')
-  string('choose_by', 'Measure that constants are chosen by, on dev.')
+  string('knn', 'Search of training queries: exact, or hnsw (needs faiss).')
+  string('choose_by', 'Measure that constants are chosen by, on dev. R@100, '
+         "PEFA's, may be bought with the first ranks.")
   number('max_dev_queries', 'Random dev queries to choose on, at most.', None)
   number('chunk_rows', 'Targets scored at a time on each device.', 64)
   number('num_devices', 'Devices to use; all by default.')

@@ -92,7 +92,8 @@ def load_index(folder, experiment):
   index, state, ids = store.load(
       folder, experiment.mesh, experiment.config.memory.chunk_rows)
   corpus_ids = experiment.dataset.corpus_ids
-  if len(ids) != len(corpus_ids) or any(a != b for a, b in zip(ids, corpus_ids)):
+  if len(ids) != len(corpus_ids) or any(
+      a != b for a, b in zip(ids, corpus_ids)):
     raise ValueError(
         f'--index={folder} is over {len(ids)} targets, the first {ids[0]!r}, '
         f'not over the {len(corpus_ids)} of {experiment.dataset.name}, the '

@@ -69,8 +69,8 @@ def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
       moved.move_targets(index.move, targets, pairs, out=out)
       out.flush()
     embeddings.write_ids(path('target_ids.txt'), target_ids)
-    trec.write_text(path(_FILE), json.dumps(
-        {'kind': kind, 'options': options, 'knn': knn, **facts}, indent=2) + '\n')
+    content = {'kind': kind, 'options': options, 'knn': knn, **facts}
+    trec.write_text(path(_FILE), json.dumps(content, indent=2) + '\n')
 
 
 def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int

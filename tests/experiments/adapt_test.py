@@ -16,8 +16,7 @@ from tests.experiments.scripts_test import call
 from tests.experiments.scripts_test import read_json
 
 # Small grids: what is tested is not how well a choice is made.
-GRID = ['--lambdas=0.3,0.6,1', '--neighbours=4', '--gammas=0,0.1,0.4',
-        '--choose_by=RR@10']
+GRID = ['--lambdas=0.3,0.6,1', '--neighbours=4', '--gammas=0,0.1,0.4']
 
 
 @pytest.fixture(scope='module', name='embedded')

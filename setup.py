@@ -36,6 +36,7 @@ setuptools.setup(
     extras_require={
         'faiss': ['faiss-cpu'],
         'hf': ['datasets'],
+        'hub': ['huggingface_hub'],
         'ir_datasets': ['ir-datasets'],
         'test': ['pytest', 'nbformat', 'nbclient', 'ipykernel', 'faiss-cpu',
                  'datasets', 'ir-datasets'],

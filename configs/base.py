@@ -38,12 +38,13 @@ def get_config(variant=''):
   config.data.train_split = 'train'
   config.data.dev_split = 'dev'
   config.data.test_split = 'test'
-  config.data.query_length = 32
+  config.data.query_length = 32  # in tokens; 0: as the folder says; also next
   config.data.target_length = 48
   config.data.tokens_on_device = False  # True: gather tokens without the host
 
   config.tokenizer = ml_collections.ConfigDict()
-  config.tokenizer.path = MINILM  # tokenizer.json or its folder; '': train one
+  # tokenizer.json or its folder; 'auto': the encoder's; '': train one.
+  config.tokenizer.path = 'auto'
   config.tokenizer.vocab_size = 16384  # of a trained one
 
   config.model = ml_collections.ConfigDict()
@@ -53,11 +54,16 @@ def get_config(variant=''):
   config.model.hidden_size = 128  # this and the next two: from scratch only
   config.model.num_heads = 4
   config.model.intermediate_size = 512
-  config.model.pooling = 'mean'
-  config.model.projection = 0  # output dimension of a linear head; 0: none
-  config.model.normalize = True
+  # 'auto', and normalize unset: as the encoder's folder says, else by mean,
+  # to length one, without prompts. Prompts stand before each text as they are.
+  config.model.pooling = 'auto'
+  config.model.normalize = config_dict.placeholder(bool)
+  config.model.query_prompt = 'auto'
+  config.model.target_prompt = 'auto'
+  config.model.projection = 0  # dimension of a new linear head; 0: no new one
   config.model.tied = True  # one tower for queries and targets
-  config.model.scale = 20.0  # beta, the inverse temperature (start if learned)
+  # beta, the inverse temperature (start if learned); 0: an exported folder's.
+  config.model.scale = 20.0
   config.model.learn_scale = False
   config.model.dtype = 'auto'  # of matmuls: bfloat16 where native, or float32
   config.model.remat = False
@@ -174,7 +180,6 @@ def make_tiny(config):
   config.data.num_targets = 2000
   config.data.query_length = 24
   config.data.target_length = 24
-  config.tokenizer.path = ''
   config.tokenizer.vocab_size = 1000
   config.model.pretrained = ''
   config.model.hidden_size = 32

@@ -40,7 +40,6 @@ def get_config(variant=''):
     config.optimizer.learning_rate = 1e-3
   elif not variant:
     config.model.pretrained = ''
-    config.tokenizer.path = ''
     config.num_steps = 600
     config.batch_size = 256
     config.optimizer.learning_rate = 2e-3

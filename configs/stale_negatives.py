@@ -45,7 +45,6 @@ def get_config(variant=''):
   if variant == 'tiny':
     return config.lock()
   config.model.pretrained = ''
-  config.tokenizer.path = ''
   config.model.num_layers = 1
   config.num_steps = 240
   config.data.query_length = 24

@@ -57,8 +57,11 @@ def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
-    write(values.out, workdir=values.workdir, config=values.config,
-          dtype=values.dtype, pairs=values.pairs)
+    targets, queries = write(
+        values.out, workdir=values.workdir, config=values.config,
+        dtype=values.dtype, pairs=values.pairs)
+  print(f'{values.out}: {len(targets):,} targets and {len(queries):,} queries, '
+        f'{targets.shape[1]} dimensions.')
 
 
 def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
@@ -70,6 +73,9 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
     config: ConfigDict, in place of `workdir`: its initial encoder embeds.
     dtype: of the stored numbers.
     pairs: 'targets' or 'FIELD=FILE' each.
+
+  Returns:
+    Embeddings [N, D] of the targets and [Q, D] of the queries, float32.
 
   Raises:
     ValueError: if `out` exists, or not one of workdir and config is given.
@@ -110,8 +116,7 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
         'dataset': dataset.name, 'workdir': workdir, 'step': step,
         'dim': int(targets.shape[1]), 'num_targets': len(targets),
         'num_queries': len(queries), 'dtype': dtype}, indent=2) + '\n')
-  print(f'{out}: {len(targets):,} targets and {len(queries):,} queries, '
-        f'{targets.shape[1]} dimensions.')
+  return targets, queries
 
 
 def _texts(pair, dataset):

@@ -102,9 +102,8 @@ class Searcher:
   def __call__(self, query, k):
     """Returns the k best as (score, corpus id, text), best first."""
     experiment = self.experiment
-    tokens, _ = experiment.tokenizer.encode_batch(
-        [query], experiment.config.data.query_length)
-    vector = np.asarray(self._encode(self._params, tokens.astype(np.int32)))
+    tokens, _ = experiment.tokenize_queries([query])
+    vector = np.asarray(self._encode(self._params, tokens))
     k = min(k, len(experiment.dataset.corpus_ids))
     scores, rows = self._index.search(self._state, vector, k)
     return [(float(score), experiment.dataset.corpus_ids[int(row)],

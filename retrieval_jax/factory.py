@@ -5,10 +5,13 @@ default in configs/base.py.
 """
 
 import dataclasses
+import math
 import os
 from typing import Any
+import warnings
 
 import jax
+import ml_collections
 import numpy as np
 
 from retrieval_jax import correctors
@@ -23,6 +26,7 @@ from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
 from retrieval_jax.models import pretrained
+from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import transformer
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import optimizer as optimizers
@@ -147,9 +151,12 @@ def make_dataset(config) -> data.RetrievalDataset:
 
 def make_tokenizer(config, dataset) -> data.Tokenizer:
   """Returns the tokenizer at tokenizer.path, or one trained on the corpus."""
-  if config.tokenizer.path:
-    folder = pretrained.resolve_folder(config.tokenizer.path)
-    return data.load_tokenizer(folder)
+  given = os.path.expanduser(config.tokenizer.path)
+  if os.path.isfile(given):
+    return data.load_tokenizer(given)
+  if given:
+    return data.load_tokenizer(sentence_modules.transformer_folder(
+        pretrained.tower_folders(given)[0]))
   path = os.path.join(
       dataset.folder, f'wordpiece-{config.tokenizer.vocab_size}.json')
   if not os.path.exists(path):
@@ -161,50 +168,150 @@ def make_tokenizer(config, dataset) -> data.Tokenizer:
 def make_tokens(config, dataset, tokenizer):
   """Returns the TokenStores of the queries and of the targets."""
   folder = os.path.join(dataset.folder, 'tokens')
+  options = config.model
   return tuple(
-      data.tokenize(texts, tokenizer, length, folder, key)
-      for texts, length, key in (
-          (dataset.query_texts, config.data.query_length, 'queries'),
-          (dataset.corpus_texts, config.data.target_length, 'targets')))
+      data.tokenize(texts, dataclasses.replace(tokenizer, prompt=prompt),
+                    length, folder, key)
+      for texts, prompt, length, key in (
+          (dataset.query_texts, options.query_prompt,
+           config.data.query_length, 'queries'),
+          (dataset.corpus_texts, options.target_prompt,
+           config.data.target_length, 'targets')))
 
 
 def make_model(config, tokenizer):
   """Returns (DualEncoder, params), the initial parameters on the host."""
   options = config.model
+  towers, dense = (), None
   if options.pretrained:
-    folder = pretrained.resolve_folder(options.pretrained)
-    architecture, weights, _ = pretrained.load_pretrained(
-        folder, num_layers=options.num_layers or None)
+    architecture, towers, dense = _pretrained_towers(options)
+    _check_tokens(config, tokenizer, architecture)
   else:
-    architecture, weights = transformer.TransformerConfig(
+    architecture = transformer.TransformerConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=options.hidden_size,
         num_layers=options.num_layers, num_heads=options.num_heads,
         intermediate_size=options.intermediate_size,
         pad_id=tokenizer.pad_id,
         max_positions=max(
-            config.data.query_length, config.data.target_length)), None
+            config.data.query_length, config.data.target_length))
   dtype = options.dtype
   if dtype == 'auto':
     dtype = ('bfloat16' if runtime.multiplies_bfloat16_natively()
              else 'float32')
   architecture = dataclasses.replace(
       architecture, dtype=dtype, remat=options.remat)
-  if tokenizer.vocab_size > architecture.vocab_size:
-    raise ValueError(
-        f'--config.tokenizer.path={config.tokenizer.path!r} has '
-        f'{tokenizer.vocab_size} tokens, but the encoder at '
-        f'--config.model.pretrained={options.pretrained!r} has '
-        f'{architecture.vocab_size}; use the tokenizer of the encoder.')
   model = dual_encoder.DualEncoder(
       architecture, pooling=options.pooling,
-      projection=options.projection or None, normalize=options.normalize,
+      projection=dense.kernel.shape[1] if dense else options.projection or None,
+      projection_bias=dense is not None and dense.bias is not None,
+      projection_activation=dense.activation if dense else 'identity',
+      normalize=options.normalize,
       tied=options.tied, scale=options.scale, learn_scale=options.learn_scale)
   params = model.init(jax.random.key(config.seed))
-  if weights is not None:
-    params = model.with_pretrained(params, weights)
+  if towers:
+    params = model.with_pretrained(params, *towers)
   if options.start_from:
     params = _started(config, model, params)
   return model, params
+
+
+def _pretrained_towers(options):
+  """Returns (architecture, one entry of params per tower, Dense or None).
+
+  Raises:
+    ValueError: if the towers of the folder are not of one architecture.
+  """
+  loaded = [
+      pretrained.load_pretrained(folder, num_layers=options.num_layers or None)
+      for folder in pretrained.tower_folders(options.pretrained)]
+  # An explicit projection is one of our own; `settled` gives notice.
+  denses = [None if options.projection else head.dense for _, _, head in loaded]
+  shapes = [(architecture, dense and (dense.activation, [
+      (name, value.shape) for name, value in dense.params().items()]))
+            for (architecture, *_), dense in zip(loaded, denses)]
+  if shapes[0] != shapes[-1]:
+    raise ValueError(
+        f'--config.model.pretrained={options.pretrained!r} holds towers of '
+        f'different architectures: {shapes[0]} and {shapes[-1]}.')
+  towers = [{'transformer': weights,
+             **({'projection': dense.params()} if dense else {})}
+            for (_, weights, _), dense in zip(loaded, denses)]
+  return loaded[0][0], towers, denses[0]
+
+
+def _check_tokens(config, tokenizer, architecture):
+  """Raises where the tokens that come are not those the encoder knows."""
+  path, encoder = (f'--config.tokenizer.path={config.tokenizer.path!r}',
+                   f'--config.model.pretrained={config.model.pretrained!r}')
+  if tokenizer.vocab_size > architecture.vocab_size:
+    raise ValueError(
+        f'{path} has {tokenizer.vocab_size} tokens, but the encoder at '
+        f'{encoder} has {architecture.vocab_size}; use the tokenizer of the '
+        'encoder.')
+  if tokenizer.pad_id != architecture.pad_id:
+    raise ValueError(
+        f'{path} pads with token {tokenizer.pad_id}, but the encoder at '
+        f'{encoder} with {architecture.pad_id}; use the tokenizer of the '
+        'encoder.')
+  for option in ('query_length', 'target_length'):
+    if (architecture.max_positions or math.inf) < config.data[option]:
+      raise ValueError(
+          f'--config.data.{option}={config.data[option]} exceeds the '
+          f'{architecture.max_positions} positions of the encoder at '
+          f'{encoder}; lower it.')
+
+
+def settled(config):
+  """Returns a copy of a config without options that say "as the folder has it".
+
+  These are tokenizer.path, pooling, normalize, query_prompt, target_prompt and
+  scale of model, and query_length and target_length of data. An option that
+  says otherwise than the folder at model.pretrained wins, with a warning.
+
+  Args:
+    config: ConfigDict; options that it lacks (an older run's) stay absent.
+
+  Raises:
+    ValueError: for an option left to a folder that says nothing about it.
+  """
+  config = config.copy_and_resolve_references()
+  name = config.model.pretrained
+  heads = [sentence_modules.read(folder)
+           for folder in (pretrained.tower_folders(name) if name else ())
+           ] or [sentence_modules.Head()]
+  queries, targets = heads[0], heads[-1]
+  # option, what stands for the folder's, the folder's, where that says nothing
+  for option, left_open, found, usual in (
+      ('tokenizer.path', 'auto', name, ''),
+      ('model.pooling', 'auto', queries.pooling, 'mean'),
+      ('model.normalize', None, queries.normalize, True),
+      ('model.query_prompt', 'auto', queries.query_prompt, ''),
+      ('model.target_prompt', 'auto', targets.target_prompt, ''),
+      ('model.scale', 0., queries.scale, None),
+      ('data.query_length', 0, queries.max_length, None),
+      ('data.target_length', 0, targets.max_length, None)):
+    section, key = option.split('.')
+    if key not in config[section]:
+      continue
+    given = config[section][key]
+    if given == left_open:
+      value = usual if found is None else found
+      if value is None:
+        raise ValueError(
+            f'--config.{option}={given} leaves it to '
+            f'--config.model.pretrained={name!r}, which does not say; give a '
+            'number.')
+      config[section][key] = value
+    elif section == 'model' and key != 'scale' and found not in (None, given):
+      warnings.warn(
+          f'--config.{option}={given!r} takes the place of {found!r}, which '
+          f'{name} was made with.', stacklevel=2)
+  if config.model.projection and queries.dense:
+    warnings.warn(
+        f'--config.model.projection={config.model.projection}, a new layer, '
+        f'takes the place of the dense layer that {name} was made with.',
+        stacklevel=2)
+  return config
 
 
 def _started(config, model, params):
@@ -220,7 +327,8 @@ def _started(config, model, params):
         f'--config.model.start_from={config.model.start_from} holds no '
         'checkpoints; name the --workdir of a run of experiments.train.')
   with checkpoint.Checkpoints(folder) as saved:
-    theirs = saved.restore_meta()['config']
+    theirs = settled(ml_collections.ConfigDict(
+        saved.restore_meta()['config'])).to_dict()
     ours = config.to_dict()
     try:
       checkpoint.check_same_config(
@@ -295,10 +403,10 @@ class Experiment:
   """Everything a config stands for, built and checked.
 
   Attributes:
-    config: the ConfigDict.
+    config: the ConfigDict, as `settled` returns it.
     mesh: mesh with axis 'data'.
     dataset: data.RetrievalDataset.
-    tokenizer: data.Tokenizer.
+    tokenizer: data.Tokenizer, without prompts.
     query_tokens: data.TokenStore of all queries.
     target_tokens: data.TokenStore of the corpus.
     model: dual_encoder.DualEncoder.
@@ -314,6 +422,12 @@ class Experiment:
   model: dual_encoder.DualEncoder
   params: Any
   method: methods.Method
+
+  def tokenize_queries(self, texts):
+    """Returns tokens [n, Lq] int32 and lengths [n] int32, prompt included."""
+    return dataclasses.replace(
+        self.tokenizer, prompt=self.config.model.query_prompt).encode_batch(
+            texts, self.config.data.query_length)
 
   def embed_targets(self, params, ids=None):
     """Returns embeddings [n, D] float32 of the targets `ids`, or of all.
@@ -347,8 +461,7 @@ class Experiment:
 
   def embed_texts(self, params, texts):
     """Returns embeddings [n, D] float32 of texts by the query tower."""
-    length = self.config.data.query_length
-    tokens, lengths = self.tokenizer.encode_batch(texts, length)
+    tokens, lengths = self.tokenize_queries(texts)
     return self._embed(
         self.model.encode_queries, params,
         data.TokenStore(tokens, lengths, self.tokenizer.pad_id))
@@ -456,6 +569,7 @@ def build(config, *, num_devices=None) -> Experiment:
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
+  config = settled(config)
   dataset = make_dataset(config)
   method = make_method(config, mesh, len(dataset.corpus_ids))
   if method.memory == 'ring':

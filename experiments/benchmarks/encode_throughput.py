@@ -65,14 +65,14 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}.')
   folder = pretrained.resolve_folder(_MODEL.value)
-  config, weights, extras = pretrained.load_pretrained(
+  config, weights, head = pretrained.load_pretrained(
       folder, _LAYERS.value or None)
   params = jax.device_put({'tower': {'transformer': weights}})
   encoders = {}
   for dtype in _DTYPES.value:
     model = dual_encoder.DualEncoder(
         dataclasses.replace(config, dtype=dtype),
-        pooling=extras['pooling'] or 'mean')
+        pooling=head.pooling or 'mean')
     encoders[dtype] = model.encode_targets
   programs = {dtype: jax.jit(e) for dtype, e in encoders.items()}
   torch = _start_torch(folder) if _TORCH.value else None

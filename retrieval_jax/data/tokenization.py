@@ -29,9 +29,11 @@ class Tokenizer:
   Attributes:
     definition: the JSON text, without truncation and padding.
     pad_id: the id that fills rows up.
+    prompt: stands before every text, as it is: 'query: ' with its space.
   """
   definition: str = dataclasses.field(repr=False)
   pad_id: int
+  prompt: str = ''
 
   @functools.cached_property
   def vocab_size(self) -> int:
@@ -39,19 +41,25 @@ class Tokenizer:
     vocabulary = self._of_length(None).get_vocab(with_added_tokens=True)
     return max(vocabulary.values()) + 1
 
+  @property
+  def pad_token(self) -> str:
+    """The token with id `pad_id`."""
+    return self._of_length(None).id_to_token(self.pad_id)
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """A hash of everything that decides the ids of a text."""
-    facts = json.dumps([self.definition, self.pad_id]).encode()
+    facts = json.dumps([self.definition, self.pad_id, self.prompt]).encode()
     return hashlib.blake2b(facts, digest_size=12).hexdigest()
 
   def encode_batch(self, texts: Sequence[str], max_length: int
                    ) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids [n, L] int32 padded with pad_id, and lengths [n] int32.
 
-    L is `max_length`; longer texts are cut, special tokens kept.
+    L is `max_length`; longer texts are cut, special tokens kept. The prompt
+    counts like the text that it becomes part of.
     """
-    texts = list(texts)
+    texts = [self.prompt + text for text in texts]
     encoder = self._of_length(max_length)
     heads = ([_head(text, _HEAD * max_length) for text in texts]
              if self._splits_at_spaces else texts)
@@ -74,8 +82,7 @@ class Tokenizer:
       path = os.path.join(path, 'tokenizer.json')
     encoder = _from_definition(self.definition)
     # Padding is written down so that loading finds the same pad token.
-    encoder.enable_padding(
-        pad_id=self.pad_id, pad_token=encoder.id_to_token(self.pad_id))
+    encoder.enable_padding(pad_id=self.pad_id, pad_token=self.pad_token)
     temporary = f'{path}.{os.getpid()}.tmp'
     encoder.save(temporary)
     os.replace(temporary, path)
@@ -118,7 +125,8 @@ class Tokenizer:
     return self._encoders[max_length]
 
   def __getstate__(self):
-    return {'definition': self.definition, 'pad_id': self.pad_id}
+    return {field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)}
 
   def __setstate__(self, state):
     for name, value in state.items():
@@ -160,7 +168,8 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
 
   Args:
     path: the file, or the folder of a model in Hugging Face's layout.
-    pad_token: which token pads; by default the file's own, else the usual.
+    pad_token: which token pads; by default what tokenizer_config.json in the
+      folder says, then tokenizer.json, then the usual.
 
   Raises:
     FileNotFoundError: where there is no such file.
@@ -179,7 +188,17 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
     raise ValueError(
         f'{file}: expected a tokenizer.json in the format of the tokenizers '
         f'library: {error}.') from error
-  return _wrap(encoder, pad_token, file)
+  return _wrap(encoder, pad_token or _recorded_pad_token(path), file)
+
+
+def _recorded_pad_token(folder: str) -> str | None:
+  """Returns the padding token that a folder's tokenizer_config.json names."""
+  file = os.path.join(folder, 'tokenizer_config.json')
+  if not os.path.isfile(file):
+    return None
+  with open(file, encoding='utf-8') as f:
+    token = json.load(f).get('pad_token')
+  return token['content'] if isinstance(token, dict) else token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *,

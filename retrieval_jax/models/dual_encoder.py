@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,16 @@ import jax.numpy as jnp
 from retrieval_jax.models import transformer
 from retrieval_jax import types
 
-POOLINGS = ('mean', 'cls')
+POOLINGS = ('mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean', 'lasttoken')
+
+ACTIVATIONS = {
+    'identity': lambda x: x,
+    'tanh': jnp.tanh,
+    'relu': jax.nn.relu,
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'sigmoid': jax.nn.sigmoid,
+}
+"""What may follow the projection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +60,14 @@ class Tower:
            tokens: jax.Array) -> jax.Array:
     """Returns [n, D] float32 from token vectors [n, L, H] and tokens."""
     model, params = self.model, rest[self.name]
-    hidden = transformer.Transformer(model.config).apply(
+    hidden = model.config.module().apply(
         {'params': params['transformer']}, tokens, token_vectors)
     pooled = pool(hidden, tokens != model.config.pad_id, model.pooling)
     if model.projection is not None:
       pooled = pooled @ params['projection']['kernel']
+      if model.projection_bias:
+        pooled = pooled + params['projection']['bias'][None]
+      pooled = ACTIVATIONS[model.projection_activation](pooled)
     return normalise(pooled) if model.normalize else pooled
 
 
@@ -64,20 +77,25 @@ class DualEncoder:
 
   Frozen and hashable; parameters are a dict with an entry 'tower' (tied) or
   'query_tower' and 'target_tower', each {'transformer': ..., 'projection':
-  {'kernel': [H, D]} where there is one}, and 'log_scale' [] where learned.
+  {'kernel': [H, D], 'bias': [D]} where there is one}, and 'log_scale' [] where
+  learned.
 
   Attributes:
-    config: of the transformer.
-    pooling: 'mean' over the tokens that are not padding, or 'cls': the first.
-    projection: D of a linear map without bias after pooling; None for none.
+    config: of the encoder; see `families` for what it must have.
+    pooling: one of POOLINGS, of the tokens that are not padding; see `pool`.
+    projection: D of a linear map after pooling; None for none.
+    projection_bias: the map has a bias.
+    projection_activation: a key of ACTIVATIONS, what follows the map.
     normalize: give every embedding length one.
     tied: one tower for queries and targets.
     scale: beta in exp(beta <q, g>); the initial value where learned.
     learn_scale: train log beta with the other parameters.
   """
-  config: transformer.TransformerConfig
+  config: Any
   pooling: str = 'mean'
   projection: int | None = None
+  projection_bias: bool = False
+  projection_activation: str = 'identity'
   normalize: bool = True
   tied: bool = True
   scale: float = 20.
@@ -91,6 +109,10 @@ class DualEncoder:
       raise ValueError(
           f'projection={self.projection} must be at least 1, or None for no '
           'projection.')
+    if self.projection_activation not in ACTIVATIONS:
+      raise ValueError(
+          f'projection_activation={self.projection_activation!r} must be one '
+          f'of {", ".join(ACTIVATIONS)}.')
     if not (self.scale > 0 and math.isfinite(self.scale)):
       raise ValueError(f'scale={self.scale} must be positive and finite.')
 
@@ -129,23 +151,36 @@ class DualEncoder:
     return params
 
   def with_pretrained(self, params: types.Params,
-                      transformer_params: types.Params) -> types.Params:
-    """Returns params with every tower's transformer replaced by a copy.
+                      *towers: types.Params) -> types.Params:
+    """Returns params with what is pretrained in every tower replaced by a copy.
 
     Args:
       params: as `init` returns them.
-      transformer_params: as `pretrained.load_pretrained` returns them.
+      *towers: one for all towers or one for each: a dict with 'transformer',
+        as `pretrained.load_pretrained` returns its params, and 'projection'
+        where that is pretrained too.
 
     Raises:
-      ValueError: naming the first parameter of another shape.
+      ValueError: naming the first parameter of another shape, or if there are
+        two towers for this model's one.
     """
-    for name in self.tower_names:
-      _check_same_shapes(params[name]['transformer'], transformer_params)
+    towers = self._one_for_each(towers)
+    for name, tower in towers.items():
+      for part in tower:
+        _check_same_shapes(params[name][part], tower[part])
     # Copies, so that donating one tower never invalidates the other.
     return {**params, **{
-        name: {**params[name],
-               'transformer': jax.tree.map(jnp.array, transformer_params)}
-        for name in self.tower_names}}
+        name: {**params[name], **jax.tree.map(jnp.array, tower)}
+        for name, tower in towers.items()}}
+
+  def _one_for_each(self, towers):
+    """Returns tower name -> the one of `towers` that it starts from."""
+    if self.tied and len(towers) > 1:
+      raise ValueError(
+          'The parameters to start from have two towers; set '
+          'model.tied=False.')
+    return dict(zip(self.tower_names,
+                    towers * 2 if len(towers) == 1 else towers))
 
   def with_towers_of(self, params: types.Params, other: 'DualEncoder',
                      other_params: types.Params) -> types.Params:
@@ -161,16 +196,10 @@ class DualEncoder:
     Raises:
       ValueError: if `other` has two towers and this model one.
     """
-    if self.tied and not other.tied:
-      raise ValueError(
-          'The parameters to start from have two towers; set '
-          'model.tied=False.')
-    sources = other.tower_names if len(other.tower_names) == len(
-        self.tower_names) else other.tower_names * 2
     # Copies, so that donating one tower never invalidates the other.
     return {**params, **{
         name: jax.tree.map(jnp.array, other_params[source])
-        for name, source in zip(self.tower_names, sources)}}
+        for name, source in self._one_for_each(other.tower_names).items()}}
 
   def scale_of(self, params: types.Params) -> jax.Array:
     """Returns beta, [] float32."""
@@ -181,14 +210,16 @@ class DualEncoder:
   def _init_tower(self, key):
     transformer_key, projection_key = jax.random.split(key)
     tokens = jnp.zeros((1, 1), jnp.int32)
-    params = transformer.Transformer(self.config).init(
-        transformer_key, tokens)['params']
+    params = self.config.module().init(transformer_key, tokens)['params']
     tower = {'transformer': params}
     if self.projection is not None:
       hidden = self.config.hidden_size
       kernel = jax.random.normal(projection_key, (hidden, self.projection))
       tower['projection'] = {'kernel': kernel / math.sqrt(hidden)}
+      if self.projection_bias:
+        tower['projection']['bias'] = jnp.zeros((self.projection,))
     return tower
+
 
 def _check_same_shapes(ours, theirs):
   ours, theirs = (
@@ -204,12 +235,39 @@ def _check_same_shapes(ours, theirs):
 
 
 def pool(hidden: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
-  """Returns [n, H] from hidden [n, L, H]; zeros for a mean over no tokens."""
+  """Returns one vector per text, as sentence-transformers names the ways.
+
+  With m tokens that are not padding:
+    cls            the vector of the first token
+    lasttoken      that of the last of the m
+    max            the largest value of each dimension over the m
+    mean           sum over the m / m
+    mean_sqrt_len  sum over the m / sqrt(m)
+    weightedmean   the mean with weight i for the token at position i = 1, 2...
+
+  Args:
+    hidden: [n, L, H] float32.
+    mask: [n, L] bool, False for padding, which is at the end.
+    pooling: one of POOLINGS.
+
+  Returns:
+    [n, H]; for a text of padding only, zeros, or with 'cls' and 'lasttoken'
+    the vector of its first token.
+  """
   if pooling == 'cls':
     return hidden[:, 0]
+  if pooling == 'lasttoken':
+    last = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  if pooling == 'max':
+    largest = jnp.max(jnp.where(mask[:, :, None], hidden, -jnp.inf), axis=1)
+    return jnp.where(jnp.any(mask, axis=1, keepdims=True), largest, 0.)
   weights = mask.astype(hidden.dtype)
+  if pooling == 'weightedmean':
+    weights *= jnp.arange(1, mask.shape[1] + 1, dtype=hidden.dtype)[None]
   total = jnp.sum(hidden * weights[:, :, None], axis=1)
-  return total / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.)
+  count = jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.)
+  return total / (jnp.sqrt(count) if pooling == 'mean_sqrt_len' else count)
 
 
 def normalise(x: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """A BERT-type transformer encoder.
 
-Parameter names are ours, `pretrained.py` maps published weights to them:
+Parameter names are ours, `families/bert.py` maps published ones to them:
 
   token_table [V, H]
+  relative_bias [buckets, heads], of MPNet alone
   embeddings/{positions [P, H], types [T, H], norm_scale [H], norm_bias [H]}
   layer_i/attention/{qkv_kernel [H, 3H], qkv_bias [3H],
                      out_kernel [H, H], out_bias [H], norm_scale, norm_bias}
@@ -19,8 +20,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from retrieval_jax.models import relative_positions
+
 _INIT_STDDEV = 0.02  # BERT's initializer_range.
-_DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,10 @@ class TransformerConfig:
       model without one.
     layer_norm_eps: added to the variance.
     pad_id: token that is neither attended to nor pooled.
+    relative_buckets: of distances between tokens, each with a bias per head
+      that all layers share; 0 for none.
+    model_type: what config.json calls it; a key of `families.FAMILIES`, which
+      decides nothing but how it is exported.
     dtype: of matmuls and attention: 'float32', or 'bfloat16', which is faster
       on GPU, TPU and CPUs with avx512_bf16; parameters, layer normalisation,
       softmax and the result are float32 either way.
@@ -52,6 +59,8 @@ class TransformerConfig:
   type_vocab_size: int = 0
   layer_norm_eps: float = 1e-12
   pad_id: int = 0
+  relative_buckets: int = 0
+  model_type: str = 'bert'
   dtype: str = 'float32'
   remat: bool = False
 
@@ -71,9 +80,9 @@ class TransformerConfig:
       raise ValueError(
           f'pad_id={self.pad_id} must lie in [0, vocab_size='
           f'{self.vocab_size}).')
-    if self.dtype not in _DTYPES:
+    if self.dtype not in DTYPES:
       raise ValueError(
-          f'dtype={self.dtype!r} must be one of {", ".join(_DTYPES)}.')
+          f'dtype={self.dtype!r} must be one of {", ".join(DTYPES)}.')
 
   def flops(self, length: int) -> float:
     """Returns the matmul FLOPs of encoding one text of `length` tokens."""
@@ -81,6 +90,10 @@ class TransformerConfig:
     weights = 4 * hidden * hidden + 2 * hidden * wide
     attention = 2 * length * hidden
     return 2. * length * self.num_layers * (weights + attention)
+
+  def module(self) -> nn.Module:
+    """Returns the encoder of this shape."""
+    return Transformer(self)
 
 
 def _dense(x, kernel, bias, dtype):
@@ -143,9 +156,15 @@ class _Block(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, mask):
-    """Returns [n, L, H] float32 for x [n, L, H] and mask [n, 1, 1, L]."""
-    x = _Attention(self.config, name='attention')(x, mask)
+  def __call__(self, x, mask, bias):
+    """Returns [n, L, H] float32.
+
+    Args:
+      x: [n, L, H] float32.
+      mask: [n, 1, 1, L] bool, what may be attended to.
+      bias: [1, heads, L, L] added to attention logits, or None.
+    """
+    x = _Attention(self.config, name='attention')(x, mask, bias)
     return _Mlp(self.config, name='mlp')(x)
 
 
@@ -154,7 +173,7 @@ class _Attention(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, mask):
+  def __call__(self, x, mask, bias):
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     n, length, hidden = x.shape
     normal = nn.initializers.normal(_INIT_STDDEV)
@@ -170,7 +189,8 @@ class _Attention(nn.Module):
     heads = (n, length, cfg.num_heads, hidden // cfg.num_heads)
     query, key, value = (
         part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-    y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+    y = jax.nn.dot_product_attention(
+        query, key, value, bias=bias, mask=mask)
     y = _dense(y.reshape(n, length, hidden), out_kernel, out_bias, dtype)
     return _layer_norm(x + y, norm_scale, norm_bias, cfg.layer_norm_eps)
 
@@ -224,7 +244,8 @@ class Transformer(nn.Module):
   """Maps tokens to contextual vectors, one per token.
 
   Source: Devlin et al., NAACL 2019 (post-LN blocks, learned positions, erf
-  gelu). Deviation: no dropout, and only token type 0.
+  gelu); with `relative_buckets`, Song et al., NeurIPS 2020. Deviation: no
+  dropout, and only token type 0.
   """
   config: TransformerConfig
 
@@ -255,9 +276,14 @@ class Transformer(nn.Module):
       token_vectors = look_up(table, tokens)
     x = _Embeddings(cfg, name='embeddings')(token_vectors)
     mask = (tokens != cfg.pad_id)[:, None, None, :]  # [n, 1, 1, L]
+    bias = None
+    if cfg.relative_buckets:
+      bias = relative_positions.bias(self.param(
+          'relative_bias', nn.initializers.normal(_INIT_STDDEV),
+          (cfg.relative_buckets, cfg.num_heads)), tokens.shape[1])
     block = nn.remat(_Block) if cfg.remat else _Block
     for i in range(cfg.num_layers):
-      x = block(cfg, name=f'layer_{i}')(x, mask)
+      x = block(cfg, name=f'layer_{i}')(x, mask, bias)
     return x
 
 

@@ -1,5 +1,7 @@
 """Tests of tokenizers and token stores."""
 
+import dataclasses
+import json
 import os
 import pickle
 import random
@@ -101,6 +103,27 @@ class TokenizerTest(absltest.TestCase):
     loaded = tokenization.load_tokenizer(path)
     self.assertEqual(loaded, plain)
     self.assertGreater(loaded.encode_batch(['the quick brown'], 40)[1][0], 3)
+
+  def test_a_prompt_is_part_of_every_text(self):
+    plain = make_tokenizer()
+    prompted = dataclasses.replace(plain, prompt='the dog: ')
+    for length in (4, 30):
+      np.testing.assert_array_equal(
+          prompted.encode_batch(TEXTS, length)[0],
+          plain.encode_batch(['the dog: ' + text for text in TEXTS], length)[0])
+    self.assertNotEqual(prompted.fingerprint, plain.fingerprint)
+    self.assertEqual(pickle.loads(pickle.dumps(prompted)), prompted)
+
+  def test_the_folder_says_what_pads(self):
+    folder = self.create_tempdir().full_path
+    make_tokenizer().save(folder)
+    self.assertEqual(tokenization.load_tokenizer(folder).pad_token, '[PAD]')
+    for token in ('[SEP]', {'content': '[SEP]'}):
+      with open(os.path.join(folder, 'tokenizer_config.json'), 'w',
+                encoding='utf-8') as file:
+        json.dump({'pad_token': token}, file)
+      loaded = tokenization.load_tokenizer(folder)
+      self.assertEqual((loaded.pad_id, loaded.pad_token), (3, '[SEP]'))
 
   def test_errors_say_what_to_do(self):
     folder = self.create_tempdir().full_path

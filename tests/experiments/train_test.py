@@ -286,7 +286,7 @@ def test_the_meter_counts_the_rows_that_were_re_encoded(make_config, tmp_path):
      'sampler.shortlist=0 is smaller than'),
     ('in_batch', {'sampler.name': 'uniform', 'sampler.num_negatives': '1'},
      "memory.kind='none' remembers nothing"),
-    ('stale', {'model.pooling': 'max'}, 'pooling'),
+    ('stale', {'model.pooling': 'sum'}, "pooling='sum' must be one of"),
     ('stale', {'corrector.name': 'mpl'}, "corrector.name='mpl' is not one of"),
     ('corrector', {'corrector.hidden': '0'}, 'corrector.hidden=0 must be'),
     ('in_batch', {'corrector.name': 'linear'}, 'nothing to correct'),

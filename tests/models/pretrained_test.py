@@ -1,6 +1,8 @@
 import importlib.util
 import json
 import os
+import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -57,10 +59,10 @@ class PretrainedTest(parameterized.TestCase):
     return bert_folder.write(self.create_tempdir().full_path, **options)
 
   def test_equals_bert_written_out_in_numpy(self):
-    config, params, extras = pretrained.load_pretrained(self.folder())
-    self.assertEqual(extras['pooling'], 'mean')
-    self.assertTrue(extras['normalize'])
-    self.assertEqual(extras['max_length'], 20)
+    config, params, head = pretrained.load_pretrained(self.folder())
+    self.assertEqual(head.pooling, 'mean')
+    self.assertTrue(head.normalize)
+    self.assertEqual(head.max_length, 20)
     model = dual_encoder.DualEncoder(config)
     ours = jax.jit(model.encode_targets)(
         {'tower': {'transformer': params}},
@@ -75,9 +77,9 @@ class PretrainedTest(parameterized.TestCase):
   @parameterized.parameters((None, 'full'), (2, 'two'))
   def test_equals_sentence_transformers(self, num_layers, name):
     fixture = np.load(FIXTURE)
-    config, params, extras = pretrained.load_pretrained(MINILM, num_layers)
+    config, params, head = pretrained.load_pretrained(MINILM, num_layers)
     model = dual_encoder.DualEncoder(
-        config, pooling=extras['pooling'], normalize=extras['normalize'])
+        config, pooling=head.pooling, normalize=head.normalize)
     ours = jax.jit(model.encode_targets)(
         {'tower': {'transformer': params}}, fixture['tokens'])
     np.testing.assert_allclose(ours, fixture[name], atol=1e-5)
@@ -145,13 +147,20 @@ class PretrainedTest(parameterized.TestCase):
     folder = self.folder()
     path = os.path.join(folder, '1_Pooling', 'config.json')
     with open(path, 'w') as f:
-      json.dump({'pooling_mode_max_tokens': True}, f)
-    with self.assertRaisesRegex(ValueError, 'pooling_mode_max_tokens'):
+      json.dump({'pooling_mode_max_tokens': True,
+                 'pooling_mode_mean_tokens': True}, f)
+    with self.assertRaisesRegex(
+        ValueError, 'pooling_mode_max_tokens, pooling_mode_mean_tokens is not'):
+      pretrained.load_pretrained(folder)
+    with open(path, 'w') as f:
+      json.dump({'pooling_mode': 'mean', 'include_prompt': False}, f)
+    with self.assertRaisesRegex(ValueError, 'include_prompt=False'):
       pretrained.load_pretrained(folder)
     with open(os.path.join(folder, 'modules.json'), 'w') as f:
-      json.dump([{'type': 'sentence_transformers.models.Dense',
-                  'path': '2'}], f)
-    with self.assertRaisesRegex(ValueError, 'Dense are not supported'):
+      json.dump([{'type': 'sentence_transformers.models.' + name, 'path': name}
+                 for name in ('Transformer', 'LSTM', 'Pooling')], f)
+    with self.assertRaisesRegex(
+        ValueError, 'Transformer, LSTM, Pooling are not supported'):
       pretrained.load_pretrained(folder)
 
   def test_missing_files_and_packages_say_what_to_do(self):
@@ -164,6 +173,22 @@ class PretrainedTest(parameterized.TestCase):
       pretrained.resolve_folder('package:absl/nothere')
     with self.assertRaisesRegex(FileNotFoundError, 'is no folder'):
       pretrained.resolve_folder('/no/such/folder')
+
+  def test_hub_names_are_downloaded_where_possible(self):
+    name, folder = 'someone/some-model', self.folder()
+    hub = mock.Mock(snapshot_download=mock.Mock(return_value=folder))
+    with mock.patch.dict(sys.modules, huggingface_hub=hub):
+      self.assertEqual(pretrained.load_pretrained(name)[0].hidden_size, 16)
+      hub.snapshot_download.assert_called_once()
+      self.assertEqual(hub.snapshot_download.call_args.args, (name,))
+      name = 'someone/another-model'
+      hub.snapshot_download.side_effect = OSError('offline')
+      with self.assertRaisesRegex(
+          FileNotFoundError, 'another-model.*could not be downloaded.*offline'):
+        pretrained.load_pretrained(name)
+    with mock.patch.dict(sys.modules, huggingface_hub=None):
+      with self.assertRaisesRegex(FileNotFoundError, r'retrieval_jax\[hub\]'):
+        pretrained.load_pretrained(name)
 
 
 if __name__ == '__main__':

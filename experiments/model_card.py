@@ -1,0 +1,109 @@
+"""The README.md of an exported model: what it is and how it was made."""
+
+import json
+
+from retrieval_jax.evaluation import report
+
+_CALLS = {
+    'query_encoder_calls': 'query-encoder calls',
+    'target_encoder_calls_in_step': 'target-encoder calls in the steps',
+    'target_encoder_calls_reembedding': 'targets re-embedded',
+    'flops_in_step': 'FLOPs in the steps',
+    'flops_reembedding': 'FLOPs of re-embedding',
+    'table_bytes': 'bytes of the table',
+}
+
+
+def write(experiment, scale, step, results):
+  """Returns the Markdown text.
+
+  Args:
+    experiment: factory.Experiment.
+    scale: inverse temperature at `step`.
+    step: of the checkpoint.
+    results: content of results.json, None for a run without.
+  """
+  model, config = experiment.model, experiment.config
+  towers = ('one tower for both' if model.tied else
+            'separate towers in `query/` and `target/`, chosen by a router')
+  lines = [
+      '---', 'library_name: sentence-transformers',
+      'pipeline_tag: sentence-similarity', 'tags:', '- sentence-transformers',
+      '- feature-extraction', '- dense-retrieval', '---', '',
+      f'# Dense retriever trained on {experiment.dataset.name}', '',
+      f'Maps queries and passages to {model.dim} dimensions, '
+      f'{"of length one" if model.normalize else "of any length"}; a passage '
+      'is scored by its dot product with the query. Trained with '
+      'retrieval_jax.', '',
+      '```python', 'from sentence_transformers import SentenceTransformer', '',
+      'model = SentenceTransformer(FOLDER)',
+      "queries = model.encode_query(['...'])",
+      "passages = model.encode_document(['...'])",
+      'scores = queries @ passages.T', '```', '',
+      f'- encoder: {model.config.model_type}, {model.config.num_layers} layers '
+      f'of width {model.config.hidden_size}, {model.pooling} pooling, {towers}',
+      f'- started from: {config.model.pretrained or "scratch"}',
+      f'- prompts: {config.model.query_prompt!r} before queries, '
+      f'{config.model.target_prompt!r} before passages',
+      f'- inverse temperature: {scale:.6g}'
+      f'{" (learned)" if model.learn_scale else ""}',
+      f'- trained on queries of {config.data.query_length} tokens and passages '
+      f'of {config.data.target_length}, special tokens and prompts included'
+      + ('; this folder cuts both at the larger number'
+         if model.tied else ''),
+  ]
+  if experiment.method.targets.source != 'encoder':
+    lines.append(
+        '- its queries were trained against the rows of a table, not against '
+        'the target tower; search those (`embeddings/targets.npy` of an export '
+        'with `--embeddings`)')
+  dataset = experiment.dataset
+  lines += ['', '## Data', '', f'{dataset.name}: '
+            f'{len(dataset.corpus_ids):,} passages, '
+            f'{len(dataset.query_ids):,} queries; '
+            + ', '.join(f'{len(qrels.queries()):,} judged in `{split}`'
+                        for split, qrels in dataset.qrels.items())
+            + f'. Trained on `{config.data.train_split}`.',
+            '', '## Measures', '']
+  lines += (_measures(results, step) if results else
+            ['Not evaluated yet (`python -m experiments.evaluate`).'])
+  if results:
+    lines += ['', '## Cost', '', *_table(
+        ['', ''], [[label, f'{results["meter"][name]:,.4g}'
+                    if 'flops' in name else f'{results["meter"][name]:,}']
+                   for name, label in _CALLS.items()
+                   if results['meter'].get(name) is not None]
+        + [[f'seconds, {phase}', f'{seconds:,.1f}'] for phase, seconds
+           in results['meter'].get('seconds', {}).items()])]
+  options = config.to_dict()
+  # Where the data lay says nothing to others.
+  options['data'] = {name: value for name, value in options['data'].items()
+                     if name not in ('cache', 'path')}
+  lines += ['', '## Method and configuration', '',
+            f'`{experiment.method!r}`, step {step} of {config.num_steps}.', '',
+            '```json', json.dumps(options, indent=2, default=str), '```', '']
+  return '\n'.join(lines)
+
+
+def _measures(results, step):
+  """Yields a table of every evaluated split, its baselines first."""
+  if results.get('steps') != step:
+    yield f'Measured at step {results.get("steps")}:'
+    yield ''
+  for split, measures in results['measures'].items():
+    rows = [[label, *(f'{of_split[split][name]:.4f}'
+                      if name in of_split[split] else '' for name in measures)]
+            for label, of_split in (
+                ('BM25', results.get('bm25') or {}),
+                ('untrained', results.get('untrained') or {}),
+                ('**this model**', results['measures']))
+            if split in of_split]
+    yield from _table([f'`{split}`, whole corpus', *(
+        report.LABELS.get(name, name) for name in measures)], rows)
+    yield ''
+
+
+def _table(header, rows):
+  """Yields the lines of a Markdown table."""
+  for row in (header, ['---'] * len(header), *rows):
+    yield f'| {" | ".join(row)} |'

@@ -1,0 +1,72 @@
+"""Writes a dual encoder as a folder that sentence-transformers loads."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+
+import jax
+import numpy as np
+
+from retrieval_jax import data
+from retrieval_jax import types
+from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import families
+from retrieval_jax.models import pretrained
+from retrieval_jax.models import sentence_modules
+
+
+def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
+          tokenizer: data.Tokenizer, *, lengths: Sequence[int],
+          prompts: Sequence[str]):
+  """Writes everything that queries and targets need to become embeddings.
+
+  One tower is one folder. Two towers are the folders `query` and `target`,
+  each of which can be loaded by itself, and a router in `folder` that sends
+  queries to the one and documents to the other.
+
+  Args:
+    folder: exists and is empty.
+    model: the dual encoder.
+    params: its parameters.
+    tokenizer: of both towers, without a prompt.
+    lengths: at how many tokens queries and targets are cut. A single tower
+      has a single length, the longer one.
+    prompts: what stands before queries and before targets.
+  """
+  params = jax.tree.map(np.asarray, params)
+  facts = dict(
+      pooling=model.pooling, normalize=model.normalize,
+      query_prompt=prompts[0], target_prompt=prompts[1],
+      scale=float(model.scale_of(params)))
+  if model.tied:
+    head = sentence_modules.Head(**facts, max_length=max(lengths))
+    _write_tower(folder, model, params['tower'], tokenizer, head)
+    return
+  for name, tower, length in zip(
+      pretrained.TOWERS, model.tower_names, lengths):
+    head = sentence_modules.Head(**facts, max_length=length)
+    inside = os.path.join(folder, name)
+    os.makedirs(inside)
+    _write_tower(inside, model, params[tower], tokenizer, head)
+  sentence_modules.write_router(
+      folder, dict(zip(('query', 'document'), pretrained.TOWERS)))
+  sentence_modules.write_prompts(folder, head)
+
+
+def _write_tower(folder, model, params, tokenizer, head):
+  """Writes weights, tokenizer and modules of one tower."""
+  config = model.config
+  pretrained.save_pretrained(folder, config, params['transformer'])
+  if model.projection is not None:
+    head = dataclasses.replace(head, dense=sentence_modules.Dense(
+        activation=model.projection_activation, **params['projection']))
+  sentence_modules.write(folder, head, config.hidden_size)
+  tokenizer.save(folder)
+  family = families.FAMILIES[config.model_type]
+  sentence_modules.write_json(folder, 'tokenizer_config.json', {
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'pad_token': tokenizer.pad_token, 'padding_side': 'right',
+      'model_max_length': head.max_length,
+      'model_input_names': [
+          'input_ids', *(['token_type_ids'] if family.reads_types else []),
+          'attention_mask']})

@@ -1,0 +1,99 @@
+"""What a family of published encoders has to say about itself."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Settings:
+  """The content of a config.json, which knows where it came from."""
+
+  def __init__(self, values: Mapping[str, Any], path: str):
+    self.values, self._path = values, path
+
+  def __getitem__(self, name: str) -> Any:
+    if name not in self.values:
+      raise ValueError(f'{self._path}: {name!r} is missing.')
+    return self.values[name]
+
+  def get(self, name: str, default: Any) -> Any:
+    """Returns the value; `default` also where the file says null."""
+    value = self.values.get(name)
+    return default if value is None else value
+
+  def expect(self, name: str, *supported, default=None) -> Any:
+    """Returns the value after comparing it with what is supported."""
+    value = self[name] if default is None else self.get(name, default)
+    if value not in supported:
+      raise ValueError(
+          f'{self._path}: {name}={value!r} is not supported, only '
+          f'{", ".join(map(repr, supported))}.')
+    return value
+
+
+class Tensor(NamedTuple):
+  """Where one parameter of ours stands in published checkpoints.
+
+  Attributes:
+    ours: its path in our params, e.g. 'layer_0/attention/qkv_kernel'.
+    theirs: the published names; several stand side by side in our last axis.
+    shape: of each of theirs.
+    transposed: theirs is [outputs, inputs], as torch keeps it.
+    first_row: rows of theirs that stand before our first.
+  """
+  ours: str
+  theirs: tuple[str, ...]
+  shape: tuple[int, ...]
+  transposed: bool = False
+  first_row: int = 0
+
+  def read(self, take: Callable[[str, tuple[int, ...]], np.ndarray]
+           ) -> np.ndarray:
+    """Returns ours; `take` gives theirs by name after checking its shape."""
+    parts = [take(name, self.shape) for name in self.theirs]
+    if self.transposed:
+      parts = [part.T for part in parts]
+    return np.ascontiguousarray(
+        np.concatenate(parts, axis=-1)[self.first_row:])
+
+  def write(self, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, array) of theirs; rows that we lack become zeros."""
+    value = np.concatenate([
+        np.zeros((self.first_row, *value.shape[1:]), value.dtype), value])
+    parts = np.split(value, len(self.theirs), axis=-1)
+    for name, part in zip(self.theirs, parts):
+      yield name, np.ascontiguousarray(part.T if self.transposed else part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """How one published architecture becomes ours, and back.
+
+  Attributes:
+    read_config: Settings -> our config, with all layers, float32.
+    write_config: our config -> the content of a config.json.
+    tensors: our config -> a Tensor per parameter.
+    layer: prefix of layer {}'s names; layers left out are found by it.
+    renamed: (pattern, replacement) of names that differ between checkpoints of
+      one architecture, applied in turn to the names that are found.
+    unused: pattern of names that do not reach the token vectors.
+    reads_types: whether the encoder takes token_type_ids.
+    constants: our config -> published tensors of which ours has no parameter.
+  """
+  read_config: Callable[[Settings], Any]
+  write_config: Callable[[Any], dict]
+  tensors: Callable[[Any], list[Tensor]]
+  layer: str
+  renamed: tuple[tuple[str, str], ...]
+  unused: str
+  reads_types: bool = False
+  constants: Callable[[Any], dict[str, np.ndarray]] = lambda config: {}
+
+  def canonical(self, name: str) -> str:
+    """Returns the name that `tensors` knows a found tensor by."""
+    for pattern, replacement in self.renamed:
+      name = re.sub(pattern, replacement, name)
+    return name

@@ -1,0 +1,310 @@
+"""What sentence-transformers writes around an encoder, read and written.
+
+Beside config.json and the weights lie modules.json (the chain of modules),
+a folder each for pooling and a dense layer, config_sentence_transformers.json
+(prompts) and sentence_bert_config.json (length). What such files have no place
+for, the inverse temperature, goes into a file of ours.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+OUR_FILE = 'retrieval_jax.json'
+
+# Our pooling -> the flag of versions up to 5, the word of later ones.
+_POOLINGS = {
+    'mean': ('pooling_mode_mean_tokens', 'mean'),
+    'cls': ('pooling_mode_cls_token', 'cls'),
+    'max': ('pooling_mode_max_tokens', 'max'),
+    'mean_sqrt_len': (
+        'pooling_mode_mean_sqrt_len_tokens', 'mean_sqrt_len_tokens'),
+    'weightedmean': ('pooling_mode_weightedmean_tokens', 'weightedmean'),
+    'lasttoken': ('pooling_mode_lasttoken', 'lasttoken'),
+}
+
+# Keys of `dual_encoder.ACTIVATIONS` -> what a dense module calls them.
+_ACTIVATIONS = {
+    'identity': 'torch.nn.modules.linear.Identity',
+    **{name.lower(): f'torch.nn.modules.activation.{name}'
+       for name in ('Tanh', 'ReLU', 'GELU', 'Sigmoid')}}
+
+_MODULES = 'sentence_transformers.models.'  # known to old versions and new
+_CHAIN = re.compile(r'Transformer Pooling( Dense)?( Normalize)? ')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense:
+  """A dense layer after pooling, activation(x kernel + bias).
+
+  Attributes:
+    kernel: [H, D] float32.
+    bias: [D] float32, or None.
+    activation: a key of `dual_encoder.ACTIVATIONS`.
+  """
+  kernel: np.ndarray
+  bias: np.ndarray | None = None
+  activation: str = 'identity'
+
+  def params(self) -> dict[str, np.ndarray]:
+    """Returns the layer as an entry 'projection' of a tower's params."""
+    return {'kernel': self.kernel,
+            **({} if self.bias is None else {'bias': self.bias})}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Head:
+  """What stands behind an encoder and in front of its texts.
+
+  Every attribute is None where the folder says nothing about it.
+
+  Attributes:
+    pooling: one of `dual_encoder.POOLINGS`.
+    dense: the layer after pooling.
+    normalize: whether embeddings get length one.
+    query_prompt: stands before each query.
+    target_prompt: stands before each target.
+    max_length: of a text in tokens.
+    scale: inverse temperature that the encoder was trained with.
+  """
+  pooling: str | None = None
+  dense: Dense | None = None
+  normalize: bool | None = None
+  query_prompt: str | None = None
+  target_prompt: str | None = None
+  max_length: int | None = None
+  scale: float | None = None
+
+
+def transformer_folder(folder: str) -> str:
+  """Returns the folder that holds config.json, weights and tokenizer."""
+  for module in _modules(folder):
+    if _kind(module) == 'Transformer':
+      return os.path.normpath(os.path.join(folder, module['path']))
+  return folder
+
+
+def read(folder: str) -> Head:
+  """Returns the Head that `folder` describes.
+
+  Raises:
+    ValueError: for modules, poolings and settings that are not supported,
+      naming file and value.
+  """
+  prompts = _prompts(folder)
+  ours = read_json(folder, OUR_FILE, {})
+  head = Head(
+      query_prompt=prompts('query'),
+      target_prompt=prompts('document', 'passage', 'corpus'),
+      scale=ours.get('scale'))
+  modules = _modules(folder)
+  if not modules:
+    return head
+  chain = ''.join(f'{_kind(module)} ' for module in modules)
+  if not _CHAIN.fullmatch(chain):
+    raise ValueError(
+        f"{os.path.join(folder, 'modules.json')}: modules "
+        f'{", ".join(chain.split())} are not supported, only Transformer, '
+        'Pooling, at most one Dense, and Normalize, in this order.')
+  paths = {_kind(module): os.path.join(folder, module['path'])
+           for module in modules}
+  return dataclasses.replace(
+      head, pooling=_pooling(paths['Pooling']),
+      dense=_dense(paths['Dense']) if 'Dense' in paths else None,
+      normalize='Normalize' in paths,
+      max_length=_max_length(transformer_folder(folder)))
+
+
+def write(folder: str, head: Head, hidden_size: int):
+  """Writes the files that `read` finds, for old and new versions to load.
+
+  Args:
+    folder: the encoder's; exists.
+    head: with every attribute but `dense` and the prompts set.
+    hidden_size: H, of the encoder.
+  """
+  modules = [('Transformer', '')]
+
+  def add(kind):
+    modules.append((kind, f'{len(modules)}_{kind}'))
+    os.makedirs(os.path.join(folder, modules[-1][1]))
+    return os.path.join(folder, modules[-1][1])
+
+  write_json(add('Pooling'), 'config.json', {
+      'word_embedding_dimension': hidden_size,
+      **{flag: name == head.pooling for name, (flag, _) in _POOLINGS.items()},
+      'include_prompt': True})
+  if head.dense is not None:
+    path = add('Dense')
+    write_json(path, 'config.json', {
+        'in_features': head.dense.kernel.shape[0],
+        'out_features': head.dense.kernel.shape[1],
+        'bias': head.dense.bias is not None,
+        'activation_function': _ACTIVATIONS[head.dense.activation]})
+    tensors = {'linear.weight': np.ascontiguousarray(head.dense.kernel.T)}
+    if head.dense.bias is not None:
+      tensors['linear.bias'] = head.dense.bias
+    safetensors.numpy.save_file(
+        tensors, os.path.join(path, 'model.safetensors'), {'format': 'pt'})
+  if head.normalize:
+    add('Normalize')
+  write_json(folder, 'modules.json', [
+      {'idx': i, 'name': str(i), 'path': path, 'type': _MODULES + kind}
+      for i, (kind, path) in enumerate(modules)])
+  write_json(folder, 'sentence_bert_config.json', {
+      'max_seq_length': head.max_length, 'do_lower_case': False})
+  write_prompts(folder, head)
+  write_json(folder, OUR_FILE, {'scale': head.scale})
+
+
+def write_prompts(folder: str, head: Head):
+  """Writes config_sentence_transformers.json alone."""
+  write_json(folder, 'config_sentence_transformers.json', {
+      'prompts': {'query': head.query_prompt or '',
+                  'document': head.target_prompt or ''},
+      'default_prompt_name': None,
+      'similarity_fn_name': 'cosine' if head.normalize else 'dot'})
+
+
+def write_router(folder: str, towers: dict[str, str]):
+  """Writes a modules.json whose queries and documents take different towers.
+
+  Args:
+    folder: holds the folders of the towers, each written by `write`.
+    towers: route, 'query' and 'document' -> folder in `folder`.
+  """
+  types, structure = {}, {}
+  for route, tower in towers.items():
+    structure[route] = []
+    for module in _modules(os.path.join(folder, tower)):
+      path = '/'.join(filter(None, (tower, module['path'])))
+      types[path] = module['type']
+      structure[route].append(path)
+  write_json(folder, 'modules.json', [
+      {'idx': 0, 'name': '0', 'path': '', 'type': _MODULES + 'Router'}])
+  write_json(folder, 'router_config.json', {
+      'types': types, 'structure': structure, 'parameters': {
+          'default_route': 'document', 'allow_empty_key': True}})
+
+
+def _modules(folder):
+  return read_json(folder, 'modules.json', [])
+
+
+def _kind(module):
+  """Returns e.g. 'Pooling'; packages were renamed over the versions."""
+  return module['type'].rpartition('.')[2]
+
+
+def _pooling(folder):
+  """Returns our name of the one mode in a pooling module."""
+  settings = read_json(folder, 'config.json')
+  words = settings.get('pooling_mode', [
+      name for name, value in settings.items()
+      if name.startswith('pooling_mode_') and value is True])
+  words = [words] if isinstance(words, str) else list(words)
+  ours = [ours for ours, theirs in _POOLINGS.items()
+          if len(words) == 1 and words[0] in theirs]
+  if not ours:
+    raise ValueError(
+        f"{os.path.join(folder, 'config.json')}: pooling "
+        f'{", ".join(words) or "none"} is not supported, only one of '
+        f'{", ".join(_POOLINGS)}.')
+  if settings.get('include_prompt') is False:
+    raise ValueError(
+        f"{os.path.join(folder, 'config.json')}: include_prompt=False, a "
+        'pooling without the tokens of the prompt, is not supported.')
+  return ours[0]
+
+
+def _dense(folder):
+  """Returns the Dense of a dense module."""
+  path = os.path.join(folder, 'config.json')
+  settings = read_json(folder, 'config.json')
+  shape = settings['out_features'], settings['in_features']
+  ours = [ours for ours, theirs in _ACTIVATIONS.items()
+          if theirs == settings['activation_function']]
+  if not ours:
+    raise ValueError(
+        f"{path}: activation_function={settings['activation_function']!r} is "
+        f'not supported, only one of {", ".join(_ACTIVATIONS.values())}.')
+  for name, plain in (('use_residual', False),
+                      ('module_input_name', 'sentence_embedding'),
+                      ('module_output_name', 'sentence_embedding')):
+    if settings.get(name) not in (None, plain):
+      raise ValueError(
+          f'{path}: {name}={settings[name]!r} is not supported, only '
+          f'{plain!r}.')
+  weights = os.path.join(folder, 'model.safetensors')
+  if not os.path.exists(weights):
+    raise FileNotFoundError(
+        f'There is no {weights}; save the model with safe_serialization=True.')
+  tensors = safetensors.numpy.load_file(weights)
+  wanted = {'linear.weight': shape,
+            **({'linear.bias': shape[:1]} if settings['bias'] else {})}
+  found = {name: value.shape for name, value in tensors.items()}
+  if found != wanted:
+    raise ValueError(
+        f'{weights} holds {found}, but {path} asks for {wanted}.')
+  bias = tensors.get('linear.bias')
+  return Dense(
+      np.ascontiguousarray(tensors['linear.weight'].T.astype(np.float32)),
+      None if bias is None else bias.astype(np.float32), ours[0])
+
+
+def _prompts(folder) -> Callable[..., str | None]:
+  """Returns a function from names to the first prompt that one of them has."""
+  prompts = read_json(
+      folder, 'config_sentence_transformers.json', {}).get('prompts') or {}
+  return lambda *names: next(
+      (prompts[name] for name in names if prompts.get(name) is not None), None)
+
+
+def _max_length(folder):
+  settings = read_json(folder, 'sentence_bert_config.json', {})
+  if settings.get('do_lower_case'):
+    raise ValueError(
+        f"{os.path.join(folder, 'sentence_bert_config.json')}: "
+        'do_lower_case=True is not supported; use a tokenizer that lowercases.')
+  found = settings.get('max_seq_length')
+  if found is not None:
+    return found
+  found = read_json(folder, 'tokenizer_config.json', {}).get('model_max_length')
+  return int(found) if found and found < 10**6 else None  # 1e30: no limit
+
+
+_REQUIRED = object()
+
+
+def read_json(folder: str, file: str, default: Any = _REQUIRED) -> Any:
+  """Returns the content of a JSON file, or `default` where there is none.
+
+  Raises:
+    FileNotFoundError: where there is neither.
+    ValueError: with file and line, for something else than JSON.
+  """
+  path = os.path.join(folder, file)
+  try:
+    with open(path, encoding='utf-8') as f:
+      return json.load(f)
+  except FileNotFoundError as e:
+    if default is not _REQUIRED:
+      return default
+    raise FileNotFoundError(
+        f'There is no {path}; expected a model folder in the Hugging Face '
+        'layout (config.json, model.safetensors).') from e
+  except json.JSONDecodeError as e:
+    raise ValueError(f'{path}, line {e.lineno}: no valid JSON: {e.msg}.') from e
+
+
+def write_json(folder: str, file: str, value: Any):
+  """Writes a JSON file; `folder` is one that becomes visible when complete."""
+  with open(os.path.join(folder, file), 'w', encoding='utf-8') as f:
+    json.dump(value, f, indent=2, ensure_ascii=False)
+    f.write('\n')

@@ -1,0 +1,200 @@
+"""The encoder of T5, as GTR and sentence-T5 use it.
+
+Parameter names are ours, `families/t5.py` maps published ones to them:
+
+  token_table [V, H]
+  relative_bias [buckets, heads], shared by all layers
+  layer_i/attention/{norm_scale [H], qkv_kernel [H, 3A], out_kernel [A, H]}
+  layer_i/mlp/{norm_scale [H], up_kernel [H, F], down_kernel [F, H],
+               gate_kernel [H, F] where gated}
+  final_norm_scale [H]
+
+with A = num_heads * head_size.
+"""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from retrieval_jax.models import relative_positions
+from retrieval_jax.models import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+  """The shape of a T5 encoder; the fields it shares mean what they do there.
+
+  Attributes:
+    vocab_size: V, rows of the token table.
+    hidden_size: H.
+    num_layers: number of blocks; 0 leaves the normalised embeddings.
+    num_heads: attention heads.
+    head_size: of one head; all together need not be H.
+    intermediate_size: F, width of the feed-forward layers.
+    gated: gelu(x gate) * (x up), as T5 1.1 has it, in place of relu(x up).
+    relative_buckets: of distances between tokens.
+    max_distance: from here on all distances share a bucket.
+    layer_norm_eps: added to the mean square.
+    pad_id: token that is neither attended to nor pooled.
+    dtype: of matmuls and attention, see `transformer.TransformerConfig`.
+    remat: recompute each block in the backward pass instead of keeping it.
+  """
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  head_size: int
+  intermediate_size: int
+  gated: bool = False
+  relative_buckets: int = 32
+  max_distance: int = 128
+  layer_norm_eps: float = 1e-6
+  pad_id: int = 0
+  dtype: str = 'float32'
+  remat: bool = False
+
+  model_type = 't5'
+  max_positions = None  # Distances have no end.
+
+  def __post_init__(self):
+    for name in ('vocab_size', 'hidden_size', 'num_heads', 'head_size',
+                 'intermediate_size'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+            f'{name}={getattr(self, name)} must be at least 1.')
+    if self.num_layers < 0:
+      raise ValueError(f'num_layers={self.num_layers} must not be negative.')
+    if not 0 <= self.pad_id < self.vocab_size:
+      raise ValueError(
+          f'pad_id={self.pad_id} must lie in [0, vocab_size='
+          f'{self.vocab_size}).')
+    if self.dtype not in transformer.DTYPES:
+      raise ValueError(f'dtype={self.dtype!r} must be one of '
+                       f'{", ".join(transformer.DTYPES)}.')
+
+  def flops(self, length: int) -> float:
+    """Returns the matmul FLOPs of encoding one text of `length` tokens."""
+    inner = self.num_heads * self.head_size
+    wide = (3 if self.gated else 2) * self.intermediate_size
+    weights = self.hidden_size * (4 * inner + wide)
+    return 2. * length * self.num_layers * (weights + 2 * length * inner)
+
+  def module(self) -> nn.Module:
+    """Returns the encoder of this shape."""
+    return T5Encoder(self)
+
+
+def _rms_norm(x, scale, eps):
+  """Returns x [..., H] over its root mean square, times scale [H]."""
+  mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+  ones = (1,) * (x.ndim - 1) + (-1,)
+  return x * jax.lax.rsqrt(mean_square + eps) * scale.reshape(ones)
+
+
+def _dense(x, kernel, dtype):
+  return transformer.matmul(x.astype(dtype), kernel.astype(dtype))
+
+
+class _Block(nn.Module):
+  """One pre-norm block: attention, then the feed-forward layers."""
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x, mask, bias):
+    """Returns [n, L, H] float32; see `transformer._Block`."""
+    x = x + _Attention(self.config, name='attention')(x, mask, bias)
+    return x + _Mlp(self.config, name='mlp')(x)
+
+
+class _Attention(nn.Module):
+  """Self-attention without biases and without the usual 1 / sqrt(size)."""
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x, mask, bias):
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+    n, length, hidden = x.shape
+    inner = cfg.num_heads * cfg.head_size
+    fan_in = nn.initializers.lecun_normal()
+    norm_scale = self.param('norm_scale', nn.initializers.ones, (hidden,))
+    qkv_kernel = self.param('qkv_kernel', fan_in, (hidden, 3 * inner))
+    out_kernel = self.param('out_kernel', fan_in, (inner, hidden))
+
+    x = _rms_norm(x, norm_scale, cfg.layer_norm_eps)
+    qkv = _dense(x, qkv_kernel, dtype).astype(dtype)
+    query, key, value = (
+        part.reshape(n, length, cfg.num_heads, cfg.head_size)
+        for part in jnp.split(qkv, 3, axis=-1))
+    y = jax.nn.dot_product_attention(
+        query, key, value, bias=bias, mask=mask, scale=1.)
+    return _dense(y.reshape(n, length, inner), out_kernel, dtype)
+
+
+class _Mlp(nn.Module):
+  """Feed-forward layers, gated or not."""
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x):
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+    hidden, wide = cfg.hidden_size, cfg.intermediate_size
+    fan_in = nn.initializers.lecun_normal()
+    norm_scale = self.param('norm_scale', nn.initializers.ones, (hidden,))
+    up_kernel = self.param('up_kernel', fan_in, (hidden, wide))
+    down_kernel = self.param('down_kernel', fan_in, (wide, hidden))
+
+    x = _rms_norm(x, norm_scale, cfg.layer_norm_eps)
+    y = _dense(x, up_kernel, dtype)
+    if cfg.gated:
+      gate_kernel = self.param('gate_kernel', fan_in, (hidden, wide))
+      # T5 1.1 was trained with the tanh approximation, unlike BERT.
+      y = jax.nn.gelu(_dense(x, gate_kernel, dtype), approximate=True) * y
+    else:
+      y = jax.nn.relu(y)
+    return _dense(y, down_kernel, dtype)
+
+
+class T5Encoder(nn.Module):
+  """Maps tokens to contextual vectors, one per token.
+
+  Source: Raffel et al., JMLR 2020; gated: Shazeer, 2020 (arXiv 2002.05202).
+  Deviation: no dropout.
+  """
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array,
+               token_vectors: jax.Array | None = None) -> jax.Array:
+    """Returns hidden vectors [n, L, H] float32.
+
+    Args:
+      tokens: [n, L] int32. Vectors at `pad_id` are finite and meaningless.
+      token_vectors: [n, L, H] float32, rows of the token table when they were
+        looked up outside; the table is not touched then.
+
+    Raises:
+      ValueError: where tokens is not [n, L].
+    """
+    cfg = self.config
+    if tokens.ndim != 2:
+      raise ValueError(
+          f'tokens has shape {tokens.shape}, expected two dimensions [n, L].')
+    normal = nn.initializers.normal
+    if token_vectors is None:
+      table = self.param('token_table', normal(1.),
+                         (cfg.vocab_size, cfg.hidden_size))
+      token_vectors = transformer.look_up(table, tokens)
+    bias = relative_positions.bias(
+        self.param('relative_bias', normal(cfg.hidden_size ** -0.5),
+                   (cfg.relative_buckets, cfg.num_heads)),
+        tokens.shape[1], cfg.max_distance)
+    mask = (tokens != cfg.pad_id)[:, None, None, :]  # [n, 1, 1, L]
+    x = token_vectors
+    block = nn.remat(_Block) if cfg.remat else _Block
+    for i in range(cfg.num_layers):
+      x = block(cfg, name=f'layer_{i}')(x, mask, bias)
+    scale = self.param('final_norm_scale', nn.initializers.ones,
+                       (cfg.hidden_size,))
+    return _rms_norm(x, scale, cfg.layer_norm_eps)

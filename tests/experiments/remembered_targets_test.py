@@ -81,7 +81,7 @@ def test_a_run_is_searched_by_its_trained_rows(runs, tmp_path):
       experiment, params, saved_rows, ['dev', 'test'])
   for split in ('dev', 'test'):
     assert found[split] == pytest.approx(results['measures'][split])
-  embed.write(workdir, str(tmp_path / 'out'))
+  embed.write(str(tmp_path / 'out'), workdir=workdir)
   np.testing.assert_array_equal(
       np.load(tmp_path / 'out' / 'targets.npy'), targets)
 

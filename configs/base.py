@@ -67,6 +67,10 @@ def get_config(variant=''):
   config.encoding.buckets = (12, 16, 24, 32, 64, 128, 256)  # padded lengths
   config.encoding.batch_tokens = 4096  # per call when embedding a corpus
 
+  config.sharding = ml_collections.ConfigDict()
+  config.sharding.parameters = 'replicated'  # or 'sharded': with their moments
+  config.sharding.min_size = 65536  # elements; smaller ones stay replicated
+
   config.memory = ml_collections.ConfigDict()
   config.memory.kind = 'corpus'  # 'none', 'ring' or 'corpus'
   config.memory.capacity = 0  # rows of a ring; this and the next two

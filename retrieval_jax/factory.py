@@ -168,6 +168,13 @@ def make_tokens(config, dataset, tokenizer):
           (dataset.corpus_texts, config.data.target_length, 'targets')))
 
 
+def make_layout(config, mesh) -> sharding.Layout:
+  """Returns where the parameters and the optimizer's moments live."""
+  min_sizes = {'replicated': None, 'sharded': config.sharding.min_size}
+  return sharding.Layout(mesh, _choose(
+      min_sizes, 'sharding.parameters', config.sharding.parameters))
+
+
 def make_model(config, tokenizer):
   """Returns (DualEncoder, params), the initial parameters on the host."""
   options = config.model
@@ -204,7 +211,7 @@ def make_model(config, tokenizer):
     params = model.with_pretrained(params, weights)
   if options.start_from:
     params = _started(config, model, params)
-  return model, params
+  return model, jax.device_get(params)
 
 
 def _started(config, model, params):
@@ -297,6 +304,7 @@ class Experiment:
   Attributes:
     config: the ConfigDict.
     mesh: mesh with axis 'data'.
+    layout: sharding.Layout of the parameters in training.
     dataset: data.RetrievalDataset.
     tokenizer: data.Tokenizer.
     query_tokens: data.TokenStore of all queries.
@@ -307,6 +315,7 @@ class Experiment:
   """
   config: Any
   mesh: jax.sharding.Mesh
+  layout: sharding.Layout
   dataset: data.RetrievalDataset
   tokenizer: data.Tokenizer
   query_tokens: data.TokenStore
@@ -405,13 +414,13 @@ class Experiment:
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
         buckets=tuple(options.buckets),
-        pad_id=self.model.config.pad_id, mesh=self.mesh)
+        pad_id=self.model.config.pad_id, layout=self.layout)
     encoders = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)
     return steps.make_train_step(
         encoders, self.method, optimizer, mesh=self.mesh,
-        seed=self.config.seed), schedule
+        seed=self.config.seed, layout=self.layout), schedule
 
   def make_gather(self):
     """Returns the function from corpus ids to target tokens."""
@@ -456,6 +465,7 @@ def build(config, *, num_devices=None) -> Experiment:
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
+  layout = make_layout(config, mesh)
   dataset = make_dataset(config)
   method = make_method(config, mesh, len(dataset.corpus_ids))
   if method.memory == 'ring':
@@ -464,6 +474,7 @@ def build(config, *, num_devices=None) -> Experiment:
   query_tokens, target_tokens_ = make_tokens(config, dataset, tokenizer)
   model, params = make_model(config, tokenizer)
   return Experiment(
-      config=config, mesh=mesh, dataset=dataset, tokenizer=tokenizer,
+      config=config, mesh=mesh, layout=layout, dataset=dataset,
+      tokenizer=tokenizer,
       query_tokens=query_tokens, target_tokens=target_tokens_, model=model,
       params=params, method=method)

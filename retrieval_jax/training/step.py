@@ -1,7 +1,8 @@
 """One training step, the same for every method: propose, gather, update.
 
 The batch and all fresh embeddings are sharded over mesh axis 'data' by query;
-the table by row; everything else is replicated.
+the table by row; parameters and optimizer as a `sharding.Layout` says;
+everything else is replicated.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ class TrainStep(NamedTuple):
   refreshed: Callable
 
 
-def make_train_step(encoders, method, optimizer, *, mesh, seed):
+def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
   """Returns the functions that train `encoders` by `method`.
 
   A step is
@@ -59,6 +60,8 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     mesh: mesh with axis 'data'.
     seed: int; step t draws from fold_in(key(seed), t), so nothing random is
       part of the state.
+    layout: sharding.Layout of the parameters and of what the optimizer keeps
+      of them, the one that `encoders` know; None replicates both.
 
   Returns:
     A TrainStep: `init_state(params, table) -> TrainState` sharded over the
@@ -70,6 +73,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     the whole table and lets the corrector start anew if it asks for that.
   """
   shards = mesh.shape['data']
+  layout = layout or sharding.Layout(mesh)
   encodes_targets = method.targets.source == 'encoder'
 
   def init_corrector(dim):
@@ -82,10 +86,17 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table,
           corrector=init_corrector(table.embeddings.shape[1]), sampler=())
+    # Parameters are put in place first: none is whole on any device that is to
+    # hold a shard of it.
+    params = jax.device_put(params, layout.shardings(params))
     shape = jax.eval_shape(build, params, table)
-    return jax.jit(
-        build, out_shardings=sharding.state_shardings(shape, mesh))(
-            params, table)
+    return jax.jit(build, out_shardings=state_shardings(shape))(params, table)
+
+  def state_shardings(state):
+    return dataclasses.replace(
+        sharding.state_shardings(state, mesh),
+        params=layout.shardings(state.params),
+        opt_state=layout.shardings(state.opt_state))
 
   num_anchors = -(-method.corrector.num_anchors // shards) * shards
 
@@ -195,7 +206,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
   def update_pinned(state, *arguments):
     new_state, metrics = update(state, *arguments)
     return jax.lax.with_sharding_constraint(
-        new_state, sharding.state_shardings(new_state, mesh)), metrics
+        new_state, state_shardings(new_state)), metrics
 
   def refreshed(state, table):
     corrector = state.corrector

@@ -113,6 +113,8 @@ def get_config(variant=''):
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'
   config.estimator.columns = 'all'
+  config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
+  config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
 
   config.refresh = ml_collections.ConfigDict()
   config.refresh.write_back = False
@@ -140,6 +142,7 @@ def get_config(variant=''):
   config.evaluation.every = 0  # steps between dev evaluations; 0: at the end
   config.evaluation.depth = 100  # results kept per query
   config.evaluation.baselines = True  # BM25 and the untrained encoder
+  config.evaluation.dims = ()  # lengths of prefixes to measure as well
   config.evaluation.drop_self_matches = False  # a query's own id in the corpus
 
   config.diagnostics = ml_collections.ConfigDict()

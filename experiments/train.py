@@ -73,7 +73,8 @@ def run(config, workdir, *, num_devices=None, command=None):
       if resumed == config.num_steps and report.is_finished(workdir):
         results = report.read_results(workdir)
         # Other options of evaluation: no steps are left, but measures are.
-        if results['config']['evaluation'] == resolved['evaluation']:
+        if results['config']['evaluation'] == json.loads(
+            json.dumps(resolved['evaluation'])):
           say(f'{workdir} is finished; here is what it found.')
           return results
     say('Preparing data, tokens and model; later runs find them ready.')

@@ -13,6 +13,7 @@ import numpy as np
 
 from retrieval_jax import correctors
 from retrieval_jax import data
+from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
 from retrieval_jax import runtime
 from retrieval_jax import samplers
@@ -294,7 +295,11 @@ def make_method(config, mesh, num_targets) -> methods.Method:
       columns=config.estimator.columns,
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
-          **config.targets, normalize=config.model.normalize))
+          **config.targets, normalize=config.model.normalize),
+      matryoshka=matryoshka.Matryoshka(
+          tuple(config.estimator.matryoshka_dims),
+          tuple(config.estimator.matryoshka_weights),
+          config.model.normalize))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -473,8 +478,11 @@ def build(config, *, num_devices=None) -> Experiment:
   tokenizer = make_tokenizer(config, dataset)
   query_tokens, target_tokens_ = make_tokens(config, dataset, tokenizer)
   model, params = make_model(config, tokenizer)
+  for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
+    section, name = option.split('.')
+    matryoshka.check_dims(
+        config[section][name], model.dim, f'--config.{option}')
   return Experiment(
       config=config, mesh=mesh, layout=layout, dataset=dataset,
-      tokenizer=tokenizer,
-      query_tokens=query_tokens, target_tokens=target_tokens_, model=model,
-      params=params, method=method)
+      tokenizer=tokenizer, query_tokens=query_tokens,
+      target_tokens=target_tokens_, model=model, params=params, method=method)

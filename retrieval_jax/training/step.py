@@ -130,26 +130,16 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
           jnp.float32)
 
     def loss_fn(params, vectors):
-      queries = encoders.queries(params, batch.query_tokens)
       if encodes_targets:
         targets = encoders.targets(params, jnp.concatenate(
             [batch.target_tokens, negative_tokens]))
       else:
         targets = vectors[place]
-      positives = targets[:num_queries]
-      negatives = targets[num_queries:].reshape(
-          num_queries, num_negatives, targets.shape[-1])
       scale = encoders.scale(params)
-      positive = scale * jnp.einsum('bd,bd->b', queries, positives)
-      negative, mask = columns(
-          method.columns, queries, positives, negatives, batch, proposal, scale)
-      surrogate, info = estimators.ESTIMATORS[method.estimator](
-          positive, negative, mask, proposal)
-      info = {name: value.mean() for name, value in info.items()}
-      info |= {'loss': surrogate.mean(), 'positive_logit': positive.mean(),
-               'columns': mask.sum(axis=1).astype(jnp.float32).mean(),
-               'scale': scale}
-      return surrogate.mean(), (info, queries, positives, negatives)
+      return method.matryoshka.total(
+          lambda queries, targets: loss_of(
+              method, queries, targets, scale, batch, proposal),
+          encoders.queries(params, batch.query_tokens), targets)
 
     (_, (metrics, *fresh)), (gradient, row_gradient) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True)(state.params, vectors)
@@ -220,6 +210,38 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
       init_state,
       jax.jit(propose, out_shardings=(replicated,) * 4),
       jax.jit(update_pinned, donate_argnums=0), refreshed)
+
+
+def loss_of(method, queries, targets, scale, batch, proposal):
+  """Returns the loss of a batch, and what the step needs besides.
+
+  Args:
+    method: a method.Method.
+    queries: [B, D] float32.
+    targets: [B + B * K, D] float32, of the positives, then of the draws of
+      each query.
+    scale: [] float32.
+    batch: types.Batch.
+    proposal: types.Proposal of the draws, K per query.
+
+  Returns:
+    loss: [] float32, the mean over the batch.
+    (metrics, queries, positives [B, D], negatives [B, K, D]).
+  """
+  num_queries, num_negatives = proposal.rows.shape
+  positives = targets[:num_queries]
+  negatives = targets[num_queries:].reshape(
+      num_queries, num_negatives, targets.shape[-1])
+  positive = scale * jnp.einsum('bd,bd->b', queries, positives)
+  negative, mask = columns(
+      method.columns, queries, positives, negatives, batch, proposal, scale)
+  surrogate, info = estimators.ESTIMATORS[method.estimator](
+      positive, negative, mask, proposal)
+  info = {name: value.mean() for name, value in info.items()}
+  info |= {'loss': surrogate.mean(), 'positive_logit': positive.mean(),
+           'columns': mask.sum(axis=1).astype(jnp.float32).mean(),
+           'scale': scale}
+  return surrogate.mean(), (info, queries, positives, negatives)
 
 
 def distinct_rows(table, batch, proposal):

@@ -73,6 +73,10 @@ def get_config(variant=''):
   config.encoding.buckets = (12, 16, 24, 32, 64, 128, 256)  # padded lengths
   config.encoding.batch_tokens = 4096  # per call when embedding a corpus
 
+  config.sharding = ml_collections.ConfigDict()
+  config.sharding.parameters = 'replicated'  # or 'sharded': with their moments
+  config.sharding.min_size = 65536  # elements; smaller ones stay replicated
+
   config.memory = ml_collections.ConfigDict()
   config.memory.kind = 'corpus'  # 'none', 'ring' or 'corpus'
   config.memory.capacity = 0  # rows of a ring; this and the next two
@@ -115,6 +119,8 @@ def get_config(variant=''):
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'
   config.estimator.columns = 'all'
+  config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
+  config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
 
   config.refresh = ml_collections.ConfigDict()
   config.refresh.write_back = False
@@ -142,6 +148,7 @@ def get_config(variant=''):
   config.evaluation.every = 0  # steps between dev evaluations; 0: at the end
   config.evaluation.depth = 100  # results kept per query
   config.evaluation.baselines = True  # BM25 and the untrained encoder
+  config.evaluation.dims = ()  # lengths of prefixes to measure as well
   config.evaluation.drop_self_matches = False  # a query's own id in the corpus
 
   config.diagnostics = ml_collections.ConfigDict()

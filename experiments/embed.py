@@ -28,6 +28,7 @@ import numpy as np
 
 from experiments import process
 from experiments import saved
+from retrieval_jax import matryoshka
 from retrieval_jax.data import beir
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
@@ -47,6 +48,9 @@ def define_flags(values):
   flags.DEFINE_enum(
       'dtype', 'float32', ['float32', 'float16'], 'Type of the stored numbers.',
       flag_values=values)
+  flags.DEFINE_integer(
+      'dim', None, 'Dimensions to keep, the first of each embedding; all by '
+      'default.', flag_values=values)
   flags.DEFINE_multi_string(
       'pairs', [], "'targets' or FIELD=FILE.jsonl[.gz], repeatable: texts to "
       'embed as queries of the targets that "_id" names.', flag_values=values)
@@ -59,12 +63,13 @@ def main(argv, values=flags.FLAGS):
   with process.script():
     targets, queries = write(
         values.out, workdir=values.workdir, config=values.config,
-        dtype=values.dtype, pairs=values.pairs)
+        dtype=values.dtype, pairs=values.pairs, dim=values.dim)
   print(f'{values.out}: {len(targets):,} targets and {len(queries):,} queries, '
         f'{targets.shape[1]} dimensions.')
 
 
-def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
+def write(out, *, workdir=None, config=None, dtype='float32', pairs=(),
+          dim=None):
   """Embeds everything and writes `out` whole or not at all.
 
   Args:
@@ -73,18 +78,24 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
     config: ConfigDict, in place of `workdir`: its initial encoder embeds.
     dtype: of the stored numbers.
     pairs: 'targets' or 'FIELD=FILE' each.
+    dim: first dimensions to keep, brought to length one where the model does so
+      with whole embeddings; None for all.
 
   Returns:
     Embeddings [N, D] of the targets and [Q, D] of the queries, float32.
 
   Raises:
-    ValueError: if `out` exists, or not one of workdir and config is given.
+    ValueError: if `out` exists, not one of workdir and config is given, or
+      there are fewer dimensions than `dim`.
     DataError: where a file of pairs is malformed.
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
   experiment, params, rows, step = saved.load_encoder(workdir, config)
   dataset = experiment.dataset
+  if dim is None:
+    dim = experiment.model.dim
+  matryoshka.check_dims([dim], experiment.model.dim, '--dim')
   texts = {}
   for pair in pairs:
     name = pair.partition('=')[0]
@@ -97,6 +108,9 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
   queries = experiment.embed_queries(params)
   with datasets.atomic_folder(os.path.abspath(out)) as folder:
     def save(name, vectors, ids_file, ids):
+      if dim < vectors.shape[1]:
+        vectors = matryoshka.truncate(
+            vectors, dim, experiment.config.model.normalize)
       np.save(os.path.join(folder, f'{name}.npy'), vectors.astype(dtype))
       embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
 
@@ -114,7 +128,7 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=()):
                       'query-id\tcorpus-id\tscore\n' + ''.join(lines))
     trec.write_text(os.path.join(folder, 'embeddings.json'), json.dumps({
         'dataset': dataset.name, 'workdir': workdir, 'step': step,
-        'dim': int(targets.shape[1]), 'num_targets': len(targets),
+        'dim': dim, 'num_targets': len(targets),
         'num_queries': len(queries), 'dtype': dtype}, indent=2) + '\n')
   return targets, queries
 

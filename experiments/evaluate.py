@@ -25,6 +25,7 @@ import rich.console
 
 from experiments import process
 from experiments import saved
+from retrieval_jax import matryoshka
 from retrieval_jax import sharding
 from retrieval_jax.adapters import store
 from retrieval_jax.data import embeddings as embeddings_lib
@@ -42,8 +43,10 @@ def splits(config):
 
 
 def evaluate_params(experiment, params, rows, names, *, targets=None,
-                    workdir=None, measures=measures_lib.MEASURES):
+                    workdir=None, measures=measures_lib.MEASURES, dims=None):
   """Returns {split: {measure: value}} of a full-corpus search.
+
+  Measures of the first m dimensions are called MEASURE/m, as in 'RR@10/64'.
 
   Args:
     experiment: factory.Experiment.
@@ -53,21 +56,33 @@ def evaluate_params(experiment, params, rows, names, *, targets=None,
     targets: [N, D] float32, embeddings of the corpus if there are any already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
     measures: names of ir-measures.
+    dims: prefixes to measure beside whole embeddings, brought to length one
+      where the model does so with those; None for `evaluation.dims`.
   """
   config, dataset = experiment.config, experiment.dataset
   if not names:
     return {}
   if targets is None:
     targets = experiment.targets_of(params, rows)
-  queries = np.concatenate([dataset.qrels[name].queries() for name in names])
-  found = retrieval.search_corpus(
-      experiment.embed_queries(params, queries), targets,
-      query_ids=[dataset.query_ids[row] for row in queries],
-      corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
-      k=config.evaluation.depth + config.evaluation.drop_self_matches,
-      chunk_rows=config.memory.chunk_rows)
-  return _measure(dataset, names, found, measures,
-                  config.evaluation.drop_self_matches, workdir)
+  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
+  queries = experiment.embed_queries(params, rows)
+
+  def measure(queries, targets, folder):
+    found = retrieval.search_corpus(
+        queries, targets, query_ids=[dataset.query_ids[row] for row in rows],
+        corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
+        k=config.evaluation.depth + config.evaluation.drop_self_matches,
+        chunk_rows=config.memory.chunk_rows)
+    return _measure(dataset, names, found, measures,
+                    config.evaluation.drop_self_matches, folder)
+
+  by_split = measure(queries, targets, workdir)
+  for dim in config.evaluation.dims if dims is None else dims:
+    cut = lambda x: matryoshka.truncate(x, dim, config.model.normalize)
+    for name, of_split in measure(cut(queries), cut(targets), None).items():
+      by_split[name] |= {
+          f'{key}/{dim}': value for key, value in of_split.items()}
+  return by_split
 
 
 def measure_by_split(experiment, names, rows, found, scores):
@@ -137,6 +152,16 @@ def _checked_splits(names, experiment):
   return names
 
 
+def _checked_dims(dims, experiment):
+  if dims is None:
+    return None
+  if not all(dim.isdigit() for dim in dims):
+    raise ValueError(f'--dims={",".join(dims)} must be whole numbers.')
+  dims = [int(dim) for dim in dims]
+  matryoshka.check_dims(dims, experiment.model.dim, '--dims')
+  return dims
+
+
 def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
   """Cuts a run (queries in the order of the splits) and measures it."""
   by_split, start = {}, 0
@@ -194,6 +219,9 @@ def define_flags(values):
   flags.DEFINE_list(
       'measures', list(measures_lib.MEASURES),
       'Measures in the spelling of ir-measures.', flag_values=values)
+  flags.DEFINE_list(
+      'dims', None, 'Prefixes of the embeddings to measure beside the whole, '
+      'of a run; those of the config by default.', flag_values=values)
 
 
 def main(argv, values=flags.FLAGS):
@@ -210,7 +238,8 @@ def main(argv, values=flags.FLAGS):
       experiment, params, rows, step = saved.load(workdir)
       found = evaluate_params(
           experiment, params, rows, _checked_splits(values.splits, experiment),
-          workdir=workdir, measures=values.measures)
+          workdir=workdir, measures=values.measures,
+          dims=_checked_dims(values.dims, experiment))
       results = results_so_far(experiment, workdir, step)
       for split, of_split in found.items():
         results['measures'].setdefault(split, {}).update(of_split)

@@ -41,10 +41,11 @@ from retrieval_jax.training import metric_writer
 from retrieval_jax.training import signals
 
 # Sections that may change when a run is resumed: none of them changes the
-# parameters that come out. `num_steps` may not: the schedule depends on it.
+# parameters that come out, but for the order of sums. `num_steps` may not: the
+# schedule depends on it.
 MAY_CHANGE = ('log', 'checkpoint', 'profile', 'diagnostics', 'evaluation',
               'data.cache', 'data.path', 'data.tokens_on_device',
-              'encoding.batch_tokens')
+              'encoding.batch_tokens', 'sharding')
 
 
 def run(config, workdir, *, num_devices=None, command=None):
@@ -72,7 +73,8 @@ def run(config, workdir, *, num_devices=None, command=None):
       if resumed == config.num_steps and report.is_finished(workdir):
         results = report.read_results(workdir)
         # Other options of evaluation: no steps are left, but measures are.
-        if results['config']['evaluation'] == resolved['evaluation']:
+        if results['config']['evaluation'] == json.loads(
+            json.dumps(resolved['evaluation'])):
           say(f'{workdir} is finished; here is what it found.')
           return results
     say('Preparing data, tokens and model; later runs find them ready.')

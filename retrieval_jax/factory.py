@@ -16,6 +16,7 @@ import numpy as np
 
 from retrieval_jax import correctors
 from retrieval_jax import data
+from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
 from retrieval_jax import runtime
 from retrieval_jax import samplers
@@ -179,6 +180,13 @@ def make_tokens(config, dataset, tokenizer):
            config.data.target_length, 'targets')))
 
 
+def make_layout(config, mesh) -> sharding.Layout:
+  """Returns where the parameters and the optimizer's moments live."""
+  min_sizes = {'replicated': None, 'sharded': config.sharding.min_size}
+  return sharding.Layout(mesh, _choose(
+      min_sizes, 'sharding.parameters', config.sharding.parameters))
+
+
 def make_model(config, tokenizer):
   """Returns (DualEncoder, params), the initial parameters on the host."""
   options = config.model
@@ -212,7 +220,7 @@ def make_model(config, tokenizer):
     params = model.with_pretrained(params, *towers)
   if options.start_from:
     params = _started(config, model, params)
-  return model, params
+  return model, jax.device_get(params)
 
 
 def _pretrained_towers(options):
@@ -395,7 +403,11 @@ def make_method(config, mesh, num_targets) -> methods.Method:
       columns=config.estimator.columns,
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
-          **config.targets, normalize=config.model.normalize))
+          **config.targets, normalize=config.model.normalize),
+      matryoshka=matryoshka.Matryoshka(
+          tuple(config.estimator.matryoshka_dims),
+          tuple(config.estimator.matryoshka_weights),
+          config.model.normalize))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,6 +417,7 @@ class Experiment:
   Attributes:
     config: the ConfigDict, as `settled` returns it.
     mesh: mesh with axis 'data'.
+    layout: sharding.Layout of the parameters in training.
     dataset: data.RetrievalDataset.
     tokenizer: data.Tokenizer, without prompts.
     query_tokens: data.TokenStore of all queries.
@@ -415,6 +428,7 @@ class Experiment:
   """
   config: Any
   mesh: jax.sharding.Mesh
+  layout: sharding.Layout
   dataset: data.RetrievalDataset
   tokenizer: data.Tokenizer
   query_tokens: data.TokenStore
@@ -518,13 +532,13 @@ class Experiment:
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
         buckets=tuple(options.buckets),
-        pad_id=self.model.config.pad_id, mesh=self.mesh)
+        pad_id=self.model.config.pad_id, layout=self.layout)
     encoders = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)
     return steps.make_train_step(
         encoders, self.method, optimizer, mesh=self.mesh,
-        seed=self.config.seed), schedule
+        seed=self.config.seed, layout=self.layout), schedule
 
   def make_gather(self):
     """Returns the function from corpus ids to target tokens."""
@@ -570,6 +584,7 @@ def build(config, *, num_devices=None) -> Experiment:
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
   config = settled(config)
+  layout = make_layout(config, mesh)
   dataset = make_dataset(config)
   method = make_method(config, mesh, len(dataset.corpus_ids))
   if method.memory == 'ring':
@@ -577,7 +592,11 @@ def build(config, *, num_devices=None) -> Experiment:
   tokenizer = make_tokenizer(config, dataset)
   query_tokens, target_tokens_ = make_tokens(config, dataset, tokenizer)
   model, params = make_model(config, tokenizer)
+  for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
+    section, name = option.split('.')
+    matryoshka.check_dims(
+        config[section][name], model.dim, f'--config.{option}')
   return Experiment(
-      config=config, mesh=mesh, dataset=dataset, tokenizer=tokenizer,
-      query_tokens=query_tokens, target_tokens=target_tokens_, model=model,
-      params=params, method=method)
+      config=config, mesh=mesh, layout=layout, dataset=dataset,
+      tokenizer=tokenizer, query_tokens=query_tokens,
+      target_tokens=target_tokens_, model=model, params=params, method=method)

@@ -4,6 +4,7 @@ import dataclasses
 
 from retrieval_jax import correctors
 from retrieval_jax import estimators
+from retrieval_jax import matryoshka as matryoshkas
 from retrieval_jax import types
 
 MEMORIES = ('none', 'ring', 'corpus')
@@ -89,6 +90,7 @@ class Method:
       draws of the batch, no in-batch positives).
     refresh: a Refresh.
     targets: a Targets.
+    matryoshka: a matryoshka.Matryoshka.
   """
   memory: str
   corrector: types.Corrector
@@ -97,6 +99,8 @@ class Method:
   columns: str
   refresh: Refresh
   targets: Targets = dataclasses.field(default_factory=Targets)
+  matryoshka: matryoshkas.Matryoshka = dataclasses.field(
+      default_factory=matryoshkas.Matryoshka)
 
   def __post_init__(self):
     _check_choice('memory.kind', self.memory, MEMORIES)

@@ -1,9 +1,13 @@
 """The mesh, and where each array of a run lives on it.
 
-One axis, 'data': it shards the rows of the table, and the examples of a batch.
-Everything else (parameters, optimizer state) is replicated. This is the only
-file that builds a mesh; everywhere else the mesh is an explicit argument.
+One axis, 'data': it shards the rows of the table, the examples of a batch and,
+where a `Layout` says so, the parameters and what the optimizer keeps of them.
+Everything else is replicated. This is the only file that builds a mesh;
+everywhere else the mesh is an explicit argument.
 """
+
+import dataclasses
+import re
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -12,6 +16,11 @@ import numpy as np
 from retrieval_jax.types import TargetTable
 
 AXIS = 'data'
+
+RULES = (('token_table$', 1),)
+"""(regex, dimension or None) for the paths of parameters that are no matter of
+size. By columns a token table is neither gathered nor is its gradient reduced:
+devices exchange the vectors of a chunk's tokens, see `models.chunking`."""
 
 
 def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
@@ -54,6 +63,109 @@ def batch(mesh: jax.sharding.Mesh) -> NamedSharding:
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where parameters live, and what an optimizer keeps of each of them.
+
+  A leaf of at least `min_size` numbers is cut along its largest dimension that
+  S divides (the last of several), so that each device holds 1 / S of it; all
+  others are replicated. The path of an optimizer's moment ends with that of
+  its parameter, so the same rules give it the same place.
+
+  Source: Rajbhandari et al., SC 2020 (ZeRO, stage 3); Zhao et al., VLDB 2023
+    (FSDP). Rules by regex as in big_vision.
+
+  Attributes:
+    mesh: mesh with axis 'data'.
+    min_size: least number of elements of a sharded leaf; None shards nothing.
+    rules: (regex, dimension) pairs that come before size: the first one found
+      in a leaf's path ('/' between names) names its dimension; None keeps it
+      whole, as does a dimension that S does not divide.
+  """
+  mesh: jax.sharding.Mesh
+  min_size: int | None = None
+  rules: tuple[tuple[str, int | None], ...] = RULES
+
+  def __post_init__(self):
+    if self.min_size is not None and self.min_size < 1:
+      raise ValueError(
+          f'sharding.min_size={self.min_size} must be at least 1: the number '
+          'of elements from which on a parameter is sharded.')
+
+  @property
+  def shards_parameters(self) -> bool:
+    """Whether any leaf can be sharded at all."""
+    return self.min_size is not None and num_shards(self.mesh) > 1
+
+  def specs(self, tree):
+    """Returns a tree of PartitionSpecs for arrays or ShapeDtypeStructs."""
+    return jax.tree_util.tree_map_with_path(self._spec, tree)
+
+  def shardings(self, tree):
+    """Returns a tree of NamedShardings for arrays or ShapeDtypeStructs."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(self.mesh, spec), self.specs(tree),
+        is_leaf=_is_spec)
+
+  def _spec(self, path, leaf):
+    if not self.shards_parameters or leaf.size < self.min_size:
+      return PartitionSpec()
+    shards, shape = num_shards(self.mesh), leaf.shape
+    path = jax.tree_util.keystr(path, simple=True, separator='/')
+    dimensions = [i for i, size in enumerate(shape) if size % shards == 0]
+    for pattern, dimension in self.rules:
+      if re.search(pattern, path):
+        dimensions = [i for i in dimensions if i == dimension]
+        break
+    if not dimensions:
+      return PartitionSpec()
+    chosen = max(dimensions, key=lambda i: (shape[i], i))
+    return PartitionSpec(*[None] * chosen, AXIS)
+
+
+def dimension_of(spec: PartitionSpec) -> int | None:
+  """Returns which dimension a spec shards, None for none."""
+  return tuple(spec).index(AXIS) if AXIS in spec else None
+
+
+def gather(shards, specs):
+  """Returns whole arrays from this device's shards; in shard_map only.
+
+  Gradients through it are what `scatter` makes of those of the whole arrays.
+  """
+  def whole(spec, shard):
+    dimension = dimension_of(spec)
+    if dimension is None:
+      return shard
+    return jax.lax.all_gather(shard, AXIS, axis=dimension, tiled=True)
+  return jax.tree.map(whole, specs, shards, is_leaf=_is_spec)
+
+
+def scatter(gradient, specs):
+  """Sums gradients of sharded arrays over devices, each keeps its shard.
+
+  In shard_map only; those of replicated arrays stay as they are.
+  """
+  def shard(spec, whole):
+    dimension = dimension_of(spec)
+    if dimension is None:
+      return whole
+    return jax.lax.psum_scatter(
+        whole, AXIS, scatter_dimension=dimension, tiled=True)
+  return jax.tree.map(shard, specs, gradient, is_leaf=_is_spec)
+
+
+def sum_replicated(gradient, specs):
+  """Sums gradients of replicated arrays over devices; in shard_map only."""
+  def total(spec, leaf):
+    return jax.lax.psum(leaf, AXIS) if dimension_of(spec) is None else leaf
+  return jax.tree.map(total, specs, gradient, is_leaf=_is_spec)
+
+
+def _is_spec(node):
+  return isinstance(node, PartitionSpec)
 
 
 def put_batch(tree, mesh: jax.sharding.Mesh):

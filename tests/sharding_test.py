@@ -50,6 +50,46 @@ class ShardingTest(absltest.TestCase):
                    out_shardings=shardings)()
     self.assertEqual(made['table'].ids.sharding, sharding.rows(mesh))
 
+  def test_layout_cuts_the_largest_dimension_that_divides(self):
+    layout = sharding.Layout(sharding.make_mesh(4), min_size=32)
+    array = lambda *shape: np.zeros(shape, np.float32)
+    params = {
+        'kernel': array(8, 24), 'square': array(8, 8), 'tall': array(30, 8),
+        'odd': array(9, 7), 'small': array(4, 4), 'scale': array(),
+        'token_table': array(40, 8), 'narrow': {'token_table': array(40, 6)}}
+    moments = {'count': array(), 'mu': params}
+    wanted = {
+        'kernel': (None, 'data'), 'square': (None, 'data'),
+        'tall': (None, 'data'), 'odd': (), 'small': (), 'scale': (),
+        # By columns or not at all, however long it is.
+        'token_table': (None, 'data'), 'narrow': {'token_table': ()}}
+    tuples = lambda tree: jax.tree.map(
+        tuple, layout.specs(tree),
+        is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+    self.assertEqual(tuples(params), wanted)
+    self.assertEqual(tuples(moments), {'count': (), 'mu': wanted})
+    placed = jax.device_put(params, layout.shardings(params))
+    self.assertEqual(placed['kernel'].addressable_shards[0].data.shape, (8, 6))
+
+  def test_layout_without_size_or_with_one_device_shards_nothing(self):
+    params = {'kernel': np.zeros((64, 64))}
+    for layout in (sharding.Layout(sharding.make_mesh(8)),
+                   sharding.Layout(sharding.make_mesh(1), min_size=1)):
+      self.assertFalse(layout.shards_parameters)
+      self.assertEqual(
+          layout.shardings(params)['kernel'], sharding.replicated(layout.mesh))
+
+  def test_rules_come_before_size(self):
+    layout = sharding.Layout(
+        sharding.make_mesh(2), min_size=1,
+        rules=(('head/kernel', None), ('kernel', 0)))
+    specs = layout.specs({'head': {'kernel': np.zeros((4, 8))},
+                          'kernel': np.zeros((4, 8))})
+    self.assertEqual(tuple(specs['head']['kernel']), ())
+    self.assertEqual(tuple(specs['kernel']), ('data',))
+    with self.assertRaisesRegex(ValueError, 'min_size=0 must be at least 1'):
+      sharding.Layout(sharding.make_mesh(2), min_size=0)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -6,22 +6,35 @@ backward pass encodes each chunk again and adds up the parameters' gradients
 (gradient caching; Gao et al., RepL4NLP 2021). Since it walks over chunks
 anyway, texts are sorted by length first and each chunk is padded only to the
 smallest bucket that holds its longest text.
+
+Over several devices each walks over its part of every chunk. Replicated
+parameters are then used without a word between devices, and their gradients
+are summed once, after the last chunk. Sharded ones are gathered before the
+first chunk of a pass, and the gradient of each chunk is summed into shards, so
+that no device adds up a whole one.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 
+from retrieval_jax import sharding
 from retrieval_jax.models import embedding
 from retrieval_jax import types
+
+_TEXTS = PartitionSpec(sharding.AXIS)
+_CHUNKS = PartitionSpec(None, sharding.AXIS)  # texts of each chunk
+_WHOLE = PartitionSpec()
 
 
 def chunked(encode: types.Encode, *, chunk_size: int | None,
             buckets: Sequence[int] = embedding.BUCKETS, pad_id: int = 0,
-            mesh=None) -> types.Encode:
+            layout: sharding.Layout | None = None) -> types.Encode:
   """Returns an `encode` with the same values and gradients, in chunks.
 
   Memory of a training step is that of `chunk_size` texts, plus the gradient
@@ -34,24 +47,54 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
       apart (`split`, `merge`, `body`, see `dual_encoder.Tower`) costs no
       pass over the token table per chunk.
     chunk_size: texts encoded at a time, over all devices; None or 0 for all,
-      without recomputation: `encode` itself.
+      without recomputation: `encode` itself, or, with sharded parameters,
+      `encode` of gathered ones.
     buckets: ascending lengths that chunks are padded to; each compiles the
       encoder once.
     pad_id: padding token.
-    mesh: mesh with axis 'data' over which the texts of each chunk are spread;
-      None leaves it to the compiler. It must divide `chunk_size`.
+    layout: where the parameters live; the texts of each chunk are spread over
+      the devices of its mesh, which must divide `chunk_size`. None leaves both
+      to the compiler.
 
   Raises:
-    ValueError: for a chunk_size that the mesh does not divide.
+    ValueError: for a chunk_size that the mesh does not divide, or a token
+      table that is sharded by rows.
   """
   if not chunk_size:
-    return encode
-  if chunk_size < 0 or (mesh is not None and chunk_size % mesh.size):
+    sharded = layout is not None and layout.shards_parameters
+    return _Gathered(encode, layout) if sharded else encode
+  devices = 1 if layout is None else layout.mesh.size
+  if chunk_size < 0 or chunk_size % devices:
     raise ValueError(
         f'chunk_size={chunk_size} must be positive and a multiple of the '
-        f'{1 if mesh is None else mesh.size} devices of the mesh.')
+        f'{devices} devices of the mesh.')
   embedding.check_buckets(buckets, 1)
-  return _Chunked(encode, chunk_size, tuple(buckets), pad_id, mesh)
+  return _Chunked(encode, chunk_size, tuple(buckets), pad_id, layout)
+
+
+def _on_devices(function, layout, in_specs, out_specs):
+  """Returns `function` as each device runs it on its shards."""
+  if layout is None:
+    return function
+  # Unchecked, gradients of replicated arrays stay each device's own until they
+  # are summed; checked, jax (0.10) would sum them at every use.
+  return jax.shard_map(function, mesh=layout.mesh, in_specs=in_specs,
+                       out_specs=out_specs, check_vma=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gathered:
+  """`encode` of all texts at once, with parameters in shards."""
+  encode: types.Encode
+  layout: sharding.Layout
+
+  def __call__(self, params, tokens):
+    """Returns embeddings [n, D] float32 of tokens [n, L] int32."""
+    specs = self.layout.specs(params)
+    return _on_devices(
+        lambda params, tokens: self.encode(
+            sharding.gather(params, specs), tokens),
+        self.layout, (specs, _TEXTS), _TEXTS)(params, tokens)
 
 
 class _Whole:
@@ -94,16 +137,34 @@ class _Parts(_Whole):
     return table.at[tokens].add(values.astype(table.dtype), mode='drop')
 
 
+class _Columns(_Parts):
+  """A Tower whose token table lies in blocks of columns; in shard_map only.
+
+  Each device reads its columns for the texts of all, then all exchange blocks;
+  and back for the gradient, of which no sum over devices is left to be made.
+  """
+
+  def look_up(self, table, tokens):
+    vectors = super().look_up(table, self._of_all(tokens))  # [S n, L, H / S]
+    return jax.lax.all_to_all(
+        vectors, sharding.AXIS, split_axis=0, concat_axis=2, tiled=True)
+
+  def add_rows(self, table, tokens, values):
+    values = jax.lax.all_to_all(
+        values, sharding.AXIS, split_axis=2, concat_axis=0, tiled=True)
+    return super().add_rows(table, self._of_all(tokens), values)
+
+  def _of_all(self, tokens):
+    return jax.lax.all_gather(tokens, sharding.AXIS, tiled=True)
+
+
 class _Chunked:
   """See `chunked`; equal and hashable by what it was built from."""
 
-  def __init__(self, encode, chunk_size, buckets, pad_id, mesh):
-    self._key = (encode, chunk_size, buckets, pad_id, mesh)
-    parts = (_Parts if all(hasattr(encode, name) for name in
-                           ('split', 'merge', 'body')) else _Whole)
-    self._parts = parts(encode)
-    self._encode, self._chunk_size, self._buckets, self._pad_id, self._mesh = (
-        self._key)
+  def __init__(self, encode, chunk_size, buckets, pad_id, layout):
+    self._key = (encode, chunk_size, buckets, pad_id, layout)
+    (self._encode, self._chunk_size, self._buckets, self._pad_id,
+     self._layout) = self._key
     self._run = jax.custom_vjp(self._forward)
     self._run.defvjp(self._forward_and_save, self._backward)
 
@@ -118,20 +179,27 @@ class _Chunked:
     return self._run(params, jnp.asarray(tokens))
 
   def _forward(self, params, tokens):
-    table, rest = self._parts.split(params)
+    parts, specs = self._take_apart(params)
     chunks, choices, order = self._cut(tokens)
     buckets = embedding.check_buckets(self._buckets, tokens.shape[1])
 
-    def encode_at(length, chunk):
-      chunk = chunk[:, :length]
-      return self._parts.body(rest, self._parts.look_up(table, chunk), chunk)
+    def encode(shards, chunks, choices):
+      table, rest = shards[0], self._gather(shards[1], specs[1])
 
-    def step(carry, xs):
-      chunk, choice = xs
-      return carry, jax.lax.switch(
-          choice, [functools.partial(encode_at, b) for b in buckets], chunk)
+      def encode_at(length, chunk):
+        chunk = chunk[:, :length]
+        return parts.body(rest, parts.look_up(table, chunk), chunk)
 
-    _, embeddings = jax.lax.scan(step, None, (chunks, choices))
+      def step(carry, xs):
+        chunk, choice = xs
+        return carry, jax.lax.switch(
+            choice, [functools.partial(encode_at, b) for b in buckets], chunk)
+
+      return jax.lax.scan(step, None, (chunks, choices))[1]
+
+    embeddings = _on_devices(
+        encode, self._layout, (specs, _CHUNKS, _WHOLE), _CHUNKS)(
+            parts.split(params), chunks, choices)
     flat = embeddings.reshape(-1, embeddings.shape[-1])
     # Every text stands exactly once in `order`, so this scatter is a
     # permutation; the texts that filled the last chunk fall off its end.
@@ -144,40 +212,67 @@ class _Chunked:
 
   def _backward(self, saved, cotangent):
     params, tokens = saved
-    table, rest = self._parts.split(params)
+    parts, specs = self._take_apart(params)
     chunks, choices, order = self._cut(tokens)
     width = tokens.shape[1]
     buckets = embedding.check_buckets(self._buckets, width)
     cotangents = cotangent.at[order].get(mode='fill', fill_value=0)
-    cotangents = self._spread(cotangents.reshape(
-        chunks.shape[:2] + cotangent.shape[1:]))
+    cotangents = cotangents.reshape(chunks.shape[:2] + cotangent.shape[1:])
 
-    def gradient_at(length, chunk, cotangent):
-      chunk = chunk[:, :length]
-      vectors = self._parts.look_up(table, chunk)
-      _, pull = jax.vjp(
-          lambda rest, vectors: self._parts.body(rest, vectors, chunk),
-          rest, vectors)
-      rest_grad, vectors_grad = pull(cotangent)
-      return rest_grad, jnp.pad(
-          vectors_grad, ((0, 0), (0, width - length), (0, 0)))
+    def pull_back(shards, chunks, choices, cotangents):
+      table, rest = shards[0], self._gather(shards[1], specs[1])
 
-    def step(carry, xs):
-      table_grad, rest_grad = carry
-      chunk, choice, cotangent = xs
-      more, vectors_grad = jax.lax.switch(
-          choice, [functools.partial(gradient_at, b) for b in buckets],
-          chunk, cotangent)
-      # Only the rows of the chunk's tokens are touched: the scan updates the
-      # table's gradient in place.
-      table_grad = self._parts.add_rows(table_grad, chunk, vectors_grad)
-      return (table_grad, jax.tree.map(jnp.add, rest_grad, more)), None
+      def gradient_at(length, chunk, cotangent):
+        chunk = chunk[:, :length]
+        vectors = parts.look_up(table, chunk)
+        _, pull = jax.vjp(
+            lambda rest, vectors: parts.body(rest, vectors, chunk),
+            rest, vectors)
+        rest_grad, vectors_grad = pull(cotangent)
+        return rest_grad, jnp.pad(
+            vectors_grad, ((0, 0), (0, width - length), (0, 0)))
 
-    zeros = jax.tree.map(jnp.zeros_like, (table, rest))
-    (table_grad, rest_grad), _ = jax.lax.scan(
-        step, zeros, (chunks, choices, cotangents))
+      def step(carry, xs):
+        table_grad, rest_grad = carry
+        chunk, choice, cotangent = xs
+        more, vectors_grad = jax.lax.switch(
+            choice, [functools.partial(gradient_at, b) for b in buckets],
+            chunk, cotangent)
+        if self._layout is not None:
+          more = sharding.scatter(more, specs[1])
+        # Only the rows of the chunk's tokens are touched: the scan updates the
+        # table's gradient in place.
+        table_grad = parts.add_rows(table_grad, chunk, vectors_grad)
+        return (table_grad, jax.tree.map(jnp.add, rest_grad, more)), None
+
+      zeros = jax.tree.map(jnp.zeros_like, shards)
+      gradient, _ = jax.lax.scan(step, zeros, (chunks, choices, cotangents))
+      return (gradient if self._layout is None
+              else sharding.sum_replicated(gradient, specs))
+
+    gradient = _on_devices(
+        pull_back, self._layout, (specs, _CHUNKS, _WHOLE, _CHUNKS), specs)(
+            parts.split(params), chunks, choices, cotangents)
     no_gradient = np.zeros(tokens.shape, jax.dtypes.float0)
-    return self._parts.merge(table_grad, rest_grad), no_gradient
+    return parts.merge(*gradient), no_gradient
+
+  def _take_apart(self, params):
+    """Returns the encoder's parts and the specs of its (table, rest)."""
+    has_parts = all(
+        hasattr(self._encode, name) for name in ('split', 'merge', 'body'))
+    parts = (_Parts if has_parts else _Whole)(self._encode)
+    if self._layout is None:
+      return parts, (None, None)
+    specs = parts.split(self._layout.specs(params))
+    dimension = sharding.dimension_of(specs[0]) if has_parts else None
+    if dimension == 0:
+      raise ValueError(
+          f'The token table of {self._encode} is sharded by rows; name its '
+          f'columns by a rule such as {sharding.RULES[0]}.')
+    return parts if dimension is None else _Columns(self._encode), specs
+
+  def _gather(self, shards, specs):
+    return shards if self._layout is None else sharding.gather(shards, specs)
 
   def _cut(self, tokens):
     """Returns tokens sorted by length, in chunks.
@@ -189,7 +284,8 @@ class _Chunked:
         there; n for the padding at the end.
     """
     n, width = tokens.shape
-    size = min(self._chunk_size, n)
+    devices = 1 if self._layout is None else self._layout.mesh.size
+    size = min(self._chunk_size, -(-n // devices) * devices)
     num_chunks = -(-n // size)
     is_token = tokens != self._pad_id
     # The place after the last token: padding inside a text is none.
@@ -200,17 +296,9 @@ class _Chunked:
     order = jnp.concatenate(
         [jnp.full((num_chunks * size - n,), n, jnp.int32), order])
     chunks = tokens.at[order].get(mode='fill', fill_value=self._pad_id)
-    chunks = self._spread(chunks.reshape(num_chunks, size, width))
     longest = jnp.max(
         lengths.at[order].get(mode='fill', fill_value=0).reshape(
             num_chunks, size), axis=1)
     buckets = jnp.array(embedding.check_buckets(self._buckets, width))
-    return chunks, jnp.searchsorted(buckets, longest), order
-
-  def _spread(self, chunks):
-    """Returns chunks with the texts of each one spread over the devices."""
-    if self._mesh is None:
-      return chunks
-    return jax.lax.with_sharding_constraint(
-        chunks, jax.sharding.NamedSharding(
-            self._mesh, jax.sharding.PartitionSpec(None, 'data')))
+    return (chunks.reshape(num_chunks, size, width),
+            jnp.searchsorted(buckets, longest), order)

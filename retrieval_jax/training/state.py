@@ -18,8 +18,8 @@ class TrainState:
 
   Attributes:
     step: [] int32, number of finished steps.
-    params: pytree of float arrays, replicated.
-    opt_state: pytree of the optimizer, replicated.
+    params: pytree of float arrays, placed by a sharding.Layout.
+    opt_state: pytree of the optimizer, likewise.
     table: the remembered targets, rows sharded over 'data'; None without.
     corrector: pytree of the corrector, replicated.
     sampler: pytree of the sampler, () for those without state.

@@ -1,7 +1,8 @@
 """One training step, the same for every method: propose, gather, update.
 
 The batch and all fresh embeddings are sharded over mesh axis 'data' by query;
-the table by row; everything else is replicated.
+the table by row; parameters and optimizer as a `sharding.Layout` says;
+everything else is replicated.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ class TrainStep(NamedTuple):
   refreshed: Callable
 
 
-def make_train_step(encoders, method, optimizer, *, mesh, seed):
+def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
   """Returns the functions that train `encoders` by `method`.
 
   A step is
@@ -59,6 +60,8 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     mesh: mesh with axis 'data'.
     seed: int; step t draws from fold_in(key(seed), t), so nothing random is
       part of the state.
+    layout: sharding.Layout of the parameters and of what the optimizer keeps
+      of them, the one that `encoders` know; None replicates both.
 
   Returns:
     A TrainStep: `init_state(params, table) -> TrainState` sharded over the
@@ -70,6 +73,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
     the whole table and lets the corrector start anew if it asks for that.
   """
   shards = mesh.shape['data']
+  layout = layout or sharding.Layout(mesh)
   encodes_targets = method.targets.source == 'encoder'
 
   def init_corrector(dim):
@@ -82,10 +86,17 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table,
           corrector=init_corrector(table.embeddings.shape[1]), sampler=())
+    # Parameters are put in place first: none is whole on any device that is to
+    # hold a shard of it.
+    params = jax.device_put(params, layout.shardings(params))
     shape = jax.eval_shape(build, params, table)
-    return jax.jit(
-        build, out_shardings=sharding.state_shardings(shape, mesh))(
-            params, table)
+    return jax.jit(build, out_shardings=state_shardings(shape))(params, table)
+
+  def state_shardings(state):
+    return dataclasses.replace(
+        sharding.state_shardings(state, mesh),
+        params=layout.shardings(state.params),
+        opt_state=layout.shardings(state.opt_state))
 
   num_anchors = -(-method.corrector.num_anchors // shards) * shards
 
@@ -119,26 +130,16 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
           jnp.float32)
 
     def loss_fn(params, vectors):
-      queries = encoders.queries(params, batch.query_tokens)
       if encodes_targets:
         targets = encoders.targets(params, jnp.concatenate(
             [batch.target_tokens, negative_tokens]))
       else:
         targets = vectors[place]
-      positives = targets[:num_queries]
-      negatives = targets[num_queries:].reshape(
-          num_queries, num_negatives, targets.shape[-1])
       scale = encoders.scale(params)
-      positive = scale * jnp.einsum('bd,bd->b', queries, positives)
-      negative, mask = columns(
-          method.columns, queries, positives, negatives, batch, proposal, scale)
-      surrogate, info = estimators.ESTIMATORS[method.estimator](
-          positive, negative, mask, proposal)
-      info = {name: value.mean() for name, value in info.items()}
-      info |= {'loss': surrogate.mean(), 'positive_logit': positive.mean(),
-               'columns': mask.sum(axis=1).astype(jnp.float32).mean(),
-               'scale': scale}
-      return surrogate.mean(), (info, queries, positives, negatives)
+      return method.matryoshka.total(
+          lambda queries, targets: loss_of(
+              method, queries, targets, scale, batch, proposal),
+          encoders.queries(params, batch.query_tokens), targets)
 
     (_, (metrics, *fresh)), (gradient, row_gradient) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True)(state.params, vectors)
@@ -195,7 +196,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
   def update_pinned(state, *arguments):
     new_state, metrics = update(state, *arguments)
     return jax.lax.with_sharding_constraint(
-        new_state, sharding.state_shardings(new_state, mesh)), metrics
+        new_state, state_shardings(new_state)), metrics
 
   def refreshed(state, table):
     corrector = state.corrector
@@ -209,6 +210,38 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed):
       init_state,
       jax.jit(propose, out_shardings=(replicated,) * 4),
       jax.jit(update_pinned, donate_argnums=0), refreshed)
+
+
+def loss_of(method, queries, targets, scale, batch, proposal):
+  """Returns the loss of a batch, and what the step needs besides.
+
+  Args:
+    method: a method.Method.
+    queries: [B, D] float32.
+    targets: [B + B * K, D] float32, of the positives, then of the draws of
+      each query.
+    scale: [] float32.
+    batch: types.Batch.
+    proposal: types.Proposal of the draws, K per query.
+
+  Returns:
+    loss: [] float32, the mean over the batch.
+    (metrics, queries, positives [B, D], negatives [B, K, D]).
+  """
+  num_queries, num_negatives = proposal.rows.shape
+  positives = targets[:num_queries]
+  negatives = targets[num_queries:].reshape(
+      num_queries, num_negatives, targets.shape[-1])
+  positive = scale * jnp.einsum('bd,bd->b', queries, positives)
+  negative, mask = columns(
+      method.columns, queries, positives, negatives, batch, proposal, scale)
+  surrogate, info = estimators.ESTIMATORS[method.estimator](
+      positive, negative, mask, proposal)
+  info = {name: value.mean() for name, value in info.items()}
+  info |= {'loss': surrogate.mean(), 'positive_logit': positive.mean(),
+           'columns': mask.sum(axis=1).astype(jnp.float32).mean(),
+           'scale': scale}
+  return surrogate.mean(), (info, queries, positives, negatives)
 
 
 def distinct_rows(table, batch, proposal):

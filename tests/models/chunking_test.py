@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax import sharding
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import transformer
@@ -81,12 +82,10 @@ class ChunkedTest(parameterized.TestCase):
     devices = mesh(4)
     chunks = chunking.chunked(
         MODEL.encode_targets, chunk_size=8, buckets=(6,), pad_id=0,
-        mesh=devices if with_mesh else None)
-    sharding = jax.sharding.NamedSharding(
-        devices, jax.sharding.PartitionSpec('data'))
+        layout=sharding.Layout(devices) if with_mesh else None)
     loss = lambda p, t: jnp.sum(weights * chunks(p, t))
     gradient = jax.jit(jax.grad(loss))(params, jax.device_put(
-        tokens, sharding))
+        tokens, sharding.batch(devices)))
     plain = jax.jit(jax.grad(lambda p: jnp.sum(
         weights * MODEL.encode_targets(p, tokens))))(params)
     jax.tree.map(
@@ -132,9 +131,17 @@ class ChunkedTest(parameterized.TestCase):
     self.assertEqual(hash(make(4)), hash(make(4)))
     self.assertNotEqual(make(4), make(8))
 
+  def test_token_table_by_rows_is_refused(self):
+    layout = sharding.Layout(mesh(4), min_size=1, rules=(('token_table', 0),))
+    encode = chunking.chunked(
+        MODEL.encode_targets, chunk_size=4, layout=layout)
+    with self.assertRaisesRegex(ValueError, 'token table .* sharded by rows'):
+      jax.eval_shape(encode, jax.eval_shape(MODEL.init, jax.random.key(0)),
+                     jax.ShapeDtypeStruct((4, 8), np.int32))
+
   def test_wrong_options_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'chunk_size=6 must be .* the 4'):
-      chunking.chunked(bag, chunk_size=6, mesh=mesh(4))
+      chunking.chunked(bag, chunk_size=6, layout=sharding.Layout(mesh(4)))
     with self.assertRaisesRegex(ValueError, 'buckets=.* must be .*ascending'):
       chunking.chunked(bag, chunk_size=6, buckets=(4, 4))
 

@@ -38,6 +38,7 @@ def get_config(variant=''):
   config.data.train_split = 'train'
   config.data.dev_split = 'dev'
   config.data.test_split = 'test'
+  config.data.num_candidates = 0  # of candidates/SPLIT.tsv, per query and step
   config.data.query_length = 32  # in tokens; 0: as the folder says; also next
   config.data.target_length = 48
   config.data.tokens_on_device = False  # True: gather tokens without the host
@@ -121,6 +122,14 @@ def get_config(variant=''):
   config.estimator.columns = 'all'
   config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
   config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
+  # The same as of the sampler, for all columns, by fresh scores.
+  config.estimator.max_share = config_dict.placeholder(float)
+  config.estimator.min_margin = config_dict.placeholder(float)
+
+  config.distillation = ml_collections.ConfigDict()
+  config.distillation.kind = 'none'  # or 'kl', 'margin_mse'; of candidates
+  config.distillation.weight = 0.5  # the estimator's is 1 - weight. [ours]
+  config.distillation.temperature = 1.0  # divides the teacher's scores
 
   config.refresh = ml_collections.ConfigDict()
   config.refresh.write_back = False

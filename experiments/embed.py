@@ -104,20 +104,23 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=(),
           f'--pairs={pair}: {name!r} comes twice; rename the field in one of '
           'the files.')
     texts[name] = _texts(pair, dataset)  # before the hours of embedding
-  targets = experiment.targets_of(params, rows)
-  queries = experiment.embed_queries(params)
+
+  def cut(vectors):
+    if dim == vectors.shape[1]:
+      return vectors
+    return matryoshka.truncate(vectors, dim, experiment.config.model.normalize)
+
+  targets = cut(experiment.targets_of(params, rows))
+  queries = cut(experiment.embed_queries(params))
   with datasets.atomic_folder(os.path.abspath(out)) as folder:
     def save(name, vectors, ids_file, ids):
-      if dim < vectors.shape[1]:
-        vectors = matryoshka.truncate(
-            vectors, dim, experiment.config.model.normalize)
       np.save(os.path.join(folder, f'{name}.npy'), vectors.astype(dtype))
       embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
 
     save('targets', targets, 'target_ids.txt', dataset.corpus_ids)
     save('queries', queries, 'query_ids.txt', dataset.query_ids)
     for name, (ids, of_name) in texts.items():
-      save(f'pairs-{name}', experiment.embed_texts(params, of_name),
+      save(f'pairs-{name}', cut(experiment.embed_texts(params, of_name)),
            f'pairs-{name}_target_ids.txt', ids)
     for split, qrels in dataset.qrels.items():
       lines = (f'{dataset.query_ids[q]}\t{dataset.corpus_ids[t]}\t{grade}\n'

@@ -149,7 +149,8 @@ class Cost:
     self._targets = 0
     if experiment.method.targets.source == 'encoder':
       self._targets = config.batch_size * (
-          1 + experiment.method.sampler.num_negatives)
+          1 + experiment.method.sampler.num_negatives
+          + experiment.method.num_candidates)
     self._queries = config.batch_size
 
   @property

@@ -16,6 +16,7 @@ import numpy as np
 
 from retrieval_jax import correctors
 from retrieval_jax import data
+from retrieval_jax import distillation
 from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
 from retrieval_jax import runtime
@@ -85,11 +86,11 @@ SAMPLERS = {
 }
 
 
-def _ceiling(config):
-  share, margin = config.sampler.max_share, config.sampler.min_margin
+def _ceiling(config, section='sampler'):
+  share, margin = config[section].max_share, config[section].min_margin
   if share is None and margin is None:
     return None
-  return samplers.Ceiling(share, margin)
+  return samplers.Ceiling(share, margin, section)
 
 
 def _cache(config):
@@ -404,6 +405,9 @@ def make_method(config, mesh, num_targets) -> methods.Method:
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
           **config.targets, normalize=config.model.normalize),
+      num_candidates=config.data.num_candidates,
+      ceiling=_ceiling(config, 'estimator'),
+      distillation=distillation.Distillation(**config.distillation),
       matryoshka=matryoshka.Matryoshka(
           tuple(config.estimator.matryoshka_dims),
           tuple(config.estimator.matryoshka_weights),
@@ -548,11 +552,13 @@ class Experiment:
 
   def make_batches(self):
     """Returns the training batches, addressed by step."""
+    split = self.config.data.train_split
     return data.TrainBatches(
-        self.dataset.qrels[self.config.data.train_split], self.query_tokens,
-        self.target_tokens, batch_size=self.config.batch_size,
-        seed=self.config.seed, num_shards=jax.process_count(),
-        shard_index=jax.process_index())
+        self.dataset.qrels[split], self.query_tokens, self.target_tokens,
+        batch_size=self.config.batch_size, seed=self.config.seed,
+        num_shards=jax.process_count(), shard_index=jax.process_index(),
+        candidates=self.dataset.candidates.get(split),
+        num_candidates=self.method.num_candidates)
 
 
 def _check_ring(config, num_targets):
@@ -572,6 +578,37 @@ def _check_ring(config, num_targets):
         f'{list(tables.REPLACEMENTS)}.')
 
 
+def _check_candidates(method, dataset, split):
+  """Raises where the data has not the candidates or scores that a method asks.
+
+  Single queries may have fewer, or no scores: they are masked.
+  """
+  if not method.num_candidates:
+    return
+  if split not in dataset.candidates:
+    raise ValueError(
+        f'--config.data.num_candidates={method.num_candidates}, but '
+        f'{dataset.name} has no candidates of split {split!r}; add '
+        f'candidates/{split}.tsv to its folder, or set the option to 0.')
+  candidates, qrels = dataset.candidates[split], dataset.qrels[split]
+  negatives = candidates.negatives(qrels)
+  most = np.unique(negatives.query_rows, return_counts=True)[1].max(initial=0)
+  if most < method.num_candidates:
+    raise ValueError(
+        f'--config.data.num_candidates={method.num_candidates}, but no query '
+        f'of split {split!r} has more than {most} candidates that are not '
+        'known positives; lower the option.')
+  kind = method.distillation.kind
+  scored = lambda part: part.query_rows[np.isfinite(part.scores)]
+  if kind != 'none' and not np.isin(
+      scored(negatives), scored(candidates.positives(qrels))).any():
+    raise ValueError(
+        f'--config.distillation.kind={kind} needs teacher scores, but no query '
+        f'of split {split!r} has both a positive and another candidate with a '
+        f"score; give them in the third column of candidates/{split}.tsv, the "
+        'positives among them.')
+
+
 def build(config, *, num_devices=None) -> Experiment:
   """Returns the Experiment for `config`; raises ValueError on bad options."""
   mesh = sharding.make_mesh(num_devices)
@@ -587,6 +624,7 @@ def build(config, *, num_devices=None) -> Experiment:
   layout = make_layout(config, mesh)
   dataset = make_dataset(config)
   method = make_method(config, mesh, len(dataset.corpus_ids))
+  _check_candidates(method, dataset, config.data.train_split)
   if method.memory == 'ring':
     _check_ring(config, len(dataset.corpus_ids))
   tokenizer = make_tokenizer(config, dataset)

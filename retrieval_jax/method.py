@@ -3,8 +3,10 @@
 import dataclasses
 
 from retrieval_jax import correctors
+from retrieval_jax import distillation as distillations
 from retrieval_jax import estimators
 from retrieval_jax import matryoshka as matryoshkas
+from retrieval_jax import samplers
 from retrieval_jax import types
 
 MEMORIES = ('none', 'ring', 'corpus')
@@ -18,7 +20,8 @@ class Refresh:
 
   Attributes:
     write_back: the drawn negatives, encoded anyway for the loss, overwrite
-      their rows (free; NeurIPS 2021).
+      their rows (free; NeurIPS 2021). So do explicit candidates, where the
+      memory holds them.
     push: the batch's positives, likewise encoded anyway, enter the memory.
     fraction: rho, the share of rows re-encoded on top in each step, in [0, 1);
       every row is hit with probability rho per step, so the mean age under
@@ -87,10 +90,15 @@ class Method:
     columns: which fresh targets each query's loss sees besides its positive:
       'own' (its own draws), 'positives' (own draws and the other queries'
       positives), 'all' (all draws and positives of the batch), 'draws' (all
-      draws of the batch, no in-batch positives).
+      draws of the batch, no in-batch positives). Explicit candidates go with
+      the draws.
     refresh: a Refresh.
     targets: a Targets.
     matryoshka: a matryoshka.Matryoshka.
+    num_candidates: explicit candidates per query and step.
+    ceiling: a samplers.Ceiling that columns must stay below, by fresh scores;
+      None for none.
+    distillation: a distillation.Distillation.
   """
   memory: str
   corrector: types.Corrector
@@ -101,6 +109,10 @@ class Method:
   targets: Targets = dataclasses.field(default_factory=Targets)
   matryoshka: matryoshkas.Matryoshka = dataclasses.field(
       default_factory=matryoshkas.Matryoshka)
+  num_candidates: int = 0
+  ceiling: samplers.Ceiling | None = None
+  distillation: distillations.Distillation = dataclasses.field(
+      default_factory=distillations.Distillation)
 
   def __post_init__(self):
     _check_choice('memory.kind', self.memory, MEMORIES)
@@ -116,10 +128,29 @@ class Method:
       raise ValueError(
           "memory.kind='none' remembers nothing to correct; set "
           "corrector.name='identity', or memory.kind='corpus' or 'ring'.")
-    if not draws and self.columns in ('own', 'draws'):
+    if self.num_candidates < 0:
+      raise ValueError(
+          f'data.num_candidates={self.num_candidates} must be a number of '
+          'candidates per query, or 0 for none.')
+    if not (draws or self.num_candidates) and self.columns in ('own', 'draws'):
       raise ValueError(
           f"sampler.name='none' with estimator.columns={self.columns!r} leaves "
-          "the loss without negatives; use columns 'positives'.")
+          "the loss without negatives; use columns 'positives', or explicit "
+          'candidates by data.num_candidates.')
+    if self.estimator != 'truncated_softmax':
+      for option, given in (
+          ('data.num_candidates', self.num_candidates),
+          ('estimator.max_share or min_margin', self.ceiling)):
+        if given:
+          raise ValueError(
+              f'{option} changes the columns of the loss, but estimator.name='
+              f'{self.estimator!r} is right for all that was drawn and nothing '
+              "else; leave it out, or use estimator.name='truncated_softmax'.")
+    if self.distillation.kind != 'none' and not self.num_candidates:
+      raise ValueError(
+          f'distillation.kind={self.distillation.kind!r} compares the scores '
+          "of a query's positive and candidates; it needs "
+          'data.num_candidates of at least 1.')
     if not draws and self.refresh.write_back:
       raise ValueError(
           "refresh.write_back=True needs drawn rows, but sampler.name='none'.")

@@ -7,7 +7,7 @@ Dimension letters, the same everywhere:
   J  columns a query's loss sees S  shards of the table (mesh axis 'data')
   P  probe rows re-encoded       E  known positives listed per query (padded)
   M  table rows                  N  corpus targets
-  D  embedding dimension         n  any number of texts
+  D  embedding dimension         n  number of texts, or candidates per query
 
 `M@data` means: sharded over mesh axis 'data'. Three integers are never mixed
 up: `row` indexes the table, `id` the corpus, `query_id` the query list; -1
@@ -94,6 +94,9 @@ class View(NamedTuple):
 class Proposal:
   """The rows that a sampler chose for each query, and how it saw them.
 
+  A step appends a query's explicit candidates to its draws (`with_candidates`):
+  they have no probability, and a row only where the memory holds them.
+
   Attributes:
     rows: [B, K] int32, table rows, -1 where masked.
     ids: [B, K] int32, corpus ids of those rows, -1 where masked.
@@ -113,6 +116,22 @@ class Proposal:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class Candidates:
+  """Explicit negatives of a batch's queries, and what a teacher made of them.
+
+  Attributes:
+    ids: [B, n] int32, corpus ids, -1 where a query has fewer.
+    scores: [B, n] float32, the teacher's, nan where it gave none.
+    positive_scores: [B] float32, the teacher's of the batch's positives,
+      likewise.
+  """
+  ids: jax.Array
+  scores: jax.Array
+  positive_scores: jax.Array
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class Batch:
   """One training batch as the input pipeline makes it.
 
@@ -123,12 +142,19 @@ class Batch:
     target_ids: [B] int32, corpus ids of the positives.
     known_positives: [B, E] int32, every corpus id known to be relevant to the
       query (its own positive included), padded with -1.
+    candidates: Candidates; None where training takes none.
   """
   query_tokens: jax.Array
   target_tokens: jax.Array
   query_ids: jax.Array
   target_ids: jax.Array
   known_positives: jax.Array
+  candidates: Candidates | None = None
+
+  @property
+  def num_candidates(self) -> int:
+    """n, the candidates per query."""
+    return 0 if self.candidates is None else self.candidates.ids.shape[1]
 
 
 class Observation(NamedTuple):

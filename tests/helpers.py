@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from retrieval_jax import correctors
+from retrieval_jax import distillation as distillations
 from retrieval_jax import method as methods
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -36,7 +37,7 @@ def corpus_tokens():
       0, VOCABULARY, (NUM_TARGETS, LENGTH)).astype(np.int32)
 
 
-def batch(step, size=BATCH):
+def batch(step, size=BATCH, num_candidates=0):
   """Returns a host Batch: queries are corrupted copies of their targets."""
   rng = np.random.default_rng([2, step])
   target_ids = rng.integers(0, NUM_TARGETS, size).astype(np.int32)
@@ -47,7 +48,26 @@ def batch(step, size=BATCH):
   return types.Batch(
       query_tokens=query_tokens, target_tokens=tokens,
       query_ids=np.arange(size, dtype=np.int32), target_ids=target_ids,
-      known_positives=np.stack([target_ids, second], 1).astype(np.int32))
+      known_positives=np.stack([target_ids, second], 1).astype(np.int32),
+      candidates=candidates(step, target_ids, num_candidates))
+
+
+def candidates(step, target_ids, number):
+  """Returns Candidates that are no positives; some are missing, or unscored."""
+  if not number:
+    return None
+  rng = np.random.default_rng([3, step])
+  offsets = rng.permuted(
+      np.tile(np.arange(2, NUM_TARGETS), (len(target_ids), 1)), axis=1)
+  ids = (target_ids[:, None] + offsets[:, :number]) % NUM_TARGETS
+  ids[0, -1] = -1
+  scores = 0.3 * rng.normal(size=ids.shape)
+  scores[1, 0] = scores[0, -1] = np.nan
+  positive_scores = 6 + 0.3 * rng.normal(size=len(target_ids))
+  positive_scores[2] = np.nan
+  return types.Candidates(
+      ids=ids.astype(np.int32), scores=scores.astype(np.float32),
+      positive_scores=positive_scores.astype(np.float32))
 
 
 def gather(ids):
@@ -67,10 +87,13 @@ def gumbel(mesh, num_negatives=2):
 
 
 def method(sampler, *, memory='corpus', estimator='truncated_softmax',
-           columns='own', **refresh):
+           columns='own', num_candidates=0, ceiling=None, distillation='none',
+           **refresh):
   return methods.Method(
       memory=memory, corrector=correctors.Identity(), sampler=sampler,
-      estimator=estimator, columns=columns, refresh=methods.Refresh(**refresh))
+      estimator=estimator, columns=columns, refresh=methods.Refresh(**refresh),
+      num_candidates=num_candidates, ceiling=ceiling,
+      distillation=distillations.Distillation(distillation))
 
 
 def _own_part(array):
@@ -92,7 +115,8 @@ def train(method_, mesh, *, num_steps, start=None, start_step=0, seed=0,
   put = lambda tree: sharding.put_batch(jax.tree.map(_own_part, tree), mesh)
   history = []
   for step in range(start_step, num_steps):
-    on_device = put(batch(step))
+    on_device = put(
+        batch(step, num_candidates=method_.num_candidates))
     proposal, probe_rows, negative_ids, probe_ids = train_step.propose(
         state, on_device)
     if each:

@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from retrieval_jax import correctors
+from retrieval_jax import distillation
 from retrieval_jax import method as methods
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -33,6 +34,17 @@ class MethodTest(parameterized.TestCase):
       ('draws_from_nothing', dict(memory='none'), 'nothing to draw from'),
       ('no_negatives', dict(sampler=samplers.NoNegatives()),
        "use columns 'positives'"),
+      ('fewer_than_none', dict(num_candidates=-1),
+       'data.num_candidates=-1 must be a number'),
+      ('candidates_without_a_probability', dict(
+          estimator='cache_gradient', num_candidates=1),
+       "data.num_candidates changes .*'cache_gradient' is right for all that"),
+      ('ceiling_of_draws', dict(
+          estimator='sampled_softmax', ceiling=samplers.Ceiling(0.9, None)),
+       'estimator.max_share or min_margin changes the columns'),
+      ('teacher_of_nothing', dict(
+          distillation=distillation.Distillation('kl')),
+       "distillation.kind='kl' .* needs data.num_candidates"),
       ('write_back_nothing', dict(
           sampler=samplers.NoNegatives(), columns='positives',
           refresh=methods.Refresh(write_back=True)), 'needs drawn rows'),
@@ -55,6 +67,12 @@ class MethodTest(parameterized.TestCase):
   def test_refuses(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       build(**changes)
+
+  @parameterized.parameters('own', 'draws')
+  def test_candidates_are_negatives_enough(self, columns):
+    method = build(sampler=samplers.NoNegatives(), memory='none',
+                   columns=columns, num_candidates=1)
+    self.assertIn('num_candidates=1', repr(method))
 
   @parameterized.parameters(False, True)
   def test_a_shortlist_has_log_z_but_no_log_q_of_every_row(self, bucketed):

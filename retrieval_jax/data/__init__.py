@@ -6,6 +6,7 @@ from retrieval_jax.data import pairs
 from retrieval_jax.data import tevatron
 from retrieval_jax.data import tfds
 from retrieval_jax.data.beir import BeirReader
+from retrieval_jax.data.dataset import Candidates
 from retrieval_jax.data.dataset import load
 from retrieval_jax.data.dataset import prepare
 from retrieval_jax.data.dataset import Qrels
@@ -24,11 +25,11 @@ from retrieval_jax.data.tokenization import train_tokenizer
 from retrieval_jax.data.wordnet import WordNetReader
 
 __all__ = [
-    'BeirReader', 'DataError', 'dpr', 'hugging_face', 'IrDatasetsReader',
-    'load', 'load_tokenizer', 'MsMarcoReader', 'pairs', 'prepare', 'Qrels',
-    'RetrievalDataset', 'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize',
-    'Tokenizer', 'TokenStore', 'TrainBatches', 'train_tokenizer',
-    'WordNetReader', 'write_strings',
+    'BeirReader', 'Candidates', 'DataError', 'dpr', 'hugging_face',
+    'IrDatasetsReader', 'load', 'load_tokenizer', 'MsMarcoReader', 'pairs',
+    'prepare', 'Qrels', 'RetrievalDataset', 'StringArray', 'Subset', 'tevatron',
+    'tfds', 'tokenize', 'Tokenizer', 'TokenStore', 'TrainBatches',
+    'train_tokenizer', 'WordNetReader', 'write_strings',
 ]
 
 

@@ -4,6 +4,9 @@
   DIR/queries.jsonl[.gz]   {"_id": str, "text": str}
   DIR/qrels/SPLIT.tsv[.gz] query-id <tab> corpus-id <tab> score, with or without
                            a header line; the score is an integer grade
+  DIR/candidates/SPLIT.tsv[.gz]  optional, the same three columns: targets to
+                           train a query against; the score is a teacher's, any
+                           number, or empty
 
 Other fields are ignored, blank lines skipped. The text of a target is
 'title text' where the title is not empty, as sentence encoders and BEIR's own
@@ -20,6 +23,7 @@ from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data import lines
 
+_SPLIT_FILE = r'(?P<name>.+)\.tsv(\.gz)?'
 _HEADERS = ('query-id', 'query_id', 'qid', 'q_id')
 
 
@@ -47,6 +51,12 @@ class BeirReader:
       raise errors.DataError(
           f'{os.path.join(self.path, "qrels")}: expected at least one file of '
           'judgements such as train.tsv, found none.')
+    for split, path in self._candidate_files.items():
+      if split not in self.splits:
+        raise errors.DataError(
+            f'{path}: candidates of split {split!r}, which has no judgements; '
+            f'there are those of {", ".join(self.splits)}. Rename the file, or '
+            'add the judgements.')
 
   @property
   def name(self) -> str:
@@ -58,13 +68,18 @@ class BeirReader:
 
   @functools.cached_property
   def _qrels_files(self) -> dict[str, str]:
-    return lines.named_files(os.path.join(self.path, 'qrels'),
-                             r'(?P<name>.+)\.tsv(\.gz)?')
+    return lines.named_files(os.path.join(self.path, 'qrels'), _SPLIT_FILE)
+
+  @functools.cached_property
+  def _candidate_files(self) -> dict[str, str]:
+    return lines.named_files(
+        os.path.join(self.path, 'candidates'), _SPLIT_FILE)
 
   def fingerprint(self) -> str:
     files = [self._file('corpus'), self._file('queries')]
-    return dataset.hash_files([*files, *self._qrels_files.values()], 'beir',
-                              self.name)
+    return dataset.hash_files(
+        [*files, *self._qrels_files.values(), *self._candidate_files.values()],
+        'beir', self.name, *self._candidate_files)
 
   def corpus(self) -> Iterator[tuple[str, str]]:
     return ((name, text) for name, text, _ in read_records(
@@ -80,6 +95,12 @@ class BeirReader:
           f'{os.path.join(self.path, "qrels")}: no split {split!r}; there are '
           f'{", ".join(self.splits)}.')
     yield from read_qrels(self._qrels_files[split])
+
+  def candidates(
+      self, split: str) -> Iterator[tuple[str, str, float | None, str]]:
+    """Yields (query id, corpus id, score or None, 'file:line'); maybe none."""
+    if split in self._candidate_files:
+      yield from read_candidates(self._candidate_files[split])
 
   def where(self, column: str, row: int) -> str:
     """Returns 'file:line' of a row; re-reads the file, so only for errors."""
@@ -106,15 +127,30 @@ def read_qrels(path: str) -> Iterator[tuple[str, str, int, str]]:
   Raises:
     DataError: with file and line, where a line is malformed.
   """
+  for query_id, corpus_id, grade, where in _pairs(path):
+    yield query_id, corpus_id, lines.integer(where, grade), where
+
+
+def read_candidates(
+    path: str) -> Iterator[tuple[str, str, float | None, str]]:
+  """Yields (query id, corpus id, score or None, 'file:line') of candidates.
+
+  Raises:
+    DataError: with file and line, where a line is malformed.
+  """
+  for query_id, corpus_id, score, where in _pairs(path):
+    yield (query_id, corpus_id,
+           lines.number(where, score) if score.strip() else None, where)
+
+
+def _pairs(path: str) -> Iterator[tuple[str, str, str, str]]:
+  """Yields (query id, corpus id, third column, 'file:line'), header skipped."""
   for line, text in lines.read(path):
     fields = text.split('\t')
     if len(fields) != 3:
       raise errors.DataError(_wrong_columns(path, line, text, fields))
-    query_id, corpus_id, grade = fields
-    if line == 1 and query_id.lower() in _HEADERS:
-      continue
-    where = f'{path}:{line}'
-    yield query_id, corpus_id, lines.integer(where, grade), where
+    if line > 1 or fields[0].lower() not in _HEADERS:
+      yield *fields, f'{path}:{line}'
 
 
 def read_records(path: str, *, titles: bool

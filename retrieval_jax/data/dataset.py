@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,10 @@ _FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
 
 class Reader(Protocol):
   """Where a dataset comes from. Iterators stream and start afresh each call.
+
+  A reader may also have `candidates(split)`, which yields (query id, corpus id,
+  score or None, 'file:line') of the targets that someone proposed for a query:
+  hard negatives, and positives that a teacher scored beside them.
 
   Attributes:
     name: short name for reports.
@@ -116,6 +121,79 @@ class Qrels:
     return rows, np.append(starts, len(corpus_rows)), corpus_rows
 
 
+_CANDIDATE = np.dtype([('query_row', np.int32), ('corpus_row', np.int32),
+                       ('score', np.float32)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidates:
+  """Targets proposed for the queries of a split, with a teacher's scores.
+
+  Sorted by (query_row, corpus_row), each pair once.
+
+  Attributes:
+    query_rows: [C] int32.
+    corpus_rows: [C] int32.
+    scores: [C] float32, nan where the teacher gave none.
+  """
+  query_rows: np.ndarray
+  corpus_rows: np.ndarray
+  scores: np.ndarray
+
+  def negatives(self, qrels: Qrels) -> 'Candidates':
+    """Returns those whose pair is not known: neither relevant nor junk."""
+    return self._chosen(~self._judged(qrels, qrels.grades != 0))
+
+  def positives(self, qrels: Qrels) -> 'Candidates':
+    """Returns those that the judgements call relevant."""
+    return self._chosen(self._judged(qrels, qrels.grades > 0))
+
+  def padded_places(self, query_rows: np.ndarray) -> np.ndarray:
+    """Returns where the candidates of queries stand, padded with -1.
+
+    Args:
+      query_rows: [n] integers.
+
+    Returns:
+      [n, W] int32, W = the most candidates that any query has.
+    """
+    return _padded(self._places, query_rows)
+
+  def scores_of(self, query_rows: np.ndarray,
+                corpus_rows: np.ndarray) -> np.ndarray:
+    """Returns the scores [n] float32 of pairs; nan where there is none."""
+    if not len(self.scores):
+      return np.full(len(query_rows), np.nan, np.float32)
+    pairs = _pairs(query_rows, corpus_rows)
+    at = np.minimum(np.searchsorted(self._sorted_pairs, pairs),
+                    len(self.scores) - 1)
+    return np.where(self._sorted_pairs[at] == pairs, self.scores[at],
+                    np.float32(np.nan))
+
+  @functools.cached_property
+  def _sorted_pairs(self):
+    return _pairs(self.query_rows, self.corpus_rows)
+
+  @functools.cached_property
+  def _places(self):
+    rows, starts = np.unique(self.query_rows, return_index=True)
+    return rows, np.append(starts, len(self.scores)), np.arange(
+        len(self.scores))
+
+  def _judged(self, qrels, keep):
+    return np.isin(self._sorted_pairs, _pairs(
+        qrels.query_rows[keep], qrels.corpus_rows[keep]))
+
+  def _chosen(self, keep):
+    return Candidates(
+        self.query_rows[keep], self.corpus_rows[keep], self.scores[keep])
+
+
+def _pairs(query_rows, corpus_rows) -> np.ndarray:
+  """Returns one int64 per pair, in the order of (query_row, corpus_row)."""
+  return (np.asarray(query_rows, np.int64) << 32) | corpus_rows
+
+
 def _listed(grouped, query_row: int) -> np.ndarray:
   rows, starts, corpus_rows = grouped
   i = np.searchsorted(rows, query_row)
@@ -151,6 +229,7 @@ class RetrievalDataset:
     qrels: split name -> judgements.
     folder: where the prepared files are.
     fingerprint: hash of the source; key caches by it.
+    candidates: split name -> candidates, of the splits that have any.
   """
   name: str
   corpus_ids: Sequence[str]
@@ -160,6 +239,7 @@ class RetrievalDataset:
   qrels: Mapping[str, Qrels]
   folder: str
   fingerprint: str
+  candidates: Mapping[str, Candidates]
 
 
 def hash_files(paths: Iterable[str], *facts: str) -> str:
@@ -219,8 +299,8 @@ def prepare(source: Reader, cache_folder: str, *,
 
   Raises:
     DataError: on malformed input: bad record, duplicate id, unknown id in the
-      judgements, empty corpus, query without a positive. Nothing half-written
-      stays behind.
+      judgements or candidates, empty corpus, query without a positive. Nothing
+      half-written stays behind.
   """
   fingerprint = source.fingerprint()
   folder = os.path.join(cache_folder, fingerprint)
@@ -239,11 +319,18 @@ def load(folder: str) -> RetrievalDataset:
       split: Qrels(*np.load(os.path.join(folder, f'qrels_{i}.npy'),
                             mmap_mode='r'))
       for i, split in enumerate(facts['splits'])}
+  candidates = {}
+  for i, split in enumerate(facts['splits']):
+    path = os.path.join(folder, f'candidates_{i}.npy')
+    if os.path.exists(path):
+      records = np.load(path, mmap_mode='r')
+      candidates[split] = Candidates(
+          *(records[name] for name in _CANDIDATE.names))
   return RetrievalDataset(
       name=facts['name'], corpus_ids=column('corpus_ids'),
       corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
       query_texts=column('query_texts'), qrels=qrels, folder=folder,
-      fingerprint=facts['fingerprint'])
+      fingerprint=facts['fingerprint'], candidates=candidates)
 
 
 def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
@@ -259,6 +346,10 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
     qrels = _read_qrels(source, split, rows['queries'], rows['corpus'])
     np.save(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
         [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
+    candidates = _read_candidates(source, split, rows['queries'],
+                                  rows['corpus'])
+    if len(candidates):
+      np.save(os.path.join(folder, f'candidates_{i}.npy'), candidates)
   facts = dict(name=source.name, fingerprint=fingerprint,
                splits=list(source.splits))
   with open(os.path.join(folder, 'dataset.json'), 'w',
@@ -292,14 +383,8 @@ def _read_qrels(source, split, query_rows, corpus_rows) -> Qrels:
   """Returns the judgements of a split as rows, checked."""
   grades, first_seen, positive = {}, {}, set()
   for query_id, corpus_id, grade, where in source.qrels(split):
-    for name, rows, column in ((query_id, query_rows, 'queries'),
-                               (corpus_id, corpus_rows, 'corpus')):
-      if name not in rows:
-        raise errors.DataError(
-            f'{where}: id {name!r} is not in the {column} '
-            f'({len(rows)} ids, the first is {next(iter(rows))!r}). Add the '
-            f'record to the {column} or remove this line.')
-    pair = query_rows[query_id], corpus_rows[corpus_id]
+    pair = (_row(query_id, query_rows, 'queries', where),
+            _row(corpus_id, corpus_rows, 'corpus', where))
     if grades.setdefault(pair, grade) != grade:
       raise errors.DataError(
           f'{where}: query {query_id!r} and target {corpus_id!r} are judged '
@@ -321,3 +406,44 @@ def _read_qrels(source, split, query_rows, corpus_rows) -> Qrels:
   pairs = np.fromiter((x for pair in grades for x in pair), np.int32)
   values = np.fromiter(grades.values(), np.int32)
   return Qrels.from_triples(np.column_stack([pairs.reshape(-1, 2), values]))
+
+
+def _read_candidates(source, split, query_rows, corpus_rows) -> np.ndarray:
+  """Returns the candidates of a split, checked and sorted, [C] _CANDIDATE."""
+  read = getattr(source, 'candidates', None)
+  if read is None:
+    return np.empty([0], _CANDIDATE)
+  # Numbers only, for there may be hundreds of candidates per query.
+  records = np.fromiter(
+      ((_row(query_id, query_rows, 'queries', where),
+        _row(corpus_id, corpus_rows, 'corpus', where),
+        np.nan if score is None else score)
+       for query_id, corpus_id, score, where in read(split)), _CANDIDATE)
+  if not len(records):
+    return records
+  pairs = _pairs(records['query_row'], records['corpus_row'])
+  # Of a pair that stands several times those with a score come first.
+  order = np.lexsort((np.isnan(records['score']), pairs))
+  records, pairs = records[order], pairs[order]
+  again = np.append(False, pairs[1:] == pairs[:-1])
+  scores = records['score']
+  differs = np.flatnonzero(
+      again & ~np.isnan(scores) & (scores != np.roll(scores, 1)))
+  if len(differs):
+    lines = sorted(order[differs[0] - 1:differs[0] + 1])
+    (_, _, _, first), (query_id, corpus_id, _, second) = (
+        next(itertools.islice(read(split), line, None)) for line in lines)
+    raise errors.DataError(
+        f'{second}: target {corpus_id!r} is a candidate of query {query_id!r} '
+        f'with another score than at {first}. Keep one of the two.')
+  return records[~again]
+
+
+def _row(name, rows, column, where) -> int:
+  """Returns the row of an id, or raises where it is unknown."""
+  if name not in rows:
+    raise errors.DataError(
+        f'{where}: id {name!r} is not in the {column} '
+        f'({len(rows)} ids, the first is {next(iter(rows))!r}). Add the '
+        f'record to the {column} or remove this line.')
+  return rows[name]

@@ -17,7 +17,7 @@ from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data import tokenization
 
-_ORDER, _PICK = 1, 2  # what a hash is for
+_ORDER, _PICK, _CANDIDATE = 1, 2, 3  # what a hash is for
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -27,10 +27,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
-def _hash(seed: int, purpose: int, epoch, item) -> np.ndarray:
-  """Returns uint64 hashes of (seed, purpose, epoch, item), elementwise."""
+def _hash(seed: int, purpose: int, epoch, *items) -> np.ndarray:
+  """Returns uint64 hashes of (seed, purpose, epoch, *items), elementwise."""
   state = np.full([1], seed, np.int64).astype(np.uint64)
-  for value in (purpose, epoch, item):
+  for value in (purpose, epoch, *items):
     value = np.atleast_1d(np.asarray(value)).astype(np.uint64)
     state = _mix(state + np.uint64(0x9e3779b97f4a7c15) + _mix(value))
   return state
@@ -40,7 +40,9 @@ class TrainBatches:
   """Batches of queries with one positive each.
 
   With several positives, each visit to the query picks one at random. Targets
-  of negative grade are never picked but count as known.
+  of negative grade are never picked but count as known. Likewise each visit
+  picks `num_candidates` of the query's candidates, without replacement; those
+  that are known (relevant or of negative grade) are never among them.
 
   Args:
     qrels: judgements of the training split; its queries are those with a
@@ -51,6 +53,8 @@ class TrainBatches:
     seed: any int that fits 64 bits.
     num_shards: number of processes.
     shard_index: this process; it gets rows [p * B / P, (p + 1) * B / P).
+    candidates: of the split; needed where num_candidates is positive.
+    num_candidates: per query; a query with fewer has -1 in their place.
 
   Raises:
     DataError: where a judged query has no positive, or there is no query.
@@ -60,7 +64,9 @@ class TrainBatches:
   def __init__(self, qrels: dataset.Qrels,
                query_tokens: tokenization.TokenStore,
                target_tokens: tokenization.TokenStore, *, batch_size: int,
-               seed: int, num_shards: int = 1, shard_index: int = 0):
+               seed: int, num_shards: int = 1, shard_index: int = 0,
+               candidates: dataset.Candidates | None = None,
+               num_candidates: int = 0):
     _check(qrels, query_tokens, target_tokens)
     if batch_size < 1 or batch_size % num_shards:
       raise ValueError(
@@ -70,6 +76,10 @@ class TrainBatches:
       raise ValueError(
           f'shard_index={shard_index} must be in [0, {num_shards}), the '
           'number of processes.')
+    if num_candidates < 0 or num_candidates and candidates is None:
+      raise ValueError(
+          f'num_candidates={num_candidates} must be 0 where there are no '
+          'candidates, and not negative.')
     self.batch_size = batch_size
     self.seed = seed
     self.num_shards = num_shards
@@ -81,6 +91,10 @@ class TrainBatches:
     positives = qrels.padded_positives(self._queries)
     self._num_positives = (positives >= 0).sum(axis=1)
     self._positives = positives
+    self._num_candidates = num_candidates
+    if num_candidates:
+      self._negatives = candidates.negatives(qrels)
+      self._scored = candidates.positives(qrels)
     # An argsort per epoch; prefetching threads may straddle two epochs.
     self._order = functools.lru_cache(maxsize=3)(self._make_order)
 
@@ -114,7 +128,35 @@ class TrainBatches:
         target_tokens=self._target_tokens[targets],
         query_ids=queries.astype(np.int32),
         target_ids=targets.astype(np.int32),
-        known_positives=self._qrels.padded_known(queries))
+        known_positives=self._qrels.padded_known(queries),
+        candidates=self._pick_candidates(epochs, queries, targets))
+
+  def _pick_candidates(self, epochs, queries, targets):
+    """Returns types.Candidates of visits to queries; None where none is asked.
+
+    Args:
+      epochs, queries, targets: [b], of the visits; rows of the positives.
+    """
+    if not self._num_candidates:
+      return None
+    places = self._negatives.padded_places(queries)  # [b, W]
+    ranks = _hash(self.seed, _CANDIDATE, epochs[:, None], queries[:, None],
+                  np.arange(places.shape[1]))
+    # Those that are there before padding; hashes of 63 bits keep them apart.
+    ranks = (ranks >> np.uint64(1)) | ((places < 0).astype(np.uint64)
+                                       << np.uint64(63))
+    chosen = np.argsort(ranks, axis=1, kind='stable')[:, :self._num_candidates]
+    places = np.take_along_axis(places, chosen, axis=1)
+    missing = self._num_candidates - places.shape[1]
+    places = np.pad(places, ((0, 0), (0, max(missing, 0))), constant_values=-1)
+    listed = places >= 0
+    places = np.where(listed, places, 0)
+    of = lambda values, default: np.where(
+        listed, values[places] if len(values) else default, default)
+    return types.Candidates(
+        ids=of(self._negatives.corpus_rows, np.int32(-1)),
+        scores=of(self._negatives.scores, np.float32(np.nan)),
+        positive_scores=self._scored.scores_of(queries, targets))
 
   def iterate(self, start_step: int, *, num_threads: int = 2,
               prefetch: int = 8) -> Iterator[types.Batch]:

@@ -48,6 +48,16 @@ class Subset:
     queries = {query_id for query_id, _ in self.queries()}
     return (row for row in self._reader.qrels(split) if row[0] in queries)
 
+  def candidates(self, split):
+    """Yields the kept candidates of kept queries, where the reader has any."""
+    read = getattr(self._reader, 'candidates', None)
+    if read is None:
+      return
+    queries = {query_id for query_id, _ in self.queries()}
+    kept = self._kept_targets()
+    yield from (row for row in read(split)
+                if row[0] in queries and row[1] in kept)
+
   def _kept_targets(self):
     if self._kept is None:
       ids = [target_id for target_id, _ in self._reader.corpus()]

@@ -12,8 +12,8 @@ from retrieval_jax import table as tables
 class Ceiling:
   """Leaves out negatives that score so high that they may well be positives.
 
-  With the positive's score s+ (unscaled, under the memory), a row is left out
-  whose score is above
+  With the positive's score s+ (unscaled; under the memory for rows to draw,
+  fresh for columns of the loss), one is left out whose score is above
 
     s+ - (1 - max_share) |s+|   (TopK-PercPos)   or   s+ - min_margin
                                                       (TopK-MarginPos).
@@ -27,29 +27,35 @@ class Ceiling:
   Attributes:
     max_share: in (0, 1], or None.
     min_margin: at least 0, or None.
+    section: of the config that the two are in, for errors.
   """
   max_share: float | None
   min_margin: float | None
+  section: str = dataclasses.field(default='sampler', repr=False)
 
   def __post_init__(self):
     if self.max_share is not None and not 0 < self.max_share <= 1:
       raise ValueError(
-          f'sampler.max_share={self.max_share} must lie in (0, 1], for '
+          f'{self.section}.max_share={self.max_share} must lie in (0, 1], for '
           'instance 0.95; leave it out for no ceiling.')
     if self.min_margin is not None and self.min_margin < 0:
       raise ValueError(
-          f'sampler.min_margin={self.min_margin} must be at least 0, for '
-          'instance 0.05; leave it out for no ceiling.')
+          f'{self.section}.min_margin={self.min_margin} must be at least 0, '
+          'for instance 0.05; leave it out for no ceiling.')
 
-  def logits(self, queries, view):
-    """Returns the largest allowed logit of each query, [B] float32."""
-    scores, known = positive_scores(queries, view)
+  def highest(self, scores):
+    """Returns the largest allowed scores [B], given those of the positives."""
     highest = scores
     if self.max_share is not None:
       highest = scores - (1 - self.max_share) * jnp.abs(scores)
     if self.min_margin is not None:
       highest = jnp.minimum(highest, scores - self.min_margin)
-    return jnp.where(known, view.scale * highest, jnp.inf)
+    return highest
+
+  def logits(self, queries, view):
+    """Returns the largest allowed logit of each query, [B] float32."""
+    scores, known = positive_scores(queries, view)
+    return jnp.where(known, view.scale * self.highest(scores), jnp.inf)
 
 
 def positive_scores(queries, view):

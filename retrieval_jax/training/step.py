@@ -19,6 +19,7 @@ from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
+from retrieval_jax.training import columns as columns_lib
 from retrieval_jax.training import state as states
 
 
@@ -67,8 +68,9 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
     A TrainStep: `init_state(params, table) -> TrainState` sharded over the
     mesh; `propose` and `update` as above, with negative_ids [B * K] and
     probe_ids [P] int32 (-1 where there is nothing to encode) and
-    negative_tokens [B * K, L], probe_tokens [P, L] int32; where targets are
-    read from the table, negatives need no tokens and those two are empty.
+    negative_tokens [B * K, L], probe_tokens [P, L] int32, the batch's
+    candidates counted in K; where targets are read from the table, negatives
+    need no tokens and those two are empty.
     `update` donates the state. `refreshed(state, table) -> TrainState` replaces
     the whole table and lets the corrector start anew if it asks for that.
   """
@@ -108,9 +110,13 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
         table=state.table, scale=encoders.scale(state.params),
         correct=functools.partial(method.corrector.apply, state.corrector),
         positive_rows=tables.rows_of(state.table, batch.target_ids))
-    proposal = method.sampler.propose(
-        draw_key, queries,
-        tables.rows_of(state.table, batch.known_positives), view)
+    excluded = batch.known_positives
+    if batch.candidates is not None:
+      excluded = jnp.concatenate([excluded, batch.candidates.ids], axis=1)
+    proposal = with_candidates(
+        method.sampler.propose(
+            draw_key, queries, tables.rows_of(state.table, excluded), view),
+        batch.candidates, state.table)
     capacity = state.table.ids.shape[0]
     refresh_key, anchor_key = jax.random.split(probe_key)
     probe_rows = jnp.concatenate([
@@ -149,7 +155,7 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
         gradient, state.opt_state, state.params)
 
     # What the step saw of the memory's drift, before any row is overwritten:
-    # draws, rows to refresh, anchors of the corrector, positives.
+    # draws, candidates, rows to refresh, anchors of the corrector, positives.
     corrector, table = state.corrector, state.table
     positive_rows = tables.rows_of(table, batch.target_ids)
     rows = jnp.concatenate(
@@ -212,17 +218,44 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
       jax.jit(update_pinned, donate_argnums=0), refreshed)
 
 
+def with_candidates(proposal, candidates, table):
+  """Returns the proposal with explicit candidates behind its draws.
+
+  From here on they are treated as draws are: encoded, columns of the loss,
+  written back where the memory holds them.
+
+  Args:
+    proposal: types.Proposal of K draws.
+    candidates: types.Candidates, or None for the proposal itself.
+    table: types.TargetTable.
+
+  Returns:
+    types.Proposal of K + n; the logits and log_q of candidates, which no
+    sampler saw, are nan.
+  """
+  if candidates is None:
+    return proposal
+  unseen = jnp.full(candidates.ids.shape, jnp.nan)
+  join = lambda *parts: jnp.concatenate(parts, axis=1)
+  return dataclasses.replace(
+      proposal,
+      rows=join(proposal.rows, tables.rows_of(table, candidates.ids)),
+      ids=join(proposal.ids, candidates.ids),
+      logits=join(proposal.logits, unseen), log_q=join(proposal.log_q, unseen),
+      mask=join(proposal.mask, candidates.ids >= 0))
+
+
 def loss_of(method, queries, targets, scale, batch, proposal):
   """Returns the loss of a batch, and what the step needs besides.
 
   Args:
     method: a method.Method.
     queries: [B, D] float32.
-    targets: [B + B * K, D] float32, of the positives, then of the draws of
-      each query.
+    targets: [B + B * K, D] float32, of the positives, then of the draws and
+      candidates of each query.
     scale: [] float32.
     batch: types.Batch.
-    proposal: types.Proposal of the draws, K per query.
+    proposal: types.Proposal of the draws and candidates, K per query.
 
   Returns:
     loss: [] float32, the mean over the batch.
@@ -233,15 +266,21 @@ def loss_of(method, queries, targets, scale, batch, proposal):
   negatives = targets[num_queries:].reshape(
       num_queries, num_negatives, targets.shape[-1])
   positive = scale * jnp.einsum('bd,bd->b', queries, positives)
-  negative, mask = columns(
-      method.columns, queries, positives, negatives, batch, proposal, scale)
+  columns = columns_lib.below(
+      columns_lib.make(method.columns, queries, positives, negatives, batch,
+                       proposal, scale),
+      method.ceiling, positive, scale)
   surrogate, info = estimators.ESTIMATORS[method.estimator](
-      positive, negative, mask, proposal)
-  info = {name: value.mean() for name, value in info.items()}
-  info |= {'loss': surrogate.mean(), 'positive_logit': positive.mean(),
-           'columns': mask.sum(axis=1).astype(jnp.float32).mean(),
+      positive, columns.logits, columns.mask, proposal)
+  candidates = negatives[:, num_negatives - batch.num_candidates:]
+  loss, of_teacher = method.distillation.mix(
+      surrogate, positive,
+      scale * jnp.einsum('bd,bnd->bn', queries, candidates), batch.candidates)
+  info = {name: value.mean() for name, value in (info | of_teacher).items()}
+  info |= columns_lib.breakdown(columns, batch.target_ids)
+  info |= {'loss': loss.mean(), 'positive_logit': positive.mean(),
            'scale': scale}
-  return surrogate.mean(), (info, queries, positives, negatives)
+  return loss.mean(), (info, queries, positives, negatives)
 
 
 def distinct_rows(table, batch, proposal):
@@ -280,44 +319,6 @@ def descend(vectors, gradient, targets):
   """
   moved = vectors - targets.row_learning_rate * gradient
   return dual_encoder.normalise(moved) if targets.normalize else moved
-
-
-def columns(kind, queries, positives, negatives, batch, proposal, scale):
-  """Returns the logits and mask of the columns that each query's loss sees.
-
-  Args:
-    kind: one of method.COLUMNS.
-    queries: [B, D] float32.
-    positives: [B, D] float32, fresh embeddings of the batch's positives.
-    negatives: [B, K, D] float32, fresh embeddings of the drawn rows.
-    batch: types.Batch; a column whose corpus id is a known positive of the
-      query (its own positive included) is masked by id, never by score.
-    proposal: types.Proposal of the draws.
-    scale: [] float32.
-
-  Returns:
-    (logits [B, J] float32, mask [B, J] bool).
-  """
-  own_ids = jnp.where(proposal.mask, proposal.ids, -1)  # [B, K]
-  logits, ids = [], []
-  if kind in ('own', 'positives'):
-    logits.append(jnp.einsum('bd,bkd->bk', queries, negatives))
-    ids.append(own_ids)
-  shared, shared_ids = [], []
-  if kind in ('positives', 'all'):
-    shared.append(positives)
-    shared_ids.append(batch.target_ids)
-  if kind in ('all', 'draws'):
-    shared.append(negatives.reshape(-1, negatives.shape[-1]))
-    shared_ids.append(own_ids.reshape(-1))
-  if shared:
-    logits.append(queries @ jnp.concatenate(shared).T)
-    every = jnp.concatenate(shared_ids)
-    ids.append(jnp.broadcast_to(every, (queries.shape[0], every.shape[0])))
-  ids = jnp.concatenate(ids, axis=1)
-  known = jnp.any(
-      ids[:, :, None] == batch.known_positives[:, None, :], axis=-1)
-  return scale * jnp.concatenate(logits, axis=1), (ids >= 0) & ~known
 
 
 def staleness(corrector, state, stale, fresh, mask, step):

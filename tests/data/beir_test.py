@@ -28,6 +28,25 @@ class BeirReaderTest(parameterized.TestCase):
     self.assertEqual(next(reader.qrels('train'))[3],
                      os.path.join(folder, 'qrels', 'train.tsv') + ':2')
 
+  @parameterized.parameters(False, True)
+  def test_reads_candidates(self, zipped):
+    folder = fakes.write_beir(self.create_tempdir().full_path)
+    self.assertEmpty(list(beir.BeirReader(folder).candidates('train')))
+    fakes.write_candidates(folder, zipped=zipped)
+    reader = beir.BeirReader(folder)
+    self.assertEqual([line[:3] for line in reader.candidates('train')],
+                     fakes.CANDIDATES)
+    self.assertEqual(next(reader.candidates('train'))[3], os.path.join(
+        folder, 'candidates', 'train.tsv' + '.gz' * zipped) + ':2')
+    self.assertEmpty(list(reader.candidates('test')))
+
+  def test_candidates_of_a_split_without_judgements_are_refused(self):
+    folder = fakes.write_beir(self.create_tempdir().full_path)
+    fakes.write(os.path.join(folder, 'candidates', 'dev.tsv'), 'q1\td1\t\n')
+    with self.assertRaisesRegex(
+        errors.DataError, "dev.tsv: candidates of split 'dev', which has no"):
+      beir.BeirReader(folder)
+
   @parameterized.named_parameters(
       ('no_header', 'q1\td1\t1\n'), ('no_last_line_end', 'q1\td1\t1'),
       ('windows_line_ends', 'query-id\tcorpus-id\tscore\r\nq1\td1\t1\r\n'),
@@ -85,6 +104,20 @@ class BeirReaderTest(parameterized.TestCase):
        "train.tsv:2: 1 of 2 queries of split 'train' have no target .*q 2"),
       ('contradiction', 'qrels/train.tsv', 'q1\td1\t1\nq1\td1\t2\n',
        'train.tsv:2: .* judged 2 here but 1 further up'),
+      ('candidate_unknown', 'candidates/train.tsv', 'q1\td1\t1\nq1\td9\t\n',
+       "candidates/train.tsv:2: id 'd9' is not in the corpus"),
+      ('candidate_query', 'candidates/train.tsv', 'q9\td1\t\n',
+       "candidates/train.tsv:1: id 'q9' is not in the queries"),
+      ('candidate_score', 'candidates/train.tsv', 'q1\td1\thigh\n',
+       "candidates/train.tsv:1: expected a finite number .* got 'high'"),
+      ('candidate_infinite', 'candidates/train.tsv', 'q1\td1\tinf\n',
+       "expected a finite number .* got 'inf'"),
+      ('candidate_columns', 'candidates/train.tsv', 'q1\td1\n',
+       'candidates/train.tsv:1: expected 3 columns .* got 2'),
+      ('candidate_scored_twice', 'candidates/train.tsv',
+       'q1\td4\t2\n\nq1\td1\t2\nq 2\td1\t1\nq1\td1\t1\nq1\td4\t2\n',
+       r"train.tsv:5: target 'd1' is a candidate of query 'q1' with another "
+       r'score than at .*train.tsv:3'),
       ('no_judgements', 'qrels/train.tsv', 'query-id\tcorpus-id\tscore\n',
        'no judgements'))
   def test_malformed_input_is_named_and_leaves_nothing(

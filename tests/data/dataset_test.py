@@ -7,6 +7,7 @@ from absl.testing import absltest
 
 from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
+from retrieval_jax.data import subset
 from tests.data import fakes
 
 
@@ -47,6 +48,41 @@ class QrelsTest(absltest.TestCase):
                                   [[-1]])
 
 
+class CandidatesTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    nan = np.float32(np.nan)
+    self.candidates = dataset.Candidates(
+        np.array([2, 2, 2, 5, 5]), np.array([0, 3, 8, 1, 2]),
+        np.array([4, 3, nan, nan, -1], np.float32))
+    self.qrels = dataset.Qrels.from_triples(
+        [[5, 1, 1], [2, 9, 3], [2, 0, 1], [2, 8, 0], [2, 3, -1], [7, 2, 1]])
+
+  def test_relevant_and_junk_targets_are_no_negatives(self):
+    negatives = self.candidates.negatives(self.qrels)
+    np.testing.assert_array_equal(negatives.query_rows, [2, 5])
+    np.testing.assert_array_equal(negatives.corpus_rows, [8, 2])
+    np.testing.assert_array_equal(negatives.scores, [np.nan, -1])
+    positives = self.candidates.positives(self.qrels)
+    np.testing.assert_array_equal(positives.query_rows, [2, 5])
+    np.testing.assert_array_equal(positives.corpus_rows, [0, 1])
+
+  def test_places_are_padded(self):
+    np.testing.assert_array_equal(
+        self.candidates.padded_places(np.array([5, 3, 2])),
+        [[3, 4, -1], [-1, -1, -1], [0, 1, 2]])
+
+  def test_scores_are_those_of_the_pair(self):
+    np.testing.assert_array_equal(
+        self.candidates.scores_of(np.array([2, 5, 2, 5, 9]),
+                                  np.array([3, 2, 1, 1, 0])),
+        [3, -1, np.nan, np.nan, np.nan])
+    none = self.candidates.positives(dataset.Qrels.from_triples([]))
+    np.testing.assert_array_equal(
+        none.scores_of(np.array([2]), np.array([3])), [np.nan])
+
+
 class PrepareTest(absltest.TestCase):
 
   def setUp(self):
@@ -71,6 +107,44 @@ class PrepareTest(absltest.TestCase):
           [(data.query_ids[q], data.corpus_ids[c], g) for q, c, g in zip(
               qrels.query_rows, qrels.corpus_rows, qrels.grades)],
           [line[:3] for line in reader.qrels(split)])
+
+  def test_holds_the_candidates_sorted_and_once(self):
+    self.assertEmpty(self.prepare().candidates)
+    fakes.write_candidates(self.source)
+    path = os.path.join(self.source, 'candidates', 'train.tsv')
+    with open(path, 'a', encoding='utf-8') as file:
+      # What stood there before, and a pair that stood there with its score.
+      file.write('q1\td1\t7\nq 2\td1\t\nq1\td4\t\n')
+    data = self.prepare()
+    self.assertEqual(list(data.candidates), ['train'])
+    candidates = data.candidates['train']
+    self.assertCountEqual(
+        [(data.query_ids[q], data.corpus_ids[c], None if np.isnan(s) else s)
+         for q, c, s in zip(candidates.query_rows, candidates.corpus_rows,
+                            candidates.scores)], fakes.CANDIDATES)
+    order = np.lexsort((candidates.corpus_rows, candidates.query_rows))
+    np.testing.assert_array_equal(order, np.arange(4))
+
+  def test_the_fingerprint_covers_candidates(self):
+    fingerprints = [self.prepare().fingerprint]
+    fakes.write_candidates(self.source)
+    fingerprints.append(self.prepare().fingerprint)
+    path = os.path.join(self.source, 'candidates', 'train.tsv')
+    fakes.write(path, 'q1\td4\t1\n')
+    fingerprints.append(self.prepare().fingerprint)
+    self.assertLen(set(fingerprints), 3)
+
+  def test_a_subset_keeps_the_candidates_of_what_it_keeps(self):
+    fakes.write_candidates(self.source)
+    reader = subset.Subset(beir.BeirReader(self.source), 3)
+    targets = {name for name, _ in reader.corpus()}
+    queries = {name for name, _ in reader.queries()}
+    wanted = [line for line in fakes.CANDIDATES
+              if line[0] in queries and line[1] in targets]
+    self.assertNotEmpty(wanted)
+    self.assertLess(len(wanted), len(fakes.CANDIDATES))
+    self.assertEqual(
+        [line[:3] for line in reader.candidates('train')], wanted)
 
   def test_is_prepared_once(self):
     first = self.prepare()

@@ -11,6 +11,8 @@ QUERIES = [('q1', 'which is first?'), ('q 2', 'second or third'),
 TRAIN = [('q1', 'd1', 1), ('q 2', 'd,2', 2), ('q 2', 'd"3"', 1),
          ('q 2', 'd1', 0), ('q 2', 'd4', -1)]
 TEST = [('q"é"', 'd4', 1)]
+CANDIDATES = [('q1', 'd4', -1.5), ('q1', 'd1', 7.0), ('q 2', 'd4', 3.0),
+              ('q 2', 'd1', None)]
 
 
 def write(path: str, text: str, zipped: bool = False):
@@ -20,6 +22,15 @@ def write(path: str, text: str, zipped: bool = False):
   with opener(path + '.gz' * zipped, 'wt', encoding='utf-8',
               newline='') as file:
     file.write(text)
+
+
+def write_candidates(folder: str, *, zipped: bool = False):
+  """Writes the candidates above, of split 'train', into a BEIR folder."""
+  lines = ['query-id\tcorpus-id\tscore', *(
+      f'{query}\t{target}\t{"" if score is None else score}'
+      for query, target, score in CANDIDATES)]
+  write(os.path.join(folder, 'candidates', 'train.tsv'),
+        '\n'.join(lines) + '\n', zipped)
 
 
 def write_beir(folder: str, *, zipped: bool = False) -> str:

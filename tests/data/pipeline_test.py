@@ -26,6 +26,14 @@ def store(n, offset):
       (tokens + offset).astype(np.uint16), np.full([n], 3, np.int32), 0)
 
 
+# Query 3: targets 0 to 6 but 3, which is relevant as 8 is; query 2: 9, which is
+# junk, 0 and 1; query 5: none.
+CANDIDATES = dataset.Candidates(
+    np.array([2] * 3 + [3] * 8, np.int32),
+    np.array([0, 1, 9, *range(7), 8], np.int32),
+    np.array([1, np.nan, 2, *range(10, 17), 30], np.float32))
+
+
 def make(batch_size=4, seed=0, qrels=QRELS, **kwargs):
   return pipeline.TrainBatches(
       qrels, store(NUM_QUERIES, 100), store(NUM_TARGETS, 200),
@@ -33,12 +41,14 @@ def make(batch_size=4, seed=0, qrels=QRELS, **kwargs):
 
 
 def fields(batch):
-  return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+  values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+  candidates = values.pop('candidates')
+  return values | ({} if candidates is None else dataclasses.asdict(candidates))
 
 
 def assert_equal(a, b):
   for name, value in fields(a).items():
-    np.testing.assert_array_equal(value, getattr(b, name), name)
+    np.testing.assert_array_equal(value, fields(b)[name], name)
 
 
 class TrainBatchesTest(parameterized.TestCase):
@@ -70,15 +80,17 @@ class TrainBatchesTest(parameterized.TestCase):
     np.testing.assert_array_equal(streams[0], streams[1])
     np.testing.assert_array_equal(streams[0], streams[2])
 
-  @parameterized.parameters(1, 2, 4)
-  def test_processes_share_the_same_global_batch(self, num_shards):
+  @parameterized.product(num_shards=(1, 2, 4), num_candidates=(0, 3))
+  def test_processes_share_the_same_global_batch(
+      self, num_shards, num_candidates):
+    options = dict(candidates=CANDIDATES, num_candidates=num_candidates)
     for step in range(5):
-      shards = [make(num_shards=num_shards, shard_index=p).batch(step)
-                for p in range(num_shards)]
-      whole = fields(make().batch(step))
+      shards = [make(num_shards=num_shards, shard_index=p, **options)
+                .batch(step) for p in range(num_shards)]
+      whole = fields(make(**options).batch(step))
       for name, value in whole.items():
         np.testing.assert_array_equal(value, np.concatenate(
-            [getattr(shard, name) for shard in shards]))
+            [fields(shard)[name] for shard in shards]))
 
   def test_the_seed_changes_order_and_picks(self):
     self.assertFalse(np.array_equal(make(28).batch(0).query_ids,
@@ -95,6 +107,55 @@ class TrainBatchesTest(parameterized.TestCase):
     expected = 1000
     self.assertLess(((counts[[3, 8, 9]] - expected)**2 / expected).sum(), 13.8)
 
+  def test_candidates_are_distinct_negatives_with_their_scores(self):
+    batches = make(28, candidates=CANDIDATES, num_candidates=4)
+    seen = set()
+    for step in range(10):
+      batch = batches.batch(step)
+      candidates = batch.candidates
+      self.assertEqual(candidates.ids.dtype, np.int32)
+      self.assertEqual(candidates.scores.dtype, np.float32)
+      self.assertEqual(candidates.positive_scores.dtype, np.float32)
+      for query, target, ids, scores, of_target in zip(
+          batch.query_ids, batch.target_ids, candidates.ids,
+          candidates.scores, candidates.positive_scores):
+        listed = ids[ids >= 0]
+        self.assertLen(set(listed), len(listed))
+        if query == 3:
+          self.assertLen(listed, 4)
+          self.assertContainsSubset(listed, [0, 1, 2, 4, 5, 6])
+          np.testing.assert_array_equal(scores, 10 + ids)
+          self.assertEqual(repr(float(of_target)),
+                           {3: '13.0', 8: '30.0', 9: 'nan'}[target])
+          seen.add(tuple(ids))
+        elif query == 2:
+          self.assertEqual(set(listed), {0, 1})
+          self.assertCountEqual(scores.astype(str), ['1.0', *['nan'] * 3])
+          self.assertTrue(np.isnan(of_target))
+        else:
+          self.assertEmpty(listed)
+          self.assertTrue(np.isnan(scores).all() and np.isnan(of_target))
+    self.assertGreater(len(seen), 20)  # of 40 visits
+
+  def test_candidates_are_picked_uniformly_and_by_seed(self):
+    make_one = lambda seed: make(
+        7 * 3000, seed, candidates=CANDIDATES, num_candidates=2).batch(0)
+    batch = make_one(0)
+    ids = batch.candidates.ids[batch.query_ids == 3]
+    counts = np.bincount(ids.ravel(), minlength=7)
+    # A count is binomial, 3000 visits at 2 / 6; 4.5 standard deviations.
+    bound = 4.5 * np.sqrt(3000 * (1 / 3) * (2 / 3))
+    self.assertLess(np.abs(counts[[0, 1, 2, 4, 5, 6]] - 1000).max(), bound)
+    other = make_one(1)
+    self.assertFalse(np.array_equal(
+        ids, other.candidates.ids[other.query_ids == 3]))
+
+  def test_candidates_leave_the_rest_of_the_stream_alone(self):
+    plain, other = make(), make(candidates=CANDIDATES, num_candidates=2)
+    self.assertIsNone(plain.batch(3).candidates)
+    assert_equal(plain.batch(3), dataclasses.replace(
+        other.batch(3), candidates=None))
+
   def test_first_places_are_uniform_over_queries(self):
     first = make(1)
     counts = np.bincount([first.batch(7 * epoch).query_ids[0]
@@ -104,7 +165,7 @@ class TrainBatchesTest(parameterized.TestCase):
 
   @parameterized.parameters(0, 5)
   def test_iterating_equals_random_access(self, start):
-    batches = make()
+    batches = make(candidates=CANDIDATES, num_candidates=2)
     for step, batch in zip(range(start, start + 12), batches.iterate(start)):
       assert_equal(batch, batches.batch(step))
 
@@ -127,6 +188,10 @@ class TrainBatchesTest(parameterized.TestCase):
       make(num_shards=2, shard_index=2)
     with self.assertRaisesRegex(ValueError, 'target_tokens has 10 rows'):
       make(qrels=dataset.Qrels.from_triples([[0, 10, 1]]))
+    for options in (dict(num_candidates=1), dict(
+        candidates=CANDIDATES, num_candidates=-1)):
+      with self.assertRaisesRegex(ValueError, 'num_candidates=-?1 must be 0'):
+        make(**options)
     with self.assertRaisesRegex(ValueError, 'step=-1'):
       make().batch(-1)
 

@@ -12,6 +12,7 @@ import optax
 from retrieval_jax import method as methods
 from retrieval_jax import samplers
 from retrieval_jax import sharding
+from retrieval_jax.training import columns as columns_lib
 from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 from tests import helpers
@@ -156,12 +157,13 @@ class FrozenTest(parameterized.TestCase):
 
     def loss(params):
       queries = helpers.encode(params, batch.query_tokens)
-      logits, mask = steps.columns(
+      columns = columns_lib.make(
           'all', queries, targets[batch.target_ids],
           targets[proposal.ids], batch, proposal, jnp.float32(SCALE))
       positive = SCALE * jnp.sum(queries * targets[batch.target_ids], axis=1)
       every = jnp.concatenate(
-          [positive[:, None], jnp.where(mask, logits, -jnp.inf)], axis=1)
+          [positive[:, None],
+           jnp.where(columns.mask, columns.logits, -jnp.inf)], axis=1)
       return (jax.nn.logsumexp(every, axis=1) - positive).mean()
 
     gradient = jax.grad(loss)(helpers.params())['words']

@@ -1,0 +1,120 @@
+"""Losses that follow a teacher's scores of a query's own targets.
+
+A term compares the student's fresh logits of a query's positive and of its
+explicit candidates with scores that came with the data, usually those of a
+cross-encoder. A target without a score is left out; a query whose positive, or
+all of whose candidates, have none gives 0.
+"""
+
+import dataclasses
+
+import jax
+from jax import numpy as jnp
+
+from retrieval_jax import types
+
+
+def kl(positive, candidates, teacher, scores, mask):
+  """Returns KL(teacher || student) over the positive and the candidates.
+
+    p = softmax(t),  q = softmax(s),  KL = sum_j p_j (log p_j - log q_j)
+
+  Args:
+    positive: [B] float32, the student's logits of the positives.
+    candidates: [B, n] float32, the student's logits of the candidates.
+    teacher: [B] float32, the teacher's logits of the positives, finite.
+    scores: [B, n] float32, the teacher's logits of the candidates, finite.
+    mask: [B, n] bool, False for candidates that must not count.
+
+  Returns:
+    [B] float32, at least 0 but for rounding.
+
+  Source: the listwise distillation of dense retrievers, for instance RocketQAv2
+    (EMNLP 2021), there over the same kind of list.
+  """
+  mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+  log_softmax = lambda first, others: jax.nn.log_softmax(jnp.where(
+      mask, jnp.concatenate([first[:, None], others], axis=1), -jnp.inf))
+  log_p, log_q = log_softmax(teacher, scores), log_softmax(positive, candidates)
+  # Where the mask is False both are -inf, whose difference has no gradient.
+  gap = jnp.where(mask, log_p, 0.0) - jnp.where(mask, log_q, 0.0)
+  return jnp.sum(jnp.exp(log_p) * gap, axis=1)
+
+
+def margin_mse(positive, candidates, teacher, scores, mask):
+  """Returns the mean squared difference of the student's and teacher's margins.
+
+    mean_j ((s+ - s_j) - (t+ - t_j))^2
+
+  Args and returns: as `kl`.
+
+  Source: Hofstaetter et al., arXiv 2010.02666, with one candidate per positive.
+    Deviation: the student's margin is that of its logits, beta included.
+  """
+  margin = positive[:, None] - candidates
+  wanted = teacher[:, None] - scores
+  squares = jnp.where(mask, jnp.square(margin - wanted), 0.0)
+  return squares.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+
+
+KINDS = {'none': None, 'kl': kl, 'margin_mse': margin_mse}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+  """How much of the loss a teacher has.
+
+  Attributes:
+    kind: a name in `KINDS`.
+    weight: of the term, in (0, 1]; the estimator's loss has 1 - weight, so
+      that 1 is distillation alone.
+    temperature: the teacher's scores are divided by it.
+  """
+  kind: str = 'none'
+  weight: float = 0.5
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(
+          f'distillation.kind={self.kind!r} is not one of {list(KINDS)}.')
+    if not 0 < self.weight <= 1:
+      raise ValueError(
+          f'distillation.weight={self.weight} must lie in (0, 1]; 1 leaves '
+          "nothing of the estimator's loss, and for none of distillation's set "
+          "distillation.kind='none'.")
+    if not self.temperature > 0:
+      raise ValueError(
+          f'distillation.temperature={self.temperature} must be positive; the '
+          "teacher's scores are divided by it.")
+
+  def mix(self, surrogate, positive, logits, candidates):
+    """Returns the loss with the teacher's term, and what to log of it.
+
+    Args:
+      surrogate: [B] float32, of the estimator.
+      positive: [B] float32, fresh logits of the positives.
+      logits: [B, n] float32, fresh logits of the candidates.
+      candidates: types.Candidates.
+
+    Returns:
+      loss: [B] float32, (1 - weight) * surrogate + weight * term.
+      info: 'distillation', the term, and 'distilled', 1 where there is one;
+        both [B] float32. Nothing where `kind` is 'none'.
+    """
+    if self.kind == 'none':
+      return surrogate, {}
+    types.check_shapes({
+        'positive': (positive, 'B'), 'logits': (logits, 'B n'),
+        'candidates.scores': (candidates.scores, 'B n'),
+        'candidates.positive_scores': (candidates.positive_scores, 'B')})
+    mask = (candidates.ids >= 0) & jnp.isfinite(candidates.scores)
+    mask &= jnp.isfinite(candidates.positive_scores)[:, None]
+    given = mask.any(axis=1)
+    term = KINDS[self.kind](
+        positive, logits,
+        jnp.where(given, candidates.positive_scores, 0.0) / self.temperature,
+        jnp.where(mask, candidates.scores, 0.0) / self.temperature, mask)
+    term = jnp.where(given, term, 0.0)
+    return (1 - self.weight) * surrogate + self.weight * term, {
+        'distillation': term, 'distilled': given.astype(jnp.float32)}

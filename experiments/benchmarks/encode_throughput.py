@@ -1,13 +1,12 @@
-r"""Times encoding by this package beside sentence-transformers, in one run.
+r"""Times encoding by length and dtype, and a corpus of many lengths.
 
-  python -m experiments.benchmarks.encode_throughput \
-      --torch_python=PYTHON_WITH_SENTENCE_TRANSFORMERS
+  python -m experiments.benchmarks.encode_throughput --corpus=10000
 
-Both encode the same batches of random tokens, all of one length, in turns,
-so that a machine with other work slows both; compare the ratio. torch lives
-in its own environment and answers over a pipe. With --corpus, times a corpus
+Every batch is of random tokens, all texts of one length; dtypes take turns, so
+that a machine with other work slows all of them. With --corpus, also a corpus
 whose lengths are like those of dictionary entries (median 14, 95% below 33
-tokens) through `embedding.embed` too.
+tokens) through `embedding.embed`. Beside torch:
+`experiments.benchmarks.sentence_transformers`.
 """
 
 from retrieval_jax import runtime
@@ -15,9 +14,6 @@ from retrieval_jax import runtime
 runtime.configure_allocator()  # Before jax is imported; see there.
 
 import dataclasses
-import json
-import subprocess
-import sys
 import time
 import types
 
@@ -35,30 +31,9 @@ _MODEL = flags.DEFINE_string(
 _LAYERS = flags.DEFINE_integer('num_layers', 0, 'First layers; 0: all.')
 _LENGTHS = flags.DEFINE_list('lengths', ['32', '128'], 'Tokens per text.')
 _BATCH_TOKENS = flags.DEFINE_integer('batch_tokens', 8192, 'Per call.')
-_REPEATS = flags.DEFINE_integer('repeats', 7, 'Turns of each arm.')
-_DTYPES = flags.DEFINE_list('dtypes', ['float32', 'bfloat16'], 'Ours.')
+_REPEATS = flags.DEFINE_integer('repeats', 7, 'Turns of each dtype.')
+_DTYPES = flags.DEFINE_list('dtypes', ['float32', 'bfloat16'], 'Of matmuls.')
 _CORPUS = flags.DEFINE_integer('corpus', 0, 'Texts to embed; 0: none.')
-_TORCH = flags.DEFINE_string(
-    'torch_python', '', "Python with sentence-transformers; '': ours only.")
-
-_SERVER = r"""
-import json, sys, time
-import numpy as np, torch, sentence_transformers
-folder, layers = sys.argv[1], int(sys.argv[2])
-model = sentence_transformers.SentenceTransformer(folder, device='cpu').eval()
-if layers:
-  bert = model[0].auto_model
-  bert.encoder.layer = bert.encoder.layer[:layers]
-print('ready', flush=True)
-for line in sys.stdin:
-  num, length = json.loads(line)
-  tokens = torch.from_numpy(np.random.default_rng(0).integers(
-      1000, 30000, (num, length)))
-  start = time.perf_counter()
-  with torch.inference_mode():
-    model({'input_ids': tokens, 'attention_mask': torch.ones_like(tokens)})
-  print(time.perf_counter() - start, flush=True)
-"""
 
 
 def main(argv):
@@ -75,61 +50,28 @@ def main(argv):
         pooling=head.pooling or 'mean')
     encoders[dtype] = model.encode_targets
   programs = {dtype: jax.jit(e) for dtype, e in encoders.items()}
-  torch = _start_torch(folder) if _TORCH.value else None
-  try:
-    for length in map(int, _LENGTHS.value):
-      _time_length(programs, params, torch, length)
-  finally:
-    if torch is not None:
-      torch.stdin.close()
-      torch.wait(timeout=60)
+  for length in map(int, _LENGTHS.value):
+    _time_length(programs, params, length)
   if _CORPUS.value:
     _time_corpus(encoders, params)
 
 
-def _start_torch(folder):
-  server = subprocess.Popen(
-      [_TORCH.value, '-c', _SERVER, folder, str(_LAYERS.value)],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-  if server.stdout.readline().strip() != 'ready':
-    sys.exit(f'--torch_python={_TORCH.value} could not load {folder}.')
-  return server
-
-
-def _time_length(programs, params, torch, length):
+def _time_length(programs, params, length):
   num = _BATCH_TOKENS.value // length
   tokens = jax.device_put(np.random.default_rng(0).integers(
       1000, 30000, (num, length)).astype(np.int32))
-
-  def ours(program):
-    start = time.perf_counter()
-    jax.block_until_ready(program(params, tokens))
-    return time.perf_counter() - start
-
-  def theirs():
-    torch.stdin.write(json.dumps([num, length]) + '\n')
-    torch.stdin.flush()
-    return float(torch.stdout.readline())
-
-  arms = {f'jax {dtype}': lambda program=program: ours(program)
-          for dtype, program in programs.items()}
-  if torch is not None:
-    arms['torch float32'] = theirs
-  for arm in arms.values():
-    arm()  # Compiles.
-  seconds = {name: [] for name in arms}
+  for program in programs.values():
+    jax.block_until_ready(program(params, tokens))  # Compiles.
+  seconds = {dtype: [] for dtype in programs}
   for _ in range(_REPEATS.value):
-    for name, arm in arms.items():
-      seconds[name].append(arm())
-  for name, times in seconds.items():
-    ratio = ''
-    if torch is not None and name != 'torch float32':
-      # Of turns next to each other, since other work comes and goes.
-      ratio = np.median(np.divide(seconds['torch float32'], times))
-      ratio = f', {ratio:.2f} times torch'
-    median, best = num / np.median(times), num / min(times)
-    print(f'length {length:4d}, {name:13s}: median {median:6.0f} texts/s, '
-          f'best {best:6.0f}{ratio}', flush=True)
+    for dtype, program in programs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(program(params, tokens))
+      seconds[dtype].append(time.perf_counter() - start)
+  for dtype, times in seconds.items():
+    print(f'length {length:4d}, {dtype:8s}: median '
+          f'{num / np.median(times):6.0f} texts/s, best '
+          f'{num / min(times):6.0f}', flush=True)
 
 
 def _time_corpus(encoders, params):

@@ -66,8 +66,13 @@ def define_flags(values):
                        lower_bound=1, flag_values=values)
   flags.DEFINE_integer('num_batches', 2, 'Steps of each turn.', lower_bound=1,
                        flag_values=values)
-  flags.DEFINE_integer('num_texts', 512, 'Texts encoded in each turn.',
+  flags.DEFINE_integer('num_texts', 1024, 'Texts encoded in each turn.',
                        lower_bound=1, flag_values=values)
+  flags.DEFINE_integer(
+      'batch_tokens', 1024, 'encoding.batch_tokens, of our encoding. Each '
+      'padded length ends in a batch that is partly empty, which the default '
+      'for a corpus would make the most of a few hundred texts.',
+      lower_bound=1, flag_values=values)
   flags.DEFINE_multi_integer(
       'encode_batch', [32, 64], 'batch_size of their encode.',
       lower_bound=1, flag_values=values)
@@ -160,6 +165,7 @@ def make_experiment(options, *, chunk_size=0, dtype='float32'):
   config.model.dtype = dtype
   config.data.query_length = config.data.target_length = options.max_length
   config.encoding.chunk_size = chunk_size
+  config.encoding.batch_tokens = options.batch_tokens
   config.optimizer.learning_rate = options.learning_rate
   config.optimizer.schedule = 'constant'
   config.optimizer.warmup_steps = 0

@@ -84,7 +84,8 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
 
   for i, length in enumerate(buckets):
     places_of_bucket = order[fits == i]
-    size = _batch_size(batch_tokens, length, num_devices)
+    size = _batch_size(
+        batch_tokens, length, num_devices, len(places_of_bucket))
     for start in range(0, len(places_of_bucket), size):
       places = places_of_bucket[start:start + size]
       batch = np.full((size, length), tokens.pad_id, np.int32)
@@ -110,14 +111,20 @@ def check_buckets(buckets: Sequence[int], width: int) -> tuple[int, ...]:
   return tuple(b for b in buckets if b < width) + (width,)
 
 
-def _batch_size(batch_tokens, length, num_devices):
+def _batch_size(batch_tokens, length, num_devices, num_texts):
+  """Returns the texts per batch of a bucket, a multiple of the devices.
+
+  Fewer texts than one batch of `batch_tokens` are filled up to a power of two
+  per device: one program all the same, and less padding.
+  """
   per_device = batch_tokens // (length * num_devices)
   if per_device < 1:
     raise ValueError(
         f'batch_tokens={batch_tokens} must be at least one text of {length} '
         f'tokens on each of {num_devices} devices: '
         f'{length * num_devices}.')
-  return per_device * num_devices
+  wanted = -(-num_texts // num_devices)
+  return num_devices * min(per_device, 1 << max(wanted - 1, 0).bit_length())
 
 
 def _shardings(mesh):

@@ -63,6 +63,22 @@ class EmbedTest(parameterized.TestCase):
     run(range(10, 50))
     self.assertLen(traces, 3)
 
+  def test_few_texts_are_not_padded_to_a_batch_of_a_corpus(self):
+    traces = []
+
+    def counted(params, tokens):
+      traces.append(tokens.shape)
+      return bag(params, tokens)
+
+    texts = store(50)
+    fits = np.flatnonzero(texts.lengths <= 4)
+    rows = np.concatenate([fits[:3], np.flatnonzero(texts.lengths > 8)[:1]])
+    np.testing.assert_allclose(
+        embedding.embed(counted, PARAMS, texts, rows=rows, batch_tokens=1300,
+                        buckets=(4, 8)),
+        bag(PARAMS, texts.tokens[rows].astype(np.int32)), atol=1e-5)
+    self.assertCountEqual(traces, [(4, 4), (1, 13)])
+
   def test_result_has_the_dtype_asked_for(self):
     ours = embedding.embed(bag, PARAMS, store(5), dtype=np.float16)
     self.assertEqual(ours.dtype, np.float16)

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -114,11 +115,18 @@ def assert_close(ours, theirs):
 
 class TrainingTest(parameterized.TestCase):
 
-  @parameterized.parameters(
-      (2, MIN_SIZE, 8), (4, MIN_SIZE, 8), (8, MIN_SIZE, 8),
-      # All texts at once; of some kernels, all on every device.
-      (8, 500, None), (4, None, 8))
+  @parameterized.parameters((8, MIN_SIZE, 8), (4, None, 8))
   def test_losses_and_parameters_are_those_of_one_device(self, *options):
+    self.check_training(*options)
+
+  # All texts at once in the last; of some kernels, all on every device.
+  @parameterized.parameters(
+      (2, MIN_SIZE, 8), (4, MIN_SIZE, 8), (8, 500, None))
+  @pytest.mark.slow
+  def test_other_layouts_train_as_one_device(self, *options):
+    self.check_training(*options)
+
+  def check_training(self, *options):
     losses, params = on_one_device()
     ours = run(*options)
     np.testing.assert_allclose(ours.train(3), losses, rtol=1e-5)
@@ -160,9 +168,16 @@ class TrainingTest(parameterized.TestCase):
       with jax.no_tracing():
         ours.train(2)
 
-  @parameterized.parameters((8, MIN_SIZE), (4, MIN_SIZE), (1, None))
-  def test_a_checkpoint_goes_on_in_any_layout(self, devices, min_size):
-    """From 8 shards to as many, to 4, or to one whole copy."""
+  def test_a_checkpoint_goes_on_in_another_layout(self):
+    self.check_checkpoint(4, MIN_SIZE)
+
+  @parameterized.parameters((8, MIN_SIZE), (1, None))
+  @pytest.mark.slow
+  def test_a_checkpoint_goes_on_in_the_same_layout_or_whole(self, *layout):
+    self.check_checkpoint(*layout)
+
+  def check_checkpoint(self, devices, min_size):
+    """From 8 shards to `devices`."""
     ours = run(8, MIN_SIZE)
     ours.train(2)
     folder = self.create_tempdir().full_path

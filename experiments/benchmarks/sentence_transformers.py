@@ -170,11 +170,12 @@ def make_experiment(options, *, chunk_size=0, dtype='float32'):
   config.optimizer.schedule = 'constant'
   config.optimizer.warmup_steps = 0
   config.optimizer.max_grad_norm = None
+  config = factory.settled(config)
   mesh = sharding.make_mesh(1)
   tokenizer = factory.make_tokenizer(config, None)
   model, params = factory.make_model(config, tokenizer)
   return factory.Experiment(
-      config=config, mesh=mesh, dataset=None, tokenizer=tokenizer,
+      config=config, mesh=mesh, layout=sharding.Layout(mesh), dataset=None, tokenizer=tokenizer,
       query_tokens=None, target_tokens=None, model=model, params=params,
       method=factory.make_method(config, mesh, 0))
 

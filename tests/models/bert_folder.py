@@ -65,9 +65,11 @@ def write(folder, found=None, settings=None, modules=True):
       found or tensors(), os.path.join(folder, 'model.safetensors'))
   if modules:
     write_json('modules.json', [
-        {'type': f'sentence_transformers.models.{name}', 'path': path}
-        for name, path in (('Transformer', ''), ('Pooling', '1_Pooling'),
-                           ('Normalize', '2_Normalize'))])
+        {'idx': i, 'name': str(i), 'path': path,
+         'type': f'sentence_transformers.models.{name}'}
+        for i, (name, path) in enumerate((
+            ('Transformer', ''), ('Pooling', '1_Pooling'),
+            ('Normalize', '2_Normalize')))])
     write_json('1_Pooling/config.json', {
         'word_embedding_dimension': 16, 'pooling_mode_cls_token': False,
         'pooling_mode_mean_tokens': True})

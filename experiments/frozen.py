@@ -43,13 +43,8 @@ def read_problem(options) -> Problem:
     ValueError: where files do not fit each other or a query is in two splits.
   """
   targets, queries = (
-      _normalized(embeddings_lib.read(options.embeddings, side),
-                  options.normalize) for side in ('targets', 'queries'))
-  if targets.vectors.shape[1] != queries.vectors.shape[1]:
-    raise ValueError(
-        f'{targets.path} has {targets.vectors.shape[1]} dimensions, '
-        f'{queries.path} {queries.vectors.shape[1]}; embed both by one '
-        'encoder.')
+      _normalized(side, options.normalize)
+      for side in embeddings_lib.read_both(options.embeddings))
   folder = options.qrels or os.path.join(options.embeddings, 'qrels')
   read = lambda split: embeddings_lib.read_qrels(
       folder, split, queries.ids, targets.ids)

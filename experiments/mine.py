@@ -237,13 +237,7 @@ class _Source:
 def _open(values):
   """Returns the _Source that the flags name."""
   if values.embeddings:
-    targets, queries = (embeddings_lib.read(values.embeddings, side)
-                        for side in ('targets', 'queries'))
-    if targets.vectors.shape[1] != queries.vectors.shape[1]:
-      raise ValueError(
-          f'{targets.path} has {targets.vectors.shape[1]} dimensions, '
-          f'{queries.path} {queries.vectors.shape[1]}; embed both with one '
-          'encoder.')
+    targets, queries = embeddings_lib.read_both(values.embeddings)
     judged = os.path.join(values.embeddings, 'qrels')
     qrels = {split: embeddings_lib.read_qrels(
         judged, split, queries.ids, targets.ids)

@@ -55,8 +55,7 @@ _ARM = flags.DEFINE_enum('arm', None, list(_ARMS), 'Internal: run this alone.')
 def _data():
   """Returns queries [n, D], targets [N, D] and Qrels, all of them in memory."""
   if _EMBEDDINGS.value:
-    targets, queries = (embeddings.read(_EMBEDDINGS.value, side)
-                        for side in ('targets', 'queries'))
+    targets, queries = embeddings.read_both(_EMBEDDINGS.value)
     train = embeddings.read_qrels(
         f'{_EMBEDDINGS.value}/qrels', 'train', queries.ids, targets.ids)
     rows = train.queries()[:_NUM_QUERIES.value]

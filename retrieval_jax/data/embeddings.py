@@ -64,6 +64,21 @@ def read(folder: str, side: str) -> Embeddings:
   return Embeddings(vectors, ids, found[0])
 
 
+def read_both(folder: str) -> tuple[Embeddings, Embeddings]:
+  """Returns the embeddings of the targets and those of the queries.
+
+  Raises:
+    DataError: as `read`, and where their dimensions differ.
+  """
+  targets, queries = read(folder, 'targets'), read(folder, 'queries')
+  if targets.vectors.shape[1] != queries.vectors.shape[1]:
+    raise errors.DataError(
+        f'{targets.path} has {targets.vectors.shape[1]} dimensions, '
+        f'{queries.path} {queries.vectors.shape[1]}; embed both with one '
+        'encoder.')
+  return targets, queries
+
+
 def read_matrix(path: str) -> np.ndarray:
   """Returns the one matrix [n, D] of floats in a file.
 

@@ -44,6 +44,17 @@ class EmbeddingsTest(parameterized.TestCase):
     self.assertEqual(embeddings.read(self.folder, 'queries').ids,
                      ['0', '1', '2'])
 
+  def test_both_sides_must_have_one_dimension(self):
+    np.save(self.path('targets.npy'), MATRIX)
+    np.save(self.path('queries.npy'), MATRIX[:2])
+    targets, queries = embeddings.read_both(self.folder)
+    np.testing.assert_array_equal(targets.vectors, MATRIX)
+    self.assertLen(queries.ids, 2)
+    np.save(self.path('queries.npy'), MATRIX.T)
+    with self.assertRaisesRegex(
+        errors.DataError, 'targets.npy has 2 dimensions, .*queries.npy 3;'):
+      embeddings.read_both(self.folder)
+
   def test_written_ids_are_read_again(self):
     ids = ['a b', 'c\td', 'é\u2028f']
     embeddings.write_ids(self.path('x.txt'), ids)

@@ -91,7 +91,13 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=(),
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  experiment, params, rows, step = saved.load_encoder(workdir, config)
+  return write_by(saved.load_encoder(workdir, config), out, workdir=workdir,
+                  dtype=dtype, pairs=pairs, dim=dim)
+
+
+def write_by(loaded, out, *, workdir=None, dtype='float32', pairs=(), dim=None):
+  """Embeds by what `saved.load_encoder` returned; the rest is as of `write`."""
+  experiment, params, rows, step = loaded
   dataset = experiment.dataset
   if dim is None:
     dim = experiment.model.dim

@@ -24,6 +24,7 @@ from experiments import embed
 from experiments import model_card
 from experiments import process
 from experiments import saved
+from retrieval_jax import indexes
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
@@ -64,7 +65,8 @@ def write(out, workdir, *, embeddings=False):
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  experiment, params, _, step = saved.load(workdir)
+  loaded = saved.load(workdir)
+  experiment, params, _, step = loaded
   config, model = experiment.config, experiment.model
   measured = os.path.exists(os.path.join(workdir, report.RESULTS_FILE))
   with datasets.atomic_folder(os.path.abspath(out)) as folder:
@@ -77,7 +79,7 @@ def write(out, workdir, *, embeddings=False):
         report.read_results(workdir) if measured else None))
     if embeddings:
       inside = os.path.join(folder, 'embeddings')
-      targets, queries = embed.write(inside, workdir=workdir)
+      targets, queries = embed.write_by(loaded, inside, workdir=workdir)
       safetensors.numpy.save_file(
           {'targets': targets, 'queries': queries},
           os.path.join(inside, 'embeddings.safetensors'))
@@ -91,9 +93,7 @@ def write(out, workdir, *, embeddings=False):
 def _write_index(path, targets):
   """Writes an exact inner-product index of targets [N, D]."""
   import faiss  # pylint: disable=g-import-not-at-top
-  index = faiss.IndexFlatIP(targets.shape[1])
-  index.add(targets)
-  faiss.write_index(index, path)
+  faiss.write_index(indexes.FaissIndex('flat').build(targets), path)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,83 @@
+"""The data set, tokenizer and tokens that a config names."""
+
+import dataclasses
+import os
+
+from retrieval_jax import data
+from retrieval_jax.factory import registries
+from retrieval_jax.models import pretrained
+from retrieval_jax.models import sentence_modules
+
+def cache(config):
+  return os.path.expanduser(config.data.cache)
+
+
+def make_reader(source, path, cache):
+  """Returns the dataset.Reader of a format.
+
+  Args:
+    source: name of the format, a key of registries.READERS.
+    path: folder, file or name of the data; not looked at by 'wordnet'.
+    cache: folder where 'wordnet' keeps its copy.
+
+  Raises:
+    ValueError: for an unknown source or an empty path; a DataError for data
+      that cannot be read.
+  """
+  make = registries.choose(registries.READERS, 'data.source', source)
+  if source != 'wordnet' and not path:
+    raise ValueError(
+        f'--config.data.source={source} needs --config.data.path=DIR '
+        '(--path of experiments.convert), or a file or a name, as the README '
+        'says under "Your data".')
+  return make(path, cache)
+
+
+def make_dataset(config) -> data.RetrievalDataset:
+  """Returns the prepared data set; prepares it on the first call."""
+  reader = make_reader(config.data.source, config.data.path, cache(config))
+  if config.data.num_targets:
+    reader = data.Subset(reader, config.data.num_targets)
+  dataset = data.prepare(reader, cache(config))
+  for option in ('train_split', 'dev_split', 'test_split'):
+    split = config.data[option]
+    if split and split not in dataset.qrels:
+      raise ValueError(
+          f'--config.data.{option}={split!r} is not a split of '
+          f'{dataset.name}; it has {sorted(dataset.qrels)}.')
+  for option in ('evaluation.every', 'diagnostics.every'):
+    if config[option.split('.')[0]].every and not config.data.dev_split:
+      raise ValueError(
+          f'--config.{option} looks at the dev queries; name a split by '
+          '--config.data.dev_split, or set it to 0.')
+  return dataset
+
+
+def make_tokenizer(config, dataset) -> data.Tokenizer:
+  """Returns the tokenizer at tokenizer.path, or one trained on the corpus."""
+  given = os.path.expanduser(config.tokenizer.path)
+  if os.path.isfile(given):
+    return data.load_tokenizer(given)
+  if given:
+    return data.load_tokenizer(sentence_modules.transformer_folder(
+        pretrained.tower_folders(given)[0]))
+  path = os.path.join(
+      dataset.folder, f'wordpiece-{config.tokenizer.vocab_size}.json')
+  if not os.path.exists(path):
+    data.train_tokenizer(
+        dataset.corpus_texts, config.tokenizer.vocab_size).save(path)
+  return data.load_tokenizer(path)
+
+
+def make_tokens(config, dataset, tokenizer):
+  """Returns the TokenStores of the queries and of the targets."""
+  folder = os.path.join(dataset.folder, 'tokens')
+  options = config.model
+  return tuple(
+      data.tokenize(texts, dataclasses.replace(tokenizer, prompt=prompt),
+                    length, folder, key)
+      for texts, prompt, length, key in (
+          (dataset.query_texts, options.query_prompt,
+           config.data.query_length, 'queries'),
+          (dataset.corpus_texts, options.target_prompt,
+           config.data.target_length, 'targets')))

@@ -1,0 +1,195 @@
+"""The encoder that a config names: from scratch, a folder or another run."""
+
+import dataclasses
+import math
+import os
+import warnings
+
+import jax
+import ml_collections
+
+from retrieval_jax import runtime
+from retrieval_jax import sharding
+from retrieval_jax.factory import registries
+from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import pretrained
+from retrieval_jax.models import sentence_modules
+from retrieval_jax.models import transformer
+from retrieval_jax.training import checkpoint
+
+def make_layout(config, mesh) -> sharding.Layout:
+  """Returns where the parameters and the optimizer's moments live."""
+  min_sizes = {'replicated': None, 'sharded': config.sharding.min_size}
+  return sharding.Layout(mesh, registries.choose(
+      min_sizes, 'sharding.parameters', config.sharding.parameters))
+
+
+def make_model(config, tokenizer):
+  """Returns (DualEncoder, params), the initial parameters on the host."""
+  options = config.model
+  towers, dense = (), None
+  if options.pretrained:
+    architecture, towers, dense = _pretrained_towers(options)
+    _check_tokens(config, tokenizer, architecture)
+  else:
+    architecture = transformer.TransformerConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=options.hidden_size,
+        num_layers=options.num_layers, num_heads=options.num_heads,
+        intermediate_size=options.intermediate_size,
+        pad_id=tokenizer.pad_id,
+        max_positions=max(
+            config.data.query_length, config.data.target_length))
+  dtype = options.dtype
+  if dtype == 'auto':
+    dtype = ('bfloat16' if runtime.multiplies_bfloat16_natively()
+             else 'float32')
+  architecture = dataclasses.replace(
+      architecture, dtype=dtype, remat=options.remat)
+  model = dual_encoder.DualEncoder(
+      architecture, pooling=options.pooling,
+      projection=dense.kernel.shape[1] if dense else options.projection or None,
+      projection_bias=dense is not None and dense.bias is not None,
+      projection_activation=dense.activation if dense else 'identity',
+      normalize=options.normalize,
+      tied=options.tied, scale=options.scale, learn_scale=options.learn_scale)
+  params = model.init(jax.random.key(config.seed))
+  if towers:
+    params = model.with_pretrained(params, *towers)
+  if options.start_from:
+    params = _started(config, model, params)
+  return model, jax.device_get(params)
+
+
+def _pretrained_towers(options):
+  """Returns (architecture, one entry of params per tower, Dense or None).
+
+  Raises:
+    ValueError: if the towers of the folder are not of one architecture.
+  """
+  loaded = [
+      pretrained.load_pretrained(folder, num_layers=options.num_layers or None)
+      for folder in pretrained.tower_folders(options.pretrained)]
+  # An explicit projection is one of our own; `settled` gives notice.
+  denses = [None if options.projection else head.dense for _, _, head in loaded]
+  shapes = [(architecture, dense and (dense.activation, [
+      (name, value.shape) for name, value in dense.params().items()]))
+            for (architecture, *_), dense in zip(loaded, denses)]
+  if shapes[0] != shapes[-1]:
+    raise ValueError(
+        f'--config.model.pretrained={options.pretrained!r} holds towers of '
+        f'different architectures: {shapes[0]} and {shapes[-1]}.')
+  towers = [{'transformer': weights,
+             **({'projection': dense.params()} if dense else {})}
+            for (_, weights, _), dense in zip(loaded, denses)]
+  return loaded[0][0], towers, denses[0]
+
+
+def _check_tokens(config, tokenizer, architecture):
+  """Raises where the tokens that come are not those the encoder knows."""
+  path, encoder = (f'--config.tokenizer.path={config.tokenizer.path!r}',
+                   f'--config.model.pretrained={config.model.pretrained!r}')
+  if tokenizer.vocab_size > architecture.vocab_size:
+    raise ValueError(
+        f'{path} has {tokenizer.vocab_size} tokens, but the encoder at '
+        f'{encoder} has {architecture.vocab_size}; use the tokenizer of the '
+        'encoder.')
+  if tokenizer.pad_id != architecture.pad_id:
+    raise ValueError(
+        f'{path} pads with token {tokenizer.pad_id}, but the encoder at '
+        f'{encoder} with {architecture.pad_id}; use the tokenizer of the '
+        'encoder.')
+  for option in ('query_length', 'target_length'):
+    if (architecture.max_positions or math.inf) < config.data[option]:
+      raise ValueError(
+          f'--config.data.{option}={config.data[option]} exceeds the '
+          f'{architecture.max_positions} positions of the encoder at '
+          f'{encoder}; lower it.')
+
+
+def settled(config):
+  """Returns a copy of a config without options that say "as the folder has it".
+
+  These are tokenizer.path, pooling, normalize, query_prompt, target_prompt and
+  scale of model, and query_length and target_length of data. An option that
+  says otherwise than the folder at model.pretrained wins, with a warning.
+
+  Args:
+    config: ConfigDict; options that it lacks (an older run's) stay absent.
+
+  Raises:
+    ValueError: for an option left to a folder that says nothing about it.
+  """
+  config = config.copy_and_resolve_references()
+  name = config.model.pretrained
+  heads = [sentence_modules.read(folder)
+           for folder in (pretrained.tower_folders(name) if name else ())
+           ] or [sentence_modules.Head()]
+  queries, targets = heads[0], heads[-1]
+  # option, what stands for the folder's, the folder's, where that says nothing
+  for option, left_open, found, usual in (
+      ('tokenizer.path', 'auto', name, ''),
+      ('model.pooling', 'auto', queries.pooling, 'mean'),
+      ('model.normalize', None, queries.normalize, True),
+      ('model.query_prompt', 'auto', queries.query_prompt, ''),
+      ('model.target_prompt', 'auto', targets.target_prompt, ''),
+      ('model.scale', 0., queries.scale, None),
+      ('data.query_length', 0, queries.max_length, None),
+      ('data.target_length', 0, targets.max_length, None)):
+    section, key = option.split('.')
+    if key not in config[section]:
+      continue
+    given = config[section][key]
+    if given == left_open:
+      value = usual if found is None else found
+      if value is None:
+        raise ValueError(
+            f'--config.{option}={given} leaves it to '
+            f'--config.model.pretrained={name!r}, which does not say; give a '
+            'number.')
+      config[section][key] = value
+    elif section == 'model' and key != 'scale' and found not in (None, given):
+      warnings.warn(
+          f'--config.{option}={given!r} takes the place of {found!r}, which '
+          f'{name} was made with.', stacklevel=2)
+  if config.model.projection and queries.dense:
+    warnings.warn(
+        f'--config.model.projection={config.model.projection}, a new layer, '
+        f'takes the place of the dense layer that {name} was made with.',
+        stacklevel=2)
+  return config
+
+
+def _started(config, model, params):
+  """Returns params with the towers of the run at model.start_from.
+
+  Raises:
+    FileNotFoundError: if that folder holds no checkpoint.
+    ValueError: if its encoder or its tokens differ, naming the options.
+  """
+  folder = os.path.join(config.model.start_from, 'checkpoints')
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(
+        f'--config.model.start_from={config.model.start_from} holds no '
+        'checkpoints; name the --workdir of a run of experiments.train.')
+  with checkpoint.Checkpoints(folder) as saved:
+    theirs = settled(ml_collections.ConfigDict(
+        saved.restore_meta()['config'])).to_dict()
+    ours = config.to_dict()
+    try:
+      checkpoint.check_same_config(
+          {name: theirs[name] for name in ('model', 'tokenizer')},
+          {name: ours[name] for name in ('model', 'tokenizer')},
+          ignore=['model.' + name for name in (
+              'start_from', 'tied', 'scale', 'learn_scale', 'dtype', 'remat')])
+    except ValueError as error:
+      raise ValueError(
+          f'--config.model.start_from={config.model.start_from}: another '
+          f'encoder. {error}') from error
+    source = dataclasses.replace(
+        model, tied=theirs['model']['tied'],
+        learn_scale=theirs['model']['learn_scale'])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(source.init, jax.random.key(0)))
+    return model.with_towers_of(params, source, saved.restore_params(shapes))

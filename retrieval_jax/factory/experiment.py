@@ -1,0 +1,200 @@
+"""Everything a config stands for, built and checked."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from retrieval_jax import data
+from retrieval_jax import matryoshka
+from retrieval_jax import method as methods
+from retrieval_jax import sharding
+from retrieval_jax import table as tables
+from retrieval_jax.data import progress
+from retrieval_jax.factory import datasets
+from retrieval_jax.factory import encoders
+from retrieval_jax.factory import methods as methods_lib
+from retrieval_jax.models import chunking
+from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import embedding
+from retrieval_jax.training import optimizer as optimizers
+from retrieval_jax.training import step as steps
+from retrieval_jax.training import target_tokens
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything a config stands for, built and checked.
+
+  Attributes:
+    config: the ConfigDict, as `settled` returns it.
+    mesh: mesh with axis 'data'.
+    layout: sharding.Layout of the parameters in training.
+    dataset: data.RetrievalDataset.
+    tokenizer: data.Tokenizer, without prompts.
+    query_tokens: data.TokenStore of all queries.
+    target_tokens: data.TokenStore of the corpus.
+    model: dual_encoder.DualEncoder.
+    params: its initial parameters.
+    method: method.Method.
+  """
+  config: Any
+  mesh: jax.sharding.Mesh
+  layout: sharding.Layout
+  dataset: data.RetrievalDataset
+  tokenizer: data.Tokenizer
+  query_tokens: data.TokenStore
+  target_tokens: data.TokenStore
+  model: dual_encoder.DualEncoder
+  params: Any
+  method: methods.Method
+
+  def tokenize_queries(self, texts):
+    """Returns tokens [n, Lq] int32 and lengths [n] int32, prompt included."""
+    return dataclasses.replace(
+        self.tokenizer, prompt=self.config.model.query_prompt).encode_batch(
+            texts, self.config.data.query_length)
+
+  def embed_targets(self, params, ids=None):
+    """Returns embeddings [n, D] float32 of the targets `ids`, or of all.
+
+    On the host; shows progress on stderr, of the first process only.
+    """
+    total = len(self.target_tokens) if ids is None else len(ids)
+    with progress.counter('embedding targets', total=total,
+                          show=not jax.process_index()) as add:
+      return self._embed(self.model.encode_targets, params, self.target_tokens,
+                         rows=ids, progress=add)
+
+  def targets_of(self, params, rows):
+    """Returns the embeddings [N, D] float32 that the corpus is searched by.
+
+    Where the table's rows are the targets of the loss they are those, else what
+    the target tower makes of the corpus.
+
+    Args:
+      params: of the model.
+      rows: [M, D], embeddings of the run's table; read in the former case only.
+    """
+    if self.method.targets.source == 'encoder':
+      return self.embed_targets(params)
+    return np.asarray(rows[:len(self.target_tokens)], np.float32)
+
+  def embed_queries(self, params, rows=None):
+    """Returns embeddings [n, D] float32 of the queries in `rows`, or of all."""
+    return self._embed(self.model.encode_queries, params, self.query_tokens,
+                       rows=rows)
+
+  def embed_texts(self, params, texts):
+    """Returns embeddings [n, D] float32 of texts by the query tower."""
+    tokens, lengths = self.tokenize_queries(texts)
+    return self._embed(
+        self.model.encode_queries, params,
+        data.TokenStore(tokens, lengths, self.tokenizer.pad_id))
+
+  def _embed(self, encode, params, tokens, **options):
+    return embedding.embed(
+        encode, params, tokens, mesh=self.mesh,
+        batch_tokens=self.config.encoding.batch_tokens,
+        buckets=tuple(self.config.encoding.buckets), **options)
+
+  def first_ids(self):
+    """Returns the corpus ids [n] that the memory holds before step 0.
+
+    All of them, none, or as many random ones as a pre-filled ring takes: not
+    the first, for a corpus comes in some order (WordNet's by part of speech).
+    """
+    memory, num_targets = self.config.memory, len(self.target_tokens)
+    if self.method.memory == 'corpus':
+      return np.arange(num_targets)
+    if self.method.memory == 'none' or not memory.prefill:
+      return np.arange(0)
+    # The second number keeps this apart from other uses of the seed.
+    return np.sort(np.random.default_rng([self.config.seed, 1]).choice(
+        num_targets, memory.capacity, replace=False))
+
+  def make_table(self, embeddings, step=0):
+    """Returns the memory of the method, which holds `first_ids`.
+
+    Args:
+      embeddings: [n, D] float32, of the targets `first_ids`.
+      step: the step whose parameters made them.
+    """
+    memory = self.config.memory
+    if self.method.memory == 'corpus':
+      return tables.from_embeddings(
+          embeddings, mesh=self.mesh, chunk_rows=memory.chunk_rows,
+          dtype=memory.dtype, step=step)
+    if self.method.memory == 'none':  # a placeholder: nothing reads or writes
+      return tables.empty(1, self.model.dim, mesh=self.mesh, chunk_rows=1,
+                          dtype=memory.dtype)
+    options = dict(mesh=self.mesh, chunk_rows=memory.chunk_rows,
+                   dtype=memory.dtype, replacement=memory.replacement)
+    if not memory.prefill:
+      return tables.empty(memory.capacity, self.model.dim, **options)
+    return tables.create(embeddings, self.first_ids(), step=step, **options)
+
+  def make_step(self):
+    """Returns (TrainStep, optimizer schedule)."""
+    optimizer, schedule = optimizers.make_optimizer(
+        **self.config.optimizer,
+        frozen=(() if self.method.targets.source == 'encoder'
+                else self.model.tower_names[-1:]))
+    options = self.config.encoding
+    wrap = lambda encode: chunking.chunked(
+        encode, chunk_size=options.chunk_size or None,
+        buckets=tuple(options.buckets),
+        pad_id=self.model.config.pad_id, layout=self.layout)
+    encode_by = steps.Encoders(
+        wrap(self.model.encode_queries), wrap(self.model.encode_targets),
+        self.model.scale_of)
+    return steps.make_train_step(
+        encode_by, self.method, optimizer, mesh=self.mesh,
+        seed=self.config.seed, layout=self.layout), schedule
+
+  def make_gather(self):
+    """Returns the function from corpus ids to target tokens."""
+    kind = (target_tokens.DeviceTokens if self.config.data.tokens_on_device
+            else target_tokens.HostTokens)
+    return kind(self.target_tokens, self.mesh)
+
+  def make_batches(self):
+    """Returns the training batches, addressed by step."""
+    split = self.config.data.train_split
+    return data.TrainBatches(
+        self.dataset.qrels[split], self.query_tokens, self.target_tokens,
+        batch_size=self.config.batch_size, seed=self.config.seed,
+        num_shards=jax.process_count(), shard_index=jax.process_index(),
+        candidates=self.dataset.candidates.get(split),
+        num_candidates=self.method.num_candidates)
+
+
+def build(config, *, num_devices=None) -> Experiment:
+  """Returns the Experiment for `config`; raises ValueError on bad options."""
+  mesh = sharding.make_mesh(num_devices)
+  if config.batch_size % mesh.shape['data']:
+    raise ValueError(
+        f'--config.batch_size={config.batch_size} must be a multiple of the '
+        f'{mesh.shape["data"]} devices.')
+  if config.profile.num_steps and config.profile.start < 1:
+    raise ValueError(
+        f'--config.profile.start={config.profile.start} must be at least 1: '
+        'the first step is compiled, which a trace of it would show.')
+  config = encoders.settled(config)
+  layout = encoders.make_layout(config, mesh)
+  dataset = datasets.make_dataset(config)
+  method = methods_lib.make_method(config, mesh, len(dataset.corpus_ids))
+  methods_lib.check_candidates(method, dataset, config.data.train_split)
+  if method.memory == 'ring':
+    methods_lib.check_ring(config, len(dataset.corpus_ids))
+  tokenizer = datasets.make_tokenizer(config, dataset)
+  query_tokens, target_tokens_ = datasets.make_tokens(config, dataset, tokenizer)
+  model, params = encoders.make_model(config, tokenizer)
+  for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
+    section, name = option.split('.')
+    matryoshka.check_dims(
+        config[section][name], model.dim, f'--config.{option}')
+  return Experiment(
+      config=config, mesh=mesh, layout=layout, dataset=dataset,
+      tokenizer=tokenizer, query_tokens=query_tokens,
+      target_tokens=target_tokens_, model=model, params=params, method=method)

@@ -38,7 +38,7 @@ setuptools.setup(
         'hf': ['datasets'],
         'hub': ['huggingface_hub'],
         'ir_datasets': ['ir-datasets'],
-        'test': ['pytest', 'nbformat', 'nbclient', 'ipykernel', 'faiss-cpu',
-                 'datasets', 'ir-datasets'],
+        'test': ['pytest', 'pytest-xdist', 'nbformat', 'nbclient', 'ipykernel',
+                 'faiss-cpu', 'datasets', 'ir-datasets'],
     },
 )

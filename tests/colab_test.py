@@ -79,8 +79,6 @@ def test_every_cell_runs_at_tiny_size(
   pytest.importorskip('ipykernel')
   monkeypatch.setenv('PYTHONPATH', _ROOT)
   monkeypatch.setenv('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(
-      tmp_path_factory.getbasetemp() / 'notebook_programs'))
   notebook = read(path)
   workdir = str(tmp_path / 'run')
   overrides = {

@@ -1,11 +1,20 @@
 """Makes the whole suite strict and gives it eight virtual CPU devices."""
 
 import os
+import tempfile
 
 # XLA:CPU needs at least as many pool threads as virtual devices, or
 # collectives starve and abort the process (jax 0.10.2 on two cores). It reads
 # NPROC when its backend starts, so this stands before the import of jax.
 os.environ.setdefault('NPROC', '32')
+
+# One folder of compiled programs for the whole run. pytest-xdist's workers and
+# the processes that tests start inherit it; whoever sets it keeps it, so that
+# the next run compiles nothing anew. jax reads it when it is imported.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _programs = tempfile.TemporaryDirectory(prefix='jax_programs_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 import jax
 import pytest
@@ -20,11 +29,3 @@ jax.config.update('jax_debug_key_reuse', True)
 def parsed_flags():
   """Marks absl flags as parsed: grain reads one when it starts workers."""
   flags.FLAGS.mark_as_parsed()
-
-
-@pytest.fixture(scope='session', autouse=True)
-def compilation_cache(tmp_path_factory):
-  """Shares compiled programs between tests, in a folder of this run."""
-  folder = tmp_path_factory.mktemp('jax_cache')
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)

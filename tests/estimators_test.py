@@ -57,6 +57,22 @@ class TruncatedSoftmaxTest(parameterized.TestCase):
     np.testing.assert_array_equal(gradient[0], [0.0])
     np.testing.assert_array_equal(gradient[1], [[0.0, 0.0]])
 
+  @parameterized.parameters(*estimators.ESTIMATORS)
+  def test_it_does_not_matter_what_stands_where_the_mask_is_false(self, name):
+    positive, mask = jnp.array([0.7]), jnp.array([[True, True, False]])
+
+    def loss(positive, negative, log_q):
+      return estimators.ESTIMATORS[name](positive, negative, mask, proposal(
+          (1, 3), log_z=[1.5], log_q=log_q))[0].sum()
+
+    take = jax.value_and_grad(loss, argnums=(0, 1))
+    one = take(positive, jnp.array([[0.5, 1.0, 9.0]]),
+               jnp.array([[-1.0, -2.0, -0.1]]))
+    other = take(positive, jnp.array([[0.5, 1.0, -3.0]]),
+                 jnp.array([[-1.0, -2.0, -7.0]]))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    self.assertEqual(one[1][1][0, 2], 0.0)
+
   def test_names_the_argument_whose_shape_is_wrong(self):
     message = r'mask has J=3 .* negative has J=2'
     with self.assertRaisesRegex(ValueError, message):
@@ -210,6 +226,20 @@ class SampledSoftmaxTest(absltest.TestCase):
         total += q[i] * q[j] * np.exp(float(nll[0]) + positive)
     np.testing.assert_allclose(
         total, np.exp(positive) + np.exp(others).sum(), rtol=1e-5)
+
+  def test_the_mean_is_over_the_columns_that_count(self):
+    """K is 2 in the first query, 1 in the second, none in the third."""
+    negative = np.array([[0.5, 9.0, 1.0], [9.0, -0.4, 9.0], [9.0, 9.0, 9.0]])
+    q = np.array([[0.3, 0.9, 0.2], [0.9, 0.1, 0.9], [0.9, 0.9, 0.9]])
+    mask = np.array([[True, False, True], [False, True, False], [False] * 3])
+    positive = np.array([0.7, -0.2, 0.4])
+    total = np.exp(positive) + [
+        (np.exp(0.5) / 0.3 + np.exp(1.0) / 0.2) / 2, np.exp(-0.4) / 0.1, 0.0]
+    nll, info = estimators.sampled_softmax(
+        jnp.asarray(positive), jnp.asarray(negative), jnp.asarray(mask),
+        proposal((3, 3), log_q=np.log(q)))
+    np.testing.assert_allclose(nll, np.log(total) - positive, atol=1e-6)
+    np.testing.assert_array_equal(nll, info['nll'])
 
   def test_the_draw_carries_no_gradient(self):
     def loss(log_q):

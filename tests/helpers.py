@@ -103,15 +103,17 @@ def _own_part(array):
 
 
 def train(method_, mesh, *, num_steps, start=None, start_step=0, seed=0,
-          optimizer=None, stale_params=None, table_=None, each=None):
+          optimizer=None, stale_params=None, table_=None, each=None,
+          encoders=ENCODERS, first_params=None):
   """Returns (state, list of metrics) of steps run by hand."""
   optimizer = optimizer or optax.adam(0.05)
   train_step = steps.make_train_step(
-      ENCODERS, method_, optimizer, mesh=mesh, seed=seed)
+      encoders, method_, optimizer, mesh=mesh, seed=seed)
   state = start
   if state is None:
     state = train_step.init_state(
-        params(), table_ if table_ is not None else table(mesh, stale_params))
+        first_params or params(),
+        table_ if table_ is not None else table(mesh, stale_params))
   put = lambda tree: sharding.put_batch(jax.tree.map(_own_part, tree), mesh)
   history = []
   for step in range(start_step, num_steps):

@@ -14,13 +14,20 @@ from retrieval_jax import types
 N, D, B, K, SCALE, CHUNK = 200, 4, 6, 20, 5.0, 64
 
 
-def draw(make, devices, seed=0):
-  """Returns (proposal, scores [B, N], positive rows [B], known [B])."""
+def draw(make, devices, seed=0, corrected=lambda rows: rows):
+  """Returns (proposal, scores [B, N], positive rows [B], known [B]).
+
+  Args:
+    make: mesh -> sampler.
+    devices: of the mesh.
+    seed: of rows, queries and draws.
+    corrected: embeddings [..., D] -> present ones, by which all is scored.
+  """
   mesh = sharding.make_mesh(devices)
   rng = np.random.default_rng(seed)
   rows = rng.normal(size=(N, D)).astype(np.float32)
   queries = rng.normal(size=(B, D)).astype(np.float32)
-  scores = queries @ rows.T
+  scores = queries @ np.asarray(corrected(rows)).T
   # Positives low, middling and high, s+ < 0 included; the last is not known.
   order = np.argsort(scores, axis=1)
   positives = order[np.arange(B), [N // 3, N - 1, N - 5, N - 60, N - 30, 0]]
@@ -28,8 +35,8 @@ def draw(make, devices, seed=0):
   where = jnp.asarray(np.where(known, positives, -1), jnp.int32)
   table = tables.from_embeddings(
       rows, mesh=mesh, chunk_rows=CHUNK, dtype='float32')
-  view = types.View(table, lambda rows: rows.embeddings, jnp.float32(SCALE),
-                    where)
+  view = types.View(table, lambda rows: corrected(rows.embeddings),
+                    jnp.float32(SCALE), where)
   proposal = make(mesh).propose(
       jax.random.key(seed), jnp.asarray(queries), where[:, None], view)
   return jax.device_get(proposal), scores, positives, known
@@ -86,6 +93,36 @@ class CeilingTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         np.sort(proposal.rows, axis=1),
         np.sort(np.argsort(-free, axis=1)[:, :K], axis=1))
+
+  @parameterized.parameters(
+      ((0.9, None), 'top_k'), ((None, 0.3), 'top_k'), ((0.9, None), 'gumbel'),
+      ((0.9, None), 'simans'))
+  def test_ceilings_compare_with_the_corrected_positive(self, options, name):
+    """The correction turns every row about: stale scores have other signs."""
+    turn = np.linalg.qr(np.random.default_rng(5).normal(size=(D, D)))[0].astype(
+        np.float32)
+    make = {
+        'top_k': lambda mesh, ceiling: samplers.TopK(K, CHUNK, mesh, ceiling),
+        'gumbel': lambda mesh, ceiling: samplers.Gumbel(
+            K, CHUNK, mesh, ceiling),
+        # As many candidates as draws: all of them come out.
+        'simans': lambda mesh, ceiling: samplers.SimANS(
+            K, K, 1.0, 0.0, CHUNK, mesh, ceiling)}[name]
+    proposal, scores, positives, known = draw(
+        lambda mesh: make(mesh, samplers.Ceiling(*options)), devices=1,
+        corrected=lambda rows: -rows @ turn)
+    free = np.where(allowed(scores, positives, known, *options), scores,
+                    -np.inf)
+    np.testing.assert_allclose(
+        proposal.logits, SCALE * np.take_along_axis(
+            free, proposal.rows, axis=1), rtol=1e-4, atol=1e-5)
+    if name == 'gumbel':
+      np.testing.assert_allclose(
+          proposal.log_z, np.logaddexp.reduce(SCALE * free, axis=1), rtol=1e-5)
+    else:
+      np.testing.assert_array_equal(
+          np.sort(proposal.rows, axis=1),
+          np.sort(np.argsort(-free, axis=1)[:, :K], axis=1))
 
   @parameterized.parameters(((0.0, None), r'max_share=0.0 must lie in \(0, 1'),
                             ((None, -0.1), 'min_margin=-0.1 must be at least'))

@@ -314,13 +314,15 @@ def test_module(module, mutants, root, copies, results):
   if outcome != SURVIVED:
     raise SystemExit(f'The tests of {module} fail without a mutant:\n'
                      f'{output[-3000:]}')
-  say(f'{module}: {len(left)} mutants, {seconds:.0f} s each at most or so')
+  say(f'{module}: {len(left)} mutants; tests of {seconds:.0f} s')
 
   def one(mutant):
     copy = copies.get()
     try:
+      # Generous: the mutant may have to be compiled where the original was
+      # not, on a machine that does other work too.
       return mutant, copy.test_mutant(
-          mutant, guards, timeout=max(120, 5 * seconds))
+          mutant, guards, timeout=max(600, 10 * seconds))
     finally:
       copies.put(copy)
 

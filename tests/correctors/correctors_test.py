@@ -1,6 +1,7 @@
 """Correctors start as the identity, learn drift, and touch nothing else."""
 
 import dataclasses
+import unittest
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -54,11 +55,12 @@ def some_rows(embeddings, written=None):
 
 
 def observation(stale, fresh, *, mask=None, queries=None, step=5):
+  dim = np.shape(fresh)[-1]
   rows = stale if isinstance(stale, types.TargetTable) else some_rows(stale)
   return types.Observation(
       rows, jnp.asarray(fresh, jnp.float32),
       jnp.ones(len(fresh), bool) if mask is None else jnp.asarray(mask),
-      jnp.ones((3, DIM)) if queries is None else jnp.asarray(queries),
+      jnp.ones((3, dim)) if queries is None else jnp.asarray(queries),
       jnp.float32(5.0), jnp.int32(step))
 
 
@@ -123,6 +125,25 @@ class ContractTest(parameterized.TestCase):
     self.assertFalse(np.array_equal(
         corrector.apply(one, rows), corrector.apply(another, rows)))
 
+  def after_nothing(self, name):
+    """Returns (stale rows, what the corrector makes of them)."""
+    stale = unit(np.random.default_rng(12).normal(size=(20, DIM)))
+    corrector = EVERY[name]
+    state = corrector.init(jax.random.key(0), DIM)
+    for step in range(2):
+      state, _ = corrector.update(state, observation(
+          stale, stale[::-1], mask=np.zeros(20, bool), step=step))
+    return stale.astype(np.float32), corrector.apply(state, some_rows(stale))
+
+  @parameterized.parameters(*set(EVERY) - {'ridge'})
+  def test_is_the_identity_while_all_that_it_sees_is_masked(self, name):
+    np.testing.assert_array_equal(*self.after_nothing(name))
+
+  # Without pairs nothing is left to solve for: nan.
+  @unittest.expectedFailure
+  def test_a_ridge_fit_to_nothing_is_the_identity(self):
+    np.testing.assert_array_equal(*self.after_nothing('ridge'))
+
   @parameterized.parameters(
       (network, 'hidden', 0), (network, 'learning_rate', -1.0),
       (network, 'warmup_steps', -1), (network, 'updates_per_step', 0),
@@ -150,6 +171,65 @@ class LinearTest(parameterized.TestCase):
         corrector.apply(enough, rows), fresh, atol=2e-2)
     error = np.abs(corrector.apply(few, rows) - fresh).mean()
     self.assertGreater(error, 0.5)  # 12 pairs cannot determine 17 x 16 numbers
+
+  def fit_with_the_least_ridge(self, dim):
+    """Returns errors of a fit to D / 2 pairs: ours, exact, without a fit.
+
+    The rows have a common part, as embeddings do, so that the sums are nearly
+    singular: all that holds them up is the penalty.
+    """
+    rng = np.random.default_rng(13)
+    stale = unit(rng.normal(size=(dim // 2, dim)) + 3 * rng.normal(size=dim))
+    fresh = stale + 0.1 * unit(rng.normal(size=stale.shape))
+    for ridge in (1e-6, 1e-5, 1e-4, 1e-3):
+      try:
+        corrector = linear(ridge=ridge, keep_norm=False)
+        state = corrector.init(jax.random.key(0), dim)
+        break
+      except ValueError:  # too small for this D
+        continue
+    for step in range(20):
+      state, _ = corrector.update(state, observation(stale, fresh, step=step))
+    inputs = np.append(stale, np.ones((len(stale), 1)), axis=1)
+    moment = inputs.T @ inputs
+    matrix = np.linalg.solve(
+        moment + ridge * np.trace(moment) / (dim + 1) * np.eye(dim + 1),
+        inputs.T @ (fresh - stale))
+    return [np.sqrt(np.mean(np.square(x - fresh).sum(axis=1))) for x in (
+        np.asarray(corrector.apply(state, some_rows(stale))),
+        stale + inputs @ matrix, stale)]
+
+  def check_the_least_ridge(self, dim):
+    ours, exact, without = self.fit_with_the_least_ridge(dim)
+    self.assertLess(exact, 0.02 * without)  # there is something to find
+    self.assertLess(ours, 0.1 * without)  # what float32 leaves of it
+
+  def test_the_least_ridge_is_enough_at_a_small_dimension(self):
+    self.check_the_least_ridge(DIM)
+
+  # The bound on ridge does not grow with D: nan.
+  @parameterized.parameters(128, 384)
+  @unittest.expectedFailure
+  def test_the_least_ridge_is_enough_at_any_dimension(self, dim):
+    self.check_the_least_ridge(dim)
+
+  @parameterized.parameters(128, 384)
+  def test_a_ridge_of_a_hundredth_finds_the_drift_at_any_dimension(self, dim):
+    """2 D pairs of an affine drift, in float64 and here: the same map."""
+    rng = np.random.default_rng(14)
+    stale = unit(rng.normal(size=(2 * dim, dim)) + 2 * rng.normal(size=dim))
+    fresh = stale + stale @ (rng.normal(size=(dim, dim)) / dim) + 0.01
+    corrector = linear(ridge=1e-2, keep_norm=False)
+    state, _ = corrector.update(
+        corrector.init(jax.random.key(0), dim), observation(stale, fresh))
+    inputs = np.append(stale, np.ones((len(stale), 1)), axis=1)
+    moment = inputs.T @ inputs
+    wanted = np.linalg.solve(
+        moment + 1e-2 * np.trace(moment) / (dim + 1) * np.eye(dim + 1),
+        inputs.T @ (fresh - stale))
+    np.testing.assert_allclose(
+        corrector.apply(state, some_rows(stale)), stale + inputs @ wanted,
+        atol=1e-4)
 
   def test_procrustes_recovers_a_rotation_and_stays_orthogonal(self):
     rng = np.random.default_rng(3)
@@ -227,6 +307,27 @@ class MlpTest(parameterized.TestCase):
     self.assertGreater(moved[1], 0.0)
     np.testing.assert_allclose(found[2], unit(same[0] + 40 * velocity),
                                atol=0.15)
+
+  def test_corrects_for_the_parameters_after_the_step_it_learned_from(self):
+    """h in plain numpy, with ages as the next step sees them."""
+    rng = np.random.default_rng(15)
+    stale, fresh = unit(rng.normal(size=(2, 20, DIM)))
+    corrector = network(condition_on_age=True, learning_rate=0.1)
+    written = rng.integers(-40, 9, 20)
+    state, _ = corrector.update(
+        corrector.init(jax.random.key(0), DIM),
+        observation(some_rows(stale, written), fresh, step=8))
+    self.assertEqual(state.step, 9)
+    age = ((9 - written) / (9 - written + 100))[:, None]
+    hidden, output = state.params['hidden'], state.params['output']
+    inner = jax.nn.gelu(
+        stale @ hidden['kernel'] + hidden['bias'][None]
+        + age * hidden['age'][None])
+    moved = stale + age * (inner @ output['kernel'] + output['bias'][None])
+    self.assertGreater(np.abs(moved - stale).max(), 0.01)
+    np.testing.assert_allclose(
+        corrector.apply(state, some_rows(stale, written)), unit(moved),
+        atol=1e-5)
 
   def test_loss_is_the_drift_plus_the_weighted_divergence(self):
     rng = np.random.default_rng(8)

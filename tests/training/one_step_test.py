@@ -308,7 +308,13 @@ class ScaleTest(parameterized.TestCase):
     self.assertGreater(abs(gradient), 0.1)
     np.testing.assert_allclose(
         step.after.params['log_beta'], np.log(3.0) - gradient, rtol=1e-5)
-    self.assertAlmostEqual(step.metrics['scale'], 3.0, places=5)
+    moved = jax.tree.map(np.subtract, step.after.params, step.before.params)
+    for name, wanted in (
+        ('scale', 3.0), ('positive_logit', 3.0 * positive.mean()),
+        ('gradient_norm', np.sqrt(sum(
+            np.square(x).sum() for x in jax.tree.leaves(moved))))):
+      np.testing.assert_allclose(
+          step.metrics[name], wanted, rtol=1e-5, err_msg=name)
 
   def test_cache_gradient_teaches_the_scale(self):
     """dL/d log beta = mean_b (1 - p_b+) beta (s_b- - s_b+)."""

@@ -1,6 +1,7 @@
 """The step against the full softmax, on any device count, from any memory."""
 
 import dataclasses
+import unittest
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,6 +9,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+from scipy import stats
 
 from retrieval_jax import correctors
 from retrieval_jax import samplers
@@ -52,12 +54,10 @@ class GradientTest(parameterized.TestCase):
     np.testing.assert_allclose(
         parameter_change(method, mesh), -exact, atol=1e-6)
 
-  @parameterized.parameters(
-      ('fresh', None, 4.0), ('stale', 7, None))
+  @parameterized.parameters((None,), (7,))
   def test_cache_gradient_is_unbiased_exactly_when_the_table_is_fresh(
-      self, name, stale_seed, bound):
-    """Mean over 400 seeds within 4 standard errors, and not when stale."""
-    del name
+      self, stale_seed):
+    """Chi-square of the mean over 400 keys, 99.9% bound, and not when stale."""
     mesh = sharding.make_mesh(1)
     method = helpers.method(
         helpers.gumbel(mesh, 1), estimator='cache_gradient')
@@ -83,15 +83,20 @@ class GradientTest(parameterized.TestCase):
           sharding.put_batch(helpers.gather(ids), mesh),
           sharding.put_batch(helpers.gather(probe_ids), mesh))
       changes.append(np.asarray(after.params['words']))
-    changes = np.array(changes) - np.asarray(helpers.params()['words'])
-    error = changes.mean(axis=0) + np.asarray(exact)
-    spread = changes.std(axis=0) / np.sqrt(len(changes))
-    # chi-square over the 320 entries, by their own variance
-    score = float(np.mean(np.square(error) / np.maximum(spread, 1e-6)**2))
-    if bound is None:
-      self.assertGreater(score, 10.0)
-    else:
+    changes = (np.array(changes) - np.asarray(helpers.params()['words'])
+               ).reshape(len(changes), -1)
+    error = changes.mean(axis=0) + np.asarray(exact).ravel()
+    z = error * np.sqrt(len(changes)) / changes.std(axis=0)
+    # The entries are correlated: the mean of z^2 is about chi-square / n, with
+    # mean 1 and variance 2 / n, for n = (sum of 1)^2 / sum of correlations^2.
+    n = len(z)**2 / np.square(np.corrcoef(changes.T)).sum()
+    self.assertBetween(n, 50, 80)  # so that the bound is 1.6 or so
+    bound = stats.chi2.ppf(0.999, n) / n
+    score = np.mean(np.square(z))
+    if stale_seed is None:
       self.assertLess(score, bound)
+    else:
+      self.assertGreater(score, 10 * bound)
 
 
 def many_methods(mesh):
@@ -134,31 +139,65 @@ def many_methods(mesh):
   }
 
 
-def start_table(name, mesh):
+def start_table(name, mesh, ring_rows=helpers.CHUNK_ROWS):
   if name == 'ring':
-    return tables.empty(helpers.CHUNK_ROWS, helpers.DIM, mesh=mesh,
+    return tables.empty(ring_rows, helpers.DIM, mesh=mesh,
                         chunk_rows=helpers.CHUNK_ROWS, dtype='float32')
   return helpers.table(mesh, helpers.params(5))
 
 
+def course(name, devices):
+  """Returns what three steps of a method do, without the rows that pad.
+
+  Returns:
+    rows: by step, the rows drawn [B, K], the ids of the rows to refresh and of
+      the anchors, and those of the memory, all of them integers.
+    values: losses, live embeddings and the corrector's state.
+  """
+  mesh, rows = sharding.make_mesh(devices), []
+
+  def keep(state, proposal, probes):
+    # Padding may stand between rows to refresh and anchors, but is no row.
+    probed = np.asarray(tables.take(state.table, probes).ids)
+    rows.append((np.asarray(proposal.rows), probed[probed >= 0]))
+
+  state, history = helpers.train(
+      many_methods(mesh)[name], mesh, num_steps=3, each=keep,
+      table_=start_table(name, mesh, ring_rows=16))
+  table = jax.device_get(state.table)
+  live = table.ids >= 0
+  rows.append((np.flatnonzero(live), table.ids[live], table.written[live]))
+  return rows, ([m['nll'] for m in history], table.embeddings[live],
+                jax.device_get(state.corrector))
+
+
 class InvarianceTest(parameterized.TestCase):
 
+  def compare_one_and_eight_devices(self, name):
+    (rows, values), (wanted_rows, wanted) = course(name, 8), course(name, 1)
+    jax.tree.map(np.testing.assert_array_equal, rows, wanted_rows)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(
+        x, y, rtol=1e-5, atol=1e-5), values, wanted)
+
   @parameterized.parameters(
-      'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'stochastic', 'mlp',
-      'shortlist', 'linear', 'candidates', 'candidates_only')
-  def test_draws_and_losses_do_not_depend_on_the_device_count(self, name):
-    draws, losses = {}, {}
-    for devices in (1, 8):
-      mesh = sharding.make_mesh(devices)
-      seen = []
-      _, history = helpers.train(
-          many_methods(mesh)[name], mesh, num_steps=3,
-          table_=start_table(name, mesh),
-          each=lambda state, proposal, probes, seen=seen: seen.append(
-              np.asarray(proposal.rows)))
-      draws[devices], losses[devices] = seen, [m['nll'] for m in history]
-    np.testing.assert_array_equal(draws[1], draws[8])
-    np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
+      'in_batch', 'stale', 'top_k', 'cache', 'stochastic', 'shortlist', 'ring',
+      'linear', 'candidates', 'candidates_only')
+  def test_nothing_depends_on_the_device_count(self, name):
+    """Draws, losses, memory and corrector."""
+    self.compare_one_and_eight_devices(name)
+
+  # Rows to refresh and anchors are drawn over the padded capacity, which grows
+  # with the devices.
+  @parameterized.parameters('uniform', 'mlp')
+  @unittest.expectedFailure
+  def test_rows_to_refresh_do_not_depend_on_the_device_count(self, name):
+    self.compare_one_and_eight_devices(name)
+
+  # A ring fills the rows that pad it to whole chunks, too.
+  @unittest.expectedFailure
+  def test_a_ring_never_holds_more_than_its_capacity(self):
+    rows, _ = course('ring', 1)
+    self.assertLen(rows[-1][0], 16)
 
   @parameterized.parameters(
       'in_batch', 'stale', 'cache', 'uniform', 'ring', 'mlp', 'linear',

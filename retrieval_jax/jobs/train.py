@@ -181,11 +181,17 @@ def make_step(experiment, train_step, cost):
 
 
 def reencode(experiment, train_step, cost, state):
-  """Returns the state with a memory of all targets, encoded by its model."""
-  cost.reembedding(len(experiment.target_tokens))
-  table = experiment.make_table(
-      experiment.embed_targets(state.params), step=int(state.step))
-  return train_step.refreshed(state, table)
+  """Returns the state with a memory of all targets, encoded by its model.
+
+  The table of `state` is deleted before the new one is made, for the devices
+  need not have room for both.
+  """
+  embeddings = experiment.embed_targets(state.params)
+  cost.reembedding(len(embeddings))
+  for array in jax.tree.leaves(state.table):
+    array.delete()
+  return train_step.refreshed(
+      state, experiment.make_table(embeddings, step=int(state.step)))
 
 
 def hardware(mesh):

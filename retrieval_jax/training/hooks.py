@@ -200,11 +200,12 @@ class DiagnosticsHook(EvaluateHook):
 class ReencodeHook(Hook):
   """Re-encodes the whole table every R steps.
 
-  It runs on multiples of `every` only, at the end too, so that a run that
-  was stopped there and resumed equals the one that was not.
+  It runs on multiples of `every`, where a run may be stopped and resumed too,
+  but not after the last step of the run, when nothing would read the rows.
 
   Attributes:
-    reencode: state -> state; counts its own encoder calls on the meter.
+    reencode: state -> state, whose table it may delete; counts its own encoder
+      calls on the meter.
     every: R.
   """
   reencode: Callable[[Any], Any]
@@ -212,6 +213,8 @@ class ReencodeHook(Hook):
   at_finish: ClassVar[bool] = False
 
   def __call__(self, run):
+    if run.finished:
+      return
     with run.meter.phase('refresh', block=True) as hold:
       run.state = hold(self.reencode(run.state))
 

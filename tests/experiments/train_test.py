@@ -15,6 +15,8 @@ import pytest
 from experiments import process
 from experiments import train as train_script
 from retrieval_jax import factory
+from retrieval_jax import sharding
+from retrieval_jax import table as tables
 from retrieval_jax import trained
 from retrieval_jax.evaluation import measures
 from retrieval_jax.jobs import train
@@ -263,6 +265,23 @@ def test_the_meter_counts_the_rows_that_were_re_encoded(make_config, tmp_path):
                        evaluation__baselines=False, log__every=1)
   results = train.run(config, str(tmp_path), num_devices=1)
   assert results['meter']['target_encoder_calls_reembedding'] == 120 + 26
+
+
+def test_re_encoding_makes_room_before_it_makes_the_new_table():
+  old = tables.from_embeddings(
+      np.ones((2, 4), np.float32), sharding.make_mesh(1), 64, 'float32')
+  state = mock.Mock(table=old, step=np.int32(3))
+
+  def make_table(embeddings, step):
+    assert all(array.is_deleted() for array in jax.tree.leaves(old))
+    return embeddings, step
+
+  meter = mock.Mock()
+  found = train.reencode(
+      mock.Mock(make_table=make_table, **{'embed_targets.return_value': 'new'}),
+      mock.Mock(refreshed=lambda state, table: table), meter, state)
+  assert found == ('new', 3)
+  meter.reembedding.assert_called_once_with(3)  # one per target
 
 
 @pytest.mark.parametrize('name, overrides, message', [

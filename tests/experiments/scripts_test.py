@@ -83,7 +83,7 @@ def test_evaluating_an_unfinished_run_does_not_finish_it(
   assert list(results['measures']) == ['dev']
   assert results['untrained'] == read_json(tmp_path, 'baselines.json')[
       'untrained']
-  assert results['meter']['query_encoder_calls'] == 2 * config.batch_size
+  assert results['meter']['query_encoder_calls'] == 2 * 2 * config.batch_size
   [trial] = sweep.trials('x.py', [{}], '')
   trial = sweep.Trial(str(tmp_path), {}, trial.command)
   assert not trial.finished()

@@ -11,8 +11,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from experiments import compare
-from experiments import finished
-from tests.experiments import made_up
+from retrieval_jax.comparison import differences
+from retrieval_jax.comparison import runs as runs_lib
+from retrieval_jax.comparison import tables
+from retrieval_jax.jobs import compare as compare_job
+from tests.comparison import made_up
 
 
 class CompareTest(parameterized.TestCase):
@@ -48,7 +51,7 @@ class CompareTest(parameterized.TestCase):
 
   def groups(self, **methods):
     """Returns groups of runs with these (seed, quality) pairs."""
-    return {name: [finished.FinishedRun(
+    return {name: [runs_lib.FinishedRun(
         f'{name}{seed}', {'measures': {'dev': {'RR@10': quality}},
                           'seed': seed}, {}, (), ())
                    for seed, quality in pairs]
@@ -110,7 +113,7 @@ class CompareTest(parameterized.TestCase):
             for seed, quality, seconds in ((0, 0.5, 60), (1, 0.75, 90))]
     runs.append(made_up.write_run(
         self.folder('other'), method='other', split='test'))
-    compare.compare(runs, self.out, split='test')
+    compare_job.run(runs, self.out, split='test')
     mean = self.table()['stale']
     self.assertEqual(mean['RR@10'], '0.625')
     self.assertAlmostEqual(
@@ -127,13 +130,13 @@ class CompareTest(parameterized.TestCase):
 
   def test_a_plotted_measure_gets_its_column(self):
     run = made_up.write_run(self.folder('a'))
-    compare.compare([run], self.out, measure='nDCG@10')
+    compare_job.run([run], self.out, measure='nDCG@10')
     self.assertEqual(self.table()['a']['nDCG@10'], '0.125')
 
   def test_a_paired_difference(self):
     groups = self.groups(a=((0, 0.50), (1, 0.61), (2, 0.72)),
                          b=((2, 0.70), (0, 0.49), (1, 0.58)))
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     # 1, 3 and 2 points seed by seed: mean 2, standard deviation 1.
     self.assertTrue(found.paired)
     self.assertAlmostEqual(found.points, 2)
@@ -145,7 +148,7 @@ class CompareTest(parameterized.TestCase):
   def test_a_difference_of_unlike_seeds(self):
     groups = self.groups(a=((0, 0.50), (1, 0.52)),
                          b=((5, 0.40), (6, 0.41), (7, 0.42)))
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     self.assertFalse(found.paired)
     error = math.sqrt(2 / 2 + 1 / 3)  # variances over numbers of seeds
     self.assertAlmostEqual(found.points, 10)
@@ -158,21 +161,21 @@ class CompareTest(parameterized.TestCase):
     groups = self.groups(a=((0, quality), (1, quality)),
                          b=((0, 0.35), (1, 0.45)))  # 10 points around 40
     for pair in (('a', 'b'), ('b', 'a')):
-      found = compare.difference(groups, *pair, 'dev', 'RR@10')
+      found = differences.difference(groups, *pair, 'dev', 'RR@10')
       self.assertEqual(found.exceeds_spread, exceeds)
 
   def test_one_seed_has_a_difference_and_no_error(self):
     groups = self.groups(a=((0, 0.5),), b=((0, 0.25), (1, 0.5)))
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     self.assertEqual(
-        found, compare.Difference('a', 'b', 12.5, paired=False))
+        found, differences.Difference('a', 'b', 12.5, paired=False))
     self.assertEqual(
-        compare.differences_markdown([found]).splitlines()[-1],
+        tables.differences_markdown([found]).splitlines()[-1],
         '| a | b | +12.50 |  |  | no | one seed |')
 
   def test_t_quantiles(self):
     # The distribution function of Student's t at the quantile, integrated.
-    for df, quantile in enumerate(compare._T, 1):
+    for df, quantile in enumerate(differences._T, 1):
       norm = math.gamma((df + 1) / 2) / (
           math.gamma(df / 2) * math.sqrt(df * math.pi))
       count = 20000
@@ -184,7 +187,7 @@ class CompareTest(parameterized.TestCase):
   def test_many_seeds_use_the_last_quantile(self):
     groups = self.groups(a=[(s, 0.5 + s / 100) for s in range(20)],
                          b=[(s, 0.5) for s in range(20)])
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     self.assertAlmostEqual(found.interval[1],
                            found.points + 2.262 * found.error)
 
@@ -197,24 +200,24 @@ class CompareTest(parameterized.TestCase):
           self.folder(name), method=method, curve=False,
           measures={'dev': {'RR@10': dev}, 'test': {'RR@10': test}}))
       made_up.write_config(runs[-1], {'learning_rate': name})
-    printed = compare.compare(runs, self.out, split='test', choose_on='dev')
+    printed = compare_job.run(runs, self.out, split='test', choose_on='dev')
     self.assertEqual(list(self.table()), ['high', 'alone'])
     self.assertIn('Chosen by RR@10 on dev: high (0.6250) over low (0.5000).',
                   printed)
     with self.assertRaisesRegex(ValueError, "split 'train'.*has dev: RR@10"):
-      compare.compare(runs, self.out, split='test', choose_on='train')
+      compare_job.run(runs, self.out, split='test', choose_on='train')
 
   def test_baselines_that_differ_are_told_apart(self):
     runs = [made_up.write_run(self.folder('a'), method='a'),
             made_up.write_run(self.folder('b'), method='b',
                               bm25={'dev': {'RR@10': 0.3}})]
-    compare.compare(runs, self.out)
+    compare_job.run(runs, self.out)
     self.assertContainsSubset(['BM25 (a)', 'BM25 (b)'], self.table())
 
   def test_nothing_is_written_for_an_unfinished_run(self):
     os.makedirs(self.folder('b'))
     with self.assertRaisesRegex(FileNotFoundError, 'same command resumes'):
-      compare.compare([made_up.write_run(self.folder('a')), self.folder('b')],
+      compare_job.run([made_up.write_run(self.folder('a')), self.folder('b')],
                       self.out)
     self.assertFalse(os.path.exists(self.out))
 

@@ -60,6 +60,10 @@ class FinishedRun:
     return evaluated[split][measure]
 
 
+Groups = Mapping[str, Sequence[FinishedRun]]
+"""Runs of one method, one for each seed, under its name."""
+
+
 def in_sweep(folder: str) -> tuple[list[str], list[str]]:
   """Returns the finished and the unfinished runs among a folder's children.
 

@@ -16,8 +16,9 @@ An entry 'name' is not an override but the name of the run; otherwise the
 overrides name it. Runs stand in WORKDIR/NNN_name, one after the other, each a
 process of its own. A finished run (it has results.json) is skipped, an
 unfinished one resumes, a failed one does not stop the others. At the end the
-finished runs are compared in WORKDIR/comparison. What stands behind `--` goes
-to every run. The exit status is 1 if a run failed, 130 if it was interrupted.
+finished runs are compared in WORKDIR/comparison. What follows `--` goes to
+every run; an option that the function sets, too, is refused there. The exit
+status is 1 if a run failed, 130 if it was interrupted.
 
 --only runs the settings whose name matches. --parallel=n starts runs in the
 same order but has n of them going, each with its share of the cores; what they

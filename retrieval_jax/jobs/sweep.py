@@ -118,7 +118,18 @@ def _text(value: Any) -> str:
 
 def trials(config: str, settings: Sequence[Mapping[str, Any]], workdir: str,
            extra: Sequence[str] = ()) -> Iterator[Trial]:
-  """Yields the runs of a sweep in order."""
+  """Yields the runs of a sweep in order.
+
+  Args:
+    config: file, or file:variant, that each run is given.
+    settings: overrides of each run, and maybe its 'name'.
+    workdir: folder of the sweep.
+    extra: arguments for every run.
+
+  Raises:
+    ValueError: if `extra` sets what the sweep sets as well.
+  """
+  _check_no_conflict(extra, settings)
   digits = max(3, len(str(len(settings) - 1)))
   for number, setting in enumerate(settings):
     folder = os.path.join(
@@ -129,6 +140,31 @@ def trials(config: str, settings: Sequence[Mapping[str, Any]], workdir: str,
         f'--workdir={folder}', *extra,
         *(f'--config.{name}={_text(value)}'
           for name, value in overrides.items())))
+
+
+def _check_no_conflict(extra: Sequence[str],
+                       settings: Sequence[Mapping[str, Any]]) -> None:
+  """Raises where one of two values would silently win.
+
+  A folder is named after the sweep's value, and runs that the sweep tells apart
+  would all do the same, so the user's value cannot win either.
+  """
+  for argument in extra:
+    flag = re.match('-+([^=]*)', argument)
+    if not flag:
+      continue
+    name = flag.group(1)
+    if name in ('config', 'workdir'):
+      raise ValueError(
+          f'Got {argument} after --, but the sweep sets --{name} of every run; '
+          f'give it before the --.')
+    option = re.sub('^(no)?config[.]', '', name)
+    for setting in settings:
+      if option != 'name' and option in setting:
+        raise ValueError(
+            f'Got {argument} after --, but the sweep sets {option}, in run '
+            f'{name_of(setting)} to {_text(setting[option])}; leave it out, or '
+            'change the sweep function.')
 
 
 def check_same_command(trial: Trial) -> None:

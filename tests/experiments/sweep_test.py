@@ -278,6 +278,17 @@ class SweepTest(parameterized.TestCase):
     self.assertRegex(status, r'(?s)000_a holds a run of other settings.*'
                      r'there: .*k=1.*now: .*k=2.*another --workdir')
 
+  @parameterized.parameters(
+      (['--config.sampler.k=7'], "sampler.k, .* k=1,exact=true to 1"),
+      (['-config.sampler.k', '7'], "sampler.k, .* k=1,exact=true to 1"),
+      (['--noconfig.sampler.exact'], 'sampler.exact, .* k=1,exact=true to true'),
+      (['--config.seed=1', '--workdir=x'], '--workdir'),
+      (['--config=x.py'], '--config'))
+  def test_an_option_that_the_sweep_sets_is_refused(self, extra, message):
+    status, _ = self.main(f'--config={self.config}', '--', *extra)
+    self.assertRegex(status, f'after --.* sets {message}')
+    self.assertFalse(os.path.exists(self.workdir))
+
   def test_the_overrides_stand_beside_the_run(self):
     self.main(f'--config={self.config}')
     path = os.path.join(self.workdir, '001_k=4,exact=true', 'sweep.json')

@@ -6,10 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from retrieval_jax.comparison import runs as runs_lib
+from scipy import special
 
-# Student's t: 97.5 % quantiles for 1, 2, ... 9 degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+from retrieval_jax.comparison import runs as runs_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +17,9 @@ class Difference:
 
   With as few seeds as are usual, look at all three answers: the interval
   assumes normal differences and is wide (for 3 seeds 2.5 standard deviations to
-  either side), the spreads assume nothing and promise no level.
+  either side), the spreads assume nothing and promise no level. An interval
+  speaks of one difference: of twenty between methods that are equally good, one
+  leaves 0 out by chance.
 
   Attributes:
     method: the first method.
@@ -29,8 +30,7 @@ class Difference:
     error: standard error of `points`: s / sqrt(n) of the differences if
       paired, else sqrt(s1^2 / n1 + s2^2 / n2). None if a method has one seed.
     interval: 95 % t interval. Degrees of freedom are n - 1, unpaired those of
-      the method with fewer seeds, and at most 9: too wide rather than too
-      narrow.
+      the method with fewer seeds: too wide rather than too narrow.
     exceeds_spread: whether |points| is greater than max - min over the seeds
       of the first and greater than that of the second. None as above.
   """
@@ -41,6 +41,18 @@ class Difference:
   error: float | None = None
   interval: tuple[float, float] | None = None
   exceeds_spread: bool | None = None
+
+  @property
+  def verdict(self) -> str:
+    """What of `exceeds_spread` can be said: 'yes', or 'no' and maybe why.
+
+    It is 'yes' only where the interval leaves 0 out as well.
+    """
+    if self.interval is None:
+      return 'one seed'
+    if self.exceeds_spread and self.interval[0] <= 0 <= self.interval[1]:
+      return 'no: the interval holds 0'
+    return 'yes' if self.exceeds_spread else 'no'
 
 
 def difference(groups: runs_lib.Groups, method: str, against: str, split: str,
@@ -70,7 +82,7 @@ def difference(groups: runs_lib.Groups, method: str, against: str, split: str,
         first[seed] - second[seed] for seed in first) / math.sqrt(fewest)
   else:
     error = math.sqrt(sum(statistics.variance(v) / len(v) for v in values))
-  margin = _T[min(fewest - 1, len(_T)) - 1] * error
+  margin = float(special.stdtrit(fewest - 1, 0.975)) * error
   return Difference(
       method, against, points, paired, error,
       (points - margin, points + margin),

@@ -134,7 +134,6 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
 
 def differences_markdown(found: Sequence[differences.Difference]) -> str:
   """Returns the second table."""
-  yes = {None: '', True: 'yes', False: 'no'}
   return _markdown(
       ['method', 'against', 'difference', 'standard error', '95 % interval',
        'paired', 'exceeds both spreads'],
@@ -142,4 +141,4 @@ def differences_markdown(found: Sequence[differences.Difference]) -> str:
         '' if d.error is None else f'{d.error:.2f}',
         '' if d.interval is None else
         f'{d.interval[0]:+.2f}..{d.interval[1]:+.2f}',
-        yes[d.paired], yes[d.exceeds_spread] or 'one seed'] for d in found])
+        'yes' if d.paired else 'no', d.verdict] for d in found])

@@ -157,7 +157,7 @@ def _check_no_conflict(extra: Sequence[str],
     if name in ('config', 'workdir'):
       raise ValueError(
           f'Got {argument} after --, but the sweep sets --{name} of every run; '
-          f'give it before the --.')
+          'give it before the --.')
     option = re.sub('^(no)?config[.]', '', name)
     for setting in settings:
       if option != 'name' and option in setting:

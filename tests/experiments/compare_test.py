@@ -9,6 +9,7 @@ import os
 from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from experiments import compare
 from retrieval_jax.comparison import differences
@@ -141,8 +142,8 @@ class CompareTest(parameterized.TestCase):
     self.assertTrue(found.paired)
     self.assertAlmostEqual(found.points, 2)
     self.assertAlmostEqual(found.error, 1 / math.sqrt(3))
-    self.assertAlmostEqual(found.interval[0], 2 - 4.303 / math.sqrt(3))
-    self.assertAlmostEqual(found.interval[1], 2 + 4.303 / math.sqrt(3))
+    self.assertAlmostEqual(found.interval[0], 2 - 4.302653 / math.sqrt(3), places=5)
+    self.assertAlmostEqual(found.interval[1], 2 + 4.302653 / math.sqrt(3), places=5)
     self.assertFalse(found.exceeds_spread)  # 22 and 21 points
 
   def test_a_difference_of_unlike_seeds(self):
@@ -153,7 +154,7 @@ class CompareTest(parameterized.TestCase):
     error = math.sqrt(2 / 2 + 1 / 3)  # variances over numbers of seeds
     self.assertAlmostEqual(found.points, 10)
     self.assertAlmostEqual(found.error, error)
-    self.assertAlmostEqual(found.interval[0], 10 - 12.706 * error)
+    self.assertAlmostEqual(found.interval[0], 10 - 12.706205 * error, places=5)
     self.assertTrue(found.exceeds_spread)
 
   @parameterized.parameters((0.49, False), (0.51, True))
@@ -164,6 +165,20 @@ class CompareTest(parameterized.TestCase):
       found = differences.difference(groups, *pair, 'dev', 'RR@10')
       self.assertEqual(found.exceeds_spread, exceeds)
 
+  @parameterized.parameters(
+      # 11 points with a spread of 10, but the interval is 5 * 12.7 to each side.
+      ((0.51, 0.51), (0.35, 0.45), 'no: the interval holds 0'),
+      ((0.70, 0.72), (0.35, 0.38), 'yes'),  # 33 and 34 points
+      ((0.41, 0.43), (0.40, 0.42), 'no'),  # 1 and 1: certain, but small
+      ((0.5, 0.6), (0.5, 0.6), 'no'))
+  def test_a_difference_stands_out_where_both_answers_agree(
+      self, first, second, verdict):
+    groups = self.groups(a=enumerate(first), b=enumerate(second))
+    for pair in (('a', 'b'), ('b', 'a')):
+      found = differences.difference(groups, *pair, 'dev', 'RR@10')
+      line = tables.differences_markdown([found]).splitlines()[-1]
+      self.assertTrue(line.endswith(f'| yes | {verdict} |'), line)
+
   def test_one_seed_has_a_difference_and_no_error(self):
     groups = self.groups(a=((0, 0.5),), b=((0, 0.25), (1, 0.5)))
     found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
@@ -173,23 +188,22 @@ class CompareTest(parameterized.TestCase):
         tables.differences_markdown([found]).splitlines()[-1],
         '| a | b | +12.50 |  |  | no | one seed |')
 
-  def test_t_quantiles(self):
-    # The distribution function of Student's t at the quantile, integrated.
-    for df, quantile in enumerate(differences._T, 1):
-      norm = math.gamma((df + 1) / 2) / (
-          math.gamma(df / 2) * math.sqrt(df * math.pi))
-      count = 20000
-      step = quantile / count
-      density = lambda t: norm * (1 + t * t / df) ** (-(df + 1) / 2)
-      area = step * sum(density((i + 0.5) * step) for i in range(count))
-      self.assertAlmostEqual(area, 0.475, places=4)
-
-  def test_many_seeds_use_the_last_quantile(self):
-    groups = self.groups(a=[(s, 0.5 + s / 100) for s in range(20)],
-                         b=[(s, 0.5) for s in range(20)])
+  @parameterized.parameters(2, 3, 10, 20)
+  def test_the_interval_is_that_of_student(self, num_seeds):
+    rng = np.random.default_rng(num_seeds)
+    groups = self.groups(a=enumerate(rng.uniform(size=num_seeds)),
+                         b=enumerate(rng.uniform(size=num_seeds)))
     found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
-    self.assertAlmostEqual(found.interval[1],
-                           found.points + 2.262 * found.error)
+    # The distribution function of Student's t at the quantile, integrated.
+    df = num_seeds - 1
+    norm = math.gamma((df + 1) / 2) / (
+        math.gamma(df / 2) * math.sqrt(df * math.pi))
+    quantile = (found.interval[1] - found.points) / found.error
+    count = 20000
+    step = quantile / count
+    density = lambda t: norm * (1 + t * t / df) ** (-(df + 1) / 2)
+    area = step * sum(density((i + 0.5) * step) for i in range(count))
+    self.assertAlmostEqual(area, 0.475, places=6)
 
   def test_the_best_setting_of_a_method_is_chosen_on_another_split(self):
     runs = []

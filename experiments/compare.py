@@ -9,7 +9,7 @@ results.json, metrics.jsonl and config.json, and writes
 
   comparison.md   quality and cost of each method, and differences of methods
   comparison.csv  the first of these tables in full precision
-  runs.csv        every single run
+  runs.csv        every single run, and the commit of the code that made it
   comparison.png  quality against target-encoder calls, FLOPs and seconds
   curves.png      the scalars named by --curves over training steps
 

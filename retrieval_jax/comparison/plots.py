@@ -52,7 +52,7 @@ def spreads(curves: Sequence[Mapping[int, tuple[float, float]]]
 
 def quality_against_cost(path: str, groups: runs_lib.Groups,
                          baselines: Mapping[str, float], label: str) -> None:
-  """Draws quality against target-encoder calls, encoder FLOPs and seconds.
+  """Draws quality against target-encoder calls, FLOPs and seconds.
 
   Args:
     path: of the PNG.
@@ -67,7 +67,7 @@ def quality_against_cost(path: str, groups: runs_lib.Groups,
     panels = figure.subplots(1, 3, sharey=True)
     for axes, axis, x_label, divisor in zip(
         panels, ('calls', 'flops', 'seconds'),
-        ('target-encoder calls (texts)', 'encoder FLOP', f'time ({unit})'),
+        ('target-encoder calls (texts)', 'FLOP', f'time ({unit})'),
         (1, 1, seconds_per_unit)):
       curves = {name: _cost_curve(members, axis, divisor)
                 for name, members in groups.items()}

@@ -14,7 +14,8 @@ from retrieval_jax.evaluation import report
 
 _COSTS = {
     'target calls, step': '{:,.0f}', 're-embedded targets': '{:,.0f}',
-    'encoder TFLOP': '{:,.1f}', 'training seconds': '{:,.0f}',
+    **{f'TFLOP, {part}': '{:,.1f}' for part in runs_lib.FLOP_PARTS},
+    'TFLOP': '{:,.1f}', 'training seconds': '{:,.0f}',
     'total seconds': '{:,.0f}', 'table MiB': '{:,.0f}'}
 _SPREAD = ('sd', 'min', 'max')
 
@@ -23,11 +24,13 @@ def run_row(run: runs_lib.FinishedRun, split: str,
             names: Sequence[str]) -> dict[str, Any]:
   """Returns measures and cost of one run; what is not known is None."""
   meter, values = run.results.get('meter', {}), run.results['measures'][split]
-  flops, table = runs_lib.total_flops(meter), meter.get('table_bytes')
+  tera = lambda flops: None if flops is None else flops / 1e12
+  table = meter.get('table_bytes')
   return {name: values.get(name) for name in names} | dict(zip(_COSTS, (
       meter.get('target_encoder_calls_in_step'),
       meter.get('target_encoder_calls_reembedding'),
-      None if flops is None else flops / 1e12,
+      *(tera(meter.get(part)) for part in runs_lib.FLOP_PARTS.values()),
+      tera(runs_lib.total_flops(meter)),
       runs_lib.training_seconds(meter), meter.get('seconds', {}).get('total'),
       None if table is None else table / 2**20), strict=True))
 
@@ -79,14 +82,18 @@ def tabulate(groups: runs_lib.Groups, split: str, measure: str
 
 
 def tabulate_runs(groups: runs_lib.Groups, split: str) -> list[dict[str, Any]]:
-  """Returns a row for every single run, with all its measures."""
+  """Returns a row for every single run, with all its measures.
+
+  'commit' is that of the code, '' where the run does not know it.
+  """
   seen = {name for members in groups.values() for run in members
           for name in run.results['measures'][split]}
   names = [name for name in measures.MEASURES if name in seen] + sorted(
       seen - set(measures.MEASURES))
   return _aligned([
       {'run': run.name, 'method': method, 'seed': run.results.get('seed'),
-       'steps': run.results.get('steps')} | run_row(run, split, names)
+       'steps': run.results.get('steps'),
+       'commit': run.results.get('commit') or ''} | run_row(run, split, names)
       for method, members in groups.items() for run in members])
 
 
@@ -96,6 +103,21 @@ def _aligned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   used = [column for column in longest
           if any(row.get(column) is not None for row in rows)]
   return [{column: row.get(column) for column in used} for row in rows]
+
+
+def uncounted(groups: runs_lib.Groups) -> list[str]:
+  """Returns a sentence for each part of the FLOPs that only some runs count."""
+  counted = {name: {part for part, key in runs_lib.FLOP_PARTS.items()
+                    if all(key in run.results.get('meter', {})
+                           for run in members)}
+             for name, members in groups.items()}
+  sentences = []
+  for part in runs_lib.FLOP_PARTS:
+    without = [name for name, parts in counted.items() if part not in parts]
+    if 0 < len(without) < len(counted):
+      sentences.append(f'The TFLOP of {", ".join(without)} leave out {part}, '
+                       'which was not counted.')
+  return sentences
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

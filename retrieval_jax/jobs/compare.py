@@ -38,9 +38,11 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   groups = runs_lib.group_seeds([
       runs_lib.read_run(workdir, name, split, measure)
       for workdir, name in zip(workdirs, runs_lib.names_of(workdirs))])
+  every_run = tables.to_csv(tables.tabulate_runs(groups, split))
   sentences = []
   if choose_on:
     groups, sentences = differences.choose(groups, choose_on, measure)
+  sentences += tables.uncounted(groups)
   judged = [(name, reference) for name in groups
             if reference and name != reference]
   for pair in pairs:
@@ -61,8 +63,7 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   if curves:  # first of all, because it may refuse a name
     plots.over_steps(os.path.join(out, 'curves.png'), groups, curves)
   trec.write_text(os.path.join(out, 'comparison.csv'), tables.to_csv(rows))
-  trec.write_text(os.path.join(out, 'runs.csv'),
-                  tables.to_csv(tables.tabulate_runs(groups, split)))
+  trec.write_text(os.path.join(out, 'runs.csv'), every_run)
   figures = [f'![{label} against cost](comparison.png)\n',
              *(['![Scalars over steps](curves.png)\n'] if curves else [])]
   trec.write_text(os.path.join(out, 'comparison.md'),

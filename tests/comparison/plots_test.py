@@ -64,7 +64,7 @@ class PlotsTest(parameterized.TestCase):
     figure = self.drawn(
         plots.quality_against_cost, groups, {'BM25': 0.25}, 'MRR@10 on dev')
     self.assertEqual([axes.get_xlabel() for axes in figure.axes], [
-        'target-encoder calls (texts)', 'encoder FLOP', 'time (s)'])
+        'target-encoder calls (texts)', 'FLOP', 'time (s)'])
     for axes, x in zip(figure.axes, (
         (200, 200 + 2000 / 3, 1200), (200e9, 2200e9, 3200e9), (0, 40, 60))):
       line = self.lines(axes)['a (2 seeds)']

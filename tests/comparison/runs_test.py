@@ -39,6 +39,16 @@ class FinishedTest(parameterized.TestCase):
         'target_encoder_calls_reembedding': 0, 'flops_reembedding': 0})
     self.assertEqual([point.flops for point in run.curve], [0, 400, 600])
 
+  def test_scoring_and_correcting_cost_the_same_in_every_step(self):
+    run = self.read('a', meter={
+        'target_encoder_calls_in_step': 1200, 'flops_in_step': 600,
+        'target_encoder_calls_reembedding': 0, 'flops_reembedding': 0,
+        'flops_scoring': 60, 'flops_correcting': 30})
+    self.assertEqual([point.flops for point in run.curve], [0, 460, 690])
+    run = self.read('b', curve=False, meter={
+        'flops_in_step': 600, 'flops_reembedding': 5, 'flops_scoring': 60})
+    self.assertEqual([point.flops for point in run.curve], [665])
+
   def test_calls_may_be_logged_in_two_parts(self):
     folder = made_up.write_run(self.folder('a'), curve=False)
     with open(os.path.join(folder, 'metrics.jsonl'), 'w', encoding='utf-8'

@@ -97,15 +97,17 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(rows['oracle']['RR@10'], '0.625')
     self.assertEqual(rows['oracle']['target calls, step'], '90000.0')
     self.assertEqual(rows['oracle']['re-embedded targets'], '200.0')
-    self.assertAlmostEqual(float(rows['oracle']['encoder TFLOP']), 270.2)
+    self.assertAlmostEqual(float(rows['oracle']['TFLOP, step']), 270)
+    self.assertAlmostEqual(float(rows['oracle']['TFLOP, re-embedding']), 0.2)
+    self.assertAlmostEqual(float(rows['oracle']['TFLOP']), 270.2)
     self.assertAlmostEqual(
         float(rows['oracle']['training seconds']), 700 * 2 / 3)
     self.assertEqual(rows['stale']['table MiB'], '1.0')
     self.assertNotIn('RR@10 sd', rows['stale'])  # one seed has no spread
     self.assertIn('| method | seeds | MRR@10 | Recall@1 | target calls, step |',
                   self.markdown())
-    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 90,000 | 200 | 270.2 | 467 '
-                  '| 700 | 1 |', self.markdown())
+    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 90,000 | 200 | 270.0 | 0.2 | '
+                  '270.2 | 467 | 700 | 1 |', self.markdown())
 
   def test_seeds_become_mean_and_spread_and_every_run_is_kept(self):
     runs = [made_up.write_run(
@@ -128,6 +130,46 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(every['stale_seed1']['RR@10'], '0.75')
     self.assertEqual(every['stale_seed1']['method'], 'stale')
     self.assertEqual(every['stale_seed1']['nDCG@10'], '0.1875')
+
+  def test_all_flops_that_were_counted_are_shown_and_add_up(self):
+    meter = {'target_encoder_calls_in_step': 10, 'flops_in_step': 4e12,
+             'target_encoder_calls_reembedding': 0, 'flops_reembedding': 0}
+    runs = [
+        made_up.write_run(self.folder('new'), meter={
+            **meter, 'flops_scoring': 2e12, 'flops_correcting': 1e12}),
+        made_up.write_run(self.folder('old'), method='old', meter=meter)]
+    printed = compare_job.run(runs, self.out)
+    for part in ('scoring', 'correcting'):
+      self.assertIn(f'The TFLOP of old leave out {part}, which', printed)
+    self.assertNotIn('The TFLOP', compare_job.run(runs[1:], self.out))
+    compare_job.run(runs, self.out)
+    parts = ('TFLOP, step', 'TFLOP, re-embedding', 'TFLOP, scoring',
+             'TFLOP, correcting', 'TFLOP')
+    for table, key in (('comparison.csv', 'method'), ('runs.csv', 'run')):
+      rows = self.table(table, key)
+      self.assertEqual([rows['new'][part] for part in parts],
+                       ['4.0', '0.0', '2.0', '1.0', '7.0'])
+      self.assertEqual([rows['old'][part] for part in parts],
+                       ['4.0', '0.0', '', '', '4.0'])
+
+  def test_every_run_has_the_commit_of_its_code(self):
+    runs = [made_up.write_run(self.folder('a'), commit='1f3a'),
+            made_up.write_run(self.folder('b'), method='b')]
+    for runs in (runs, runs[1:]):
+      compare_job.run(runs, self.out)
+      commits = {name: row['commit']
+                 for name, row in self.table('runs.csv', 'run').items()}
+      self.assertEqual(commits.pop('b'), '')
+      self.assertEqual(commits, {'a': '1f3a'} if len(runs) == 2 else {})
+
+  def test_a_setting_that_was_not_chosen_keeps_its_row_among_the_runs(self):
+    runs = []
+    for name, quality in (('low', 0.25), ('high', 0.5)):
+      runs.append(made_up.write_run(self.folder(name), quality=quality))
+      made_up.write_config(runs[-1], {'learning_rate': name})
+    compare_job.run(runs, self.out, choose_on='dev')
+    self.assertEqual(list(self.table()), ['BM25', 'high'])
+    self.assertEqual(list(self.table('runs.csv', 'run')), ['low', 'high'])
 
   def test_a_plotted_measure_gets_its_column(self):
     run = made_up.write_run(self.folder('a'))

@@ -21,9 +21,9 @@ import rich.console
 import rich.table
 
 from experiments import process
-from experiments import saved
 from experiments import train
 from retrieval_jax import correctors
+from retrieval_jax import trained
 from retrieval_jax.evaluation import diagnostics
 
 
@@ -68,7 +68,7 @@ def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
-    experiment, state = saved.load_state(values.workdir)
+    experiment, state = trained.load_state(values.workdir)
     if experiment.method.memory == 'none':
       raise ValueError(
           f'--workdir={values.workdir} trained without a memory '

@@ -27,8 +27,8 @@ from ml_collections import config_flags
 import numpy as np
 
 from experiments import process
-from experiments import saved
 from retrieval_jax import matryoshka
+from retrieval_jax import trained
 from retrieval_jax.data import beir
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
@@ -91,12 +91,12 @@ def write(out, *, workdir=None, config=None, dtype='float32', pairs=(),
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  return write_by(saved.load_encoder(workdir, config), out, workdir=workdir,
+  return write_by(trained.load_encoder(workdir, config), out, workdir=workdir,
                   dtype=dtype, pairs=pairs, dim=dim)
 
 
 def write_by(loaded, out, *, workdir=None, dtype='float32', pairs=(), dim=None):
-  """Embeds by what `saved.load_encoder` returned; the rest is as of `write`."""
+  """Embeds by what `trained.load_encoder` returned; the rest as of `write`."""
   experiment, params, rows, step = loaded
   dataset = experiment.dataset
   if dim is None:

@@ -24,9 +24,9 @@ import numpy as np
 import rich.console
 
 from experiments import process
-from experiments import saved
 from retrieval_jax import matryoshka
 from retrieval_jax import sharding
+from retrieval_jax import trained
 from retrieval_jax.adapters import store
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.evaluation import measures as measures_lib
@@ -122,9 +122,9 @@ def evaluate_index(folder, names, measures, *, workdir=None, config=None,
             qrels_folder, name, queries.ids, corpus_ids) for name in names})
     embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
   else:
-    experiment, params, _, _ = saved.load_encoder(workdir, config)
+    experiment, params, _, _ = trained.load_encoder(workdir, config)
     dataset = experiment.dataset
-    index, state = saved.load_index(folder, experiment)
+    index, state = trained.load_index(folder, experiment)
     names = _checked_splits(names, experiment)
     drop = experiment.config.evaluation.drop_self_matches
     embed = lambda rows: experiment.embed_queries(params, rows)
@@ -196,8 +196,8 @@ def results_so_far(experiment, workdir, step):
     if results['steps'] == step:
       return results
   return {
-      'measures': {}, **saved.read_baselines(workdir),
-      'meter': saved.read_meter(workdir, step).as_dict(), 'steps': step,
+      'measures': {}, **trained.read_baselines(workdir),
+      'meter': trained.read_meter(workdir, step).as_dict(), 'steps': step,
       'seed': experiment.config.seed, 'config': experiment.config.to_dict(),
       'method': repr(experiment.method)}
 
@@ -235,7 +235,7 @@ def main(argv, values=flags.FLAGS):
           config=values.config, embeddings=values.embeddings)
       where = values.index
     elif workdir:
-      experiment, params, rows, step = saved.load(workdir)
+      experiment, params, rows, step = trained.load(workdir)
       found = evaluate_params(
           experiment, params, rows, _checked_splits(values.splits, experiment),
           workdir=workdir, measures=values.measures,

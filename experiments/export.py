@@ -23,8 +23,8 @@ import safetensors.numpy
 from experiments import embed
 from experiments import model_card
 from experiments import process
-from experiments import saved
 from retrieval_jax import indexes
+from retrieval_jax import trained
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
@@ -65,7 +65,7 @@ def write(out, workdir, *, embeddings=False):
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  loaded = saved.load(workdir)
+  loaded = trained.load(workdir)
   experiment, params, _, step = loaded
   config, model = experiment.config, experiment.model
   measured = os.path.exists(os.path.join(workdir, report.RESULTS_FILE))

@@ -36,12 +36,12 @@ from ml_collections import config_flags
 import numpy as np
 
 from experiments import process
-from experiments import saved
 from experiments import search
 from retrieval_jax import factory
 from retrieval_jax import indexes
 from retrieval_jax import mining
 from retrieval_jax import sharding
+from retrieval_jax import trained
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.data import progress
@@ -257,12 +257,12 @@ def _open(values):
     return _Source(
         values.embeddings, formats.Names(queries.ids, targets.ids, *texts),
         qrels, 'train', lambda rows: (queries.vectors, targets.vectors))
-  config = (saved.read_config(values.workdir) if values.workdir
+  config = (trained.read_config(values.workdir) if values.workdir
             else values.config)
   dataset = factory.make_dataset(config)
 
   def embed(rows):
-    experiment, params, table, step = saved.load_encoder(
+    experiment, params, table, step = trained.load_encoder(
         values.workdir, values.config)
     if values.workdir:
       targets = search.stored_targets(

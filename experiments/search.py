@@ -18,7 +18,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from experiments import process
-from experiments import saved
+from retrieval_jax import trained
 from retrieval_jax.indexes import exact
 
 
@@ -59,7 +59,7 @@ def stored_targets(workdir, experiment, params, rows, step):
 
   Args:
     workdir: folder of the run.
-    experiment: of the run; this and the rest are what `saved.load` returned.
+    experiment: of the run; this and the rest are what `trained.load` returned.
     params: of its last checkpoint.
     rows: of its table, or None.
     step: of the checkpoint.
@@ -88,10 +88,10 @@ class Searcher:
       raise ValueError(
           '--config needs --index=DIR; without one, train a run and name it by '
           '--workdir.')
-    self.experiment, self._params, rows, step = saved.load_encoder(
+    self.experiment, self._params, rows, step = trained.load_encoder(
         workdir, config)
     if index:
-      self._index, self._state = saved.load_index(index, self.experiment)
+      self._index, self._state = trained.load_index(index, self.experiment)
     else:
       self._index = exact.ExactIndex(
           self.experiment.mesh, self.experiment.config.memory.chunk_rows)

@@ -25,9 +25,9 @@ import rich.console
 
 from experiments import evaluate
 from experiments import process
-from experiments import saved
 from retrieval_jax import factory
 from retrieval_jax import sharding
+from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import diagnostics
@@ -188,8 +188,8 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
   train_step, schedule = experiment.make_step()
   if resumed is not None:
     state, _ = checkpoints.restore(
-        saved.abstract_state(experiment, train_step), resumed)
-    return train_step, schedule, state, saved.read_baselines(workdir)
+        trained.abstract_state(experiment, train_step), resumed)
+    return train_step, schedule, state, trained.read_baselines(workdir)
   ids, targets, baselines = experiment.first_ids(), None, {}
   if len(ids):
     say(f'Embedding {len(ids):,} targets for the memory.')

@@ -105,7 +105,7 @@ def test_an_index_is_searched_like_any_other(adapted, trained, capsys):
   call(search, f'--workdir={trained[0]}', '--query=kabel lodor mifin',
        f'--index={adapted[0]}/xs', '--k=1')
   line = capsys.readouterr().out.splitlines()[2].split()
-  experiment, params, _, _ = search.saved.load(trained[0])
+  experiment, params, _, _ = search.trained.load(trained[0])
   scores = np.load(f'{adapted[0]}/xs/targets.npy') @ experiment.embed_texts(
       params, ['kabel lodor mifin'])[0]
   assert line[1] == f'd{np.argmax(scores)}'

@@ -10,9 +10,9 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from experiments import export
-from experiments import saved
 from experiments import train
 from retrieval_jax import factory
+from retrieval_jax import trained
 from retrieval_jax.models import sentence_modules
 from tests.experiments import scripts_test
 from tests.experiments import tiny
@@ -110,7 +110,7 @@ def test_what_does_not_fit_the_folder_is_named(make_config, options, message):
 @pytest.mark.parametrize('name', ['tied', 'two'])
 def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
   workdir, out = runs[name]
-  experiment, params, _, _ = saved.load(workdir, num_devices=1)
+  experiment, params, _, _ = trained.load(workdir, num_devices=1)
   again = build(
       make_config, model__pretrained=out, model__scale=0.,
       model__tied=experiment.model.tied,
@@ -134,7 +134,7 @@ def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
 
 def test_a_learned_temperature_survives(runs):
   workdir, out = runs['tied']
-  experiment, params, _, _ = saved.load(workdir, num_devices=1)
+  experiment, params, _, _ = trained.load(workdir, num_devices=1)
   scale = float(experiment.model.scale_of(params))
   assert scale != 7
   assert sentence_modules.read(out).scale == pytest.approx(scale, rel=1e-6)
@@ -194,7 +194,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 def test_sentence_transformers_gives_the_same_embeddings(name, runs):
   import sentence_transformers  # pylint: disable=g-import-not-at-top
   workdir, out = runs[name]
-  experiment, params, _, _ = saved.load(workdir, num_devices=1)
+  experiment, params, _, _ = trained.load(workdir, num_devices=1)
   model = sentence_transformers.SentenceTransformer(
       out, device='cpu', local_files_only=True)
   queries, targets = (

@@ -8,10 +8,10 @@ import pytest
 
 from experiments import embed
 from experiments import evaluate
-from experiments import saved
 from experiments import search
 from experiments import train
 from retrieval_jax import factory
+from retrieval_jax import trained
 from tests.experiments import train_test
 
 
@@ -71,7 +71,7 @@ def test_a_run_is_searched_by_its_trained_rows(runs, tmp_path):
   """On eight devices here, whose table would be padded to other sizes."""
   workdir, results = runs['direct_gradient']
   rows = np.asarray(train_test.final_state(workdir).table.embeddings)
-  experiment, params, saved_rows, _ = saved.load(workdir)
+  experiment, params, saved_rows, _ = trained.load(workdir)
   np.testing.assert_array_equal(saved_rows, rows)
   targets = experiment.targets_of(params, saved_rows)
   np.testing.assert_array_equal(targets, rows[:len(targets)])

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from experiments import process
-from experiments import saved
 from experiments import train
 from retrieval_jax import factory
+from retrieval_jax import trained
 from retrieval_jax.evaluation import measures
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import signals
@@ -37,9 +37,9 @@ def stop_after(step):
 
 def final_state(workdir):
   """Returns the TrainState of a run's last checkpoint."""
-  config = saved.read_config(workdir)
+  config = trained.read_config(workdir)
   experiment = factory.build(config, num_devices=1)
-  abstract = saved.abstract_state(experiment, experiment.make_step()[0])
+  abstract = trained.abstract_state(experiment, experiment.make_step()[0])
   with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as kept:
     return kept.restore(abstract)[0]
 

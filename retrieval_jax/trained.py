@@ -1,4 +1,4 @@
-"""Takes up a run again from its folder: for all scripts after training."""
+"""Takes up a run again from its folder: for all that comes after training."""
 
 import contextlib
 import json
@@ -8,10 +8,10 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from configs import base
 from retrieval_jax import factory
 from retrieval_jax import sharding
 from retrieval_jax.adapters import store
+from retrieval_jax.factory import defaults
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import meter as meters
 from retrieval_jax.training import state as states
@@ -32,7 +32,7 @@ def read_config(workdir):
         'run. Train one with python -m experiments.train.')
   with open(path, encoding='utf-8') as f:
     values = json.load(f)
-  config = base.get_config().unlock()
+  config = defaults.get_config().unlock()
   config.update(config_dict.ConfigDict(values))
   return config.lock()
 

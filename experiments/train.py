@@ -23,7 +23,6 @@ from ml_collections import config_flags
 import numpy as np
 import rich.console
 
-from experiments import evaluate
 from experiments import process
 from retrieval_jax import factory
 from retrieval_jax import sharding
@@ -33,6 +32,7 @@ from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import diagnostics
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
+from retrieval_jax.jobs import evaluate
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import hooks
 from retrieval_jax.training import loop

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import embed
-from experiments import evaluate
 from experiments import search
 from experiments import train
 from retrieval_jax import factory
 from retrieval_jax import trained
+from retrieval_jax.jobs import evaluate
 from tests.experiments import train_test
 
 

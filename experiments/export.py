@@ -93,7 +93,7 @@ def write(out, workdir, *, embeddings=False):
 def _write_index(path, targets):
   """Writes an exact inner-product index of targets [N, D]."""
   import faiss  # pylint: disable=g-import-not-at-top
-  faiss.write_index(indexes.FaissIndex('flat').build(targets), path)
+  faiss.write_index(indexes.FaissFlat().build(targets), path)
 
 
 if __name__ == '__main__':

@@ -306,10 +306,11 @@ def _results(values, source, query_rows, depth):
     index = indexes.ExactIndex(
         sharding.make_mesh(), values.chunk_rows, values.batch_size)
   else:
-    index = indexes.FaissIndex(
-        kind=values.index.removeprefix('faiss_'), links=values.links,
-        ef_construction=values.ef_construction, ef_search=values.ef_search,
-        batch_size=values.batch_size)
+    options = {} if values.index == 'faiss_flat' else dict(
+        links=values.links, ef_construction=values.ef_construction,
+        ef_search=values.ef_search)
+    index = indexes.make(values.index, sharding.make_mesh(),
+                         batch_size=values.batch_size, **options)
   queries, targets = source.embeddings(query_rows)
   return mining.Dense(index, queries, targets, index.build(targets))
 

@@ -29,8 +29,8 @@ _FILE = 'index.json'
 QUERY_INDEXES = {
     'exact': lambda index: index,
     # The published graph (papers' protocol).
-    'hnsw': lambda index: faiss_index.FaissIndex(
-        'hnsw', links=32, ef_construction=500, ef_search=300),
+    'hnsw': lambda index: faiss_index.FaissHNSW(
+        links=32, ef_construction=500, ef_search=300),
 }
 """Ways to search training queries, given the index of the targets."""
 

@@ -260,8 +260,8 @@ class PefaXLTest(parameterized.TestCase):
   def test_hnsw_finds_most_of_the_neighbours(self):
     targets, pairs, queries, _ = problem()
     exact = xl(0.3, 5)
-    graph = adapters.PefaXL(exact_index(), indexes.FaissIndex(
-        'hnsw', ef_construction=500, ef_search=300), 0.3, 5)
+    graph = adapters.PefaXL(exact_index(), indexes.FaissHNSW(
+        ef_construction=500, ef_search=300), 0.3, 5)
     found = [index.search(index.build(targets, pairs), queries, 10)[1]
              for index in (exact, graph)]
     self.assertGreater(np.mean(found[0] == found[1]), 0.95)

@@ -72,7 +72,7 @@ class MineTest(parameterized.TestCase):
     world = _world(40)
     if name == 'faiss':
       pytest.importorskip('faiss')
-      index = indexes.FaissIndex(batch_size=16)
+      index = indexes.FaissFlat(batch_size=16)
     else:
       index = indexes.ExactIndex(
           sharding.make_mesh(int(name[-1])), 64, batch_size=16)

@@ -139,7 +139,8 @@ def write(out, rules, values):
   if unknown:
     raise ValueError(f'--splits names {sorted(unknown)}; {source.name} has '
                      f'{sorted(source.qrels)}.')
-  textual = [form for form in values.format if form in formats.TEXTUAL]
+  textual = [form for form in values.format
+             if formats.FORMATS[form].needs_texts]
   if source.names.corpus_texts is None and (
       textual or (values.index == 'bm25' and not values.run)):
     raise ValueError(

@@ -19,9 +19,7 @@ from ml_collections import config_flags
 import rich.console
 
 from experiments import process
-from retrieval_jax import trained
 from retrieval_jax.evaluation import measures as measures_lib
-from retrieval_jax.evaluation import report
 from retrieval_jax.jobs import evaluate
 
 
@@ -50,24 +48,16 @@ def define_flags(values):
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  workdir = values.workdir
   with process.script():
     if values.index:
-      found = evaluate.evaluate_index(
-          values.index, values.splits, values.measures, workdir=workdir,
+      found = evaluate.of_index(
+          values.index, values.splits, values.measures, workdir=values.workdir,
           config=values.config, embeddings=values.embeddings)
       where = values.index
-    elif workdir:
-      experiment, params, rows, step = trained.load(workdir)
-      found = evaluate.evaluate_params(
-          experiment, params, rows,
-          evaluate.checked_splits(values.splits, experiment),
-          workdir=workdir, measures=values.measures,
-          dims=evaluate.checked_dims(values.dims, experiment))
-      results = evaluate.results_so_far(experiment, workdir, step)
-      for split, of_split in found.items():
-        results['measures'].setdefault(split, {}).update(of_split)
-      report.write_results(workdir, results)
+    elif values.workdir:
+      found, step = evaluate.run(
+          values.workdir, names=values.splits, measures=values.measures,
+          dims=_whole_numbers(values.dims))
       where = f'step {step}'
     else:
       raise ValueError('Expected --workdir=RUN or --index=DIR, got neither.')
@@ -76,6 +66,12 @@ def main(argv, values=flags.FLAGS):
     line = '  '.join(f'{name} {value:.4f}' for name, value in of_split.items())
     console.print(f'{split} at {where}: {line}', soft_wrap=True,
                   highlight=False)
+
+
+def _whole_numbers(dims):
+  if dims is not None and not all(dim.isdigit() for dim in dims):
+    raise ValueError(f'--dims={",".join(dims)} must be whole numbers.')
+  return dims and [int(dim) for dim in dims]
 
 
 if __name__ == '__main__':

@@ -36,7 +36,6 @@ from ml_collections import config_flags
 import numpy as np
 
 from experiments import process
-from experiments import search
 from retrieval_jax import factory
 from retrieval_jax import indexes
 from retrieval_jax import mining
@@ -263,15 +262,10 @@ def _open(values):
   dataset = factory.make_dataset(config)
 
   def embed(rows):
-    experiment, params, table, step = trained.load_encoder(
-        values.workdir, values.config)
-    if values.workdir:
-      targets = search.stored_targets(
-          values.workdir, experiment, params, table, step)
-    else:
-      targets = experiment.targets_of(params, table)
+    retriever = trained.open_either(values.workdir, values.config)
+    targets = retriever.stored_targets()
     queries = np.zeros((len(dataset.query_ids), targets.shape[1]), np.float32)
-    queries[rows] = experiment.embed_queries(params, rows)
+    queries[rows] = retriever.experiment.embed_queries(retriever.params, rows)
     return queries, targets
 
   return _Source(

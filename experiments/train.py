@@ -27,11 +27,10 @@ from experiments import process
 from retrieval_jax import factory
 from retrieval_jax import sharding
 from retrieval_jax import trained
-from retrieval_jax import types
 from retrieval_jax.evaluation import bm25
-from retrieval_jax.evaluation import diagnostics
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
+from retrieval_jax.jobs import diagnose
 from retrieval_jax.jobs import evaluate
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import hooks
@@ -119,7 +118,7 @@ def run(config, workdir, *, num_devices=None, command=None):
 
     say('Evaluating on the whole corpus.')
     with meter.phase('evaluate'):
-      measures = evaluate.evaluate_params(
+      measures = evaluate.of_params(
           experiment, state.params, state.table.embeddings,
           evaluate.splits(config), workdir=workdir)
     writer.write(config.num_steps, {
@@ -202,7 +201,7 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
     with cost.phase('evaluate'):
       baselines = {
           'bm25': evaluate_bm25(experiment),
-          'untrained': evaluate.evaluate_params(
+          'untrained': evaluate.of_params(
               experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
   trec.write_text(os.path.join(workdir, 'baselines.json'),
@@ -220,7 +219,7 @@ def evaluate_bm25(experiment):
   texts = [dataset.query_texts[row] for row in rows]
   found, scores = bm25.bm25_run(
       dataset.corpus_texts, texts, config.evaluation.depth)
-  return evaluate.measure_by_split(experiment, splits, rows, found, scores)
+  return evaluate.of_results(experiment, splits, rows, found, scores)
 
 
 def device_batches(experiment, start_step):
@@ -259,7 +258,7 @@ def make_hooks(experiment, train_step, checkpoints, cost, schedule,
     return train_step.refreshed(state, table)
 
   def evaluate_dev(state):
-    measures = evaluate.evaluate_params(
+    measures = evaluate.of_params(
         experiment, state.params, state.table.embeddings,
         [config.data.dev_split])
     return {f'{split}/{name}': value for split, of_split in measures.items()
@@ -272,7 +271,8 @@ def make_hooks(experiment, train_step, checkpoints, cost, schedule,
     chosen.append(EvaluateHook(evaluate_dev, config.evaluation.every))
   if config.diagnostics.every:
     chosen.append(hooks.DiagnosticsHook(
-        functools.partial(diagnose, experiment), config.diagnostics.every))
+        functools.partial(diagnose_state, experiment),
+        config.diagnostics.every))
   chosen.append(hooks.ProgressHook(config.log.every))
   chosen.append(hooks.CheckpointHook(
       checkpoints, config.checkpoint.every, saved_config))
@@ -288,39 +288,10 @@ class EvaluateHook(hooks.EvaluateHook):
   at_finish = False
 
 
-def diagnose(experiment, state):
-  """Returns how the memory approximates brute force on dev queries.
-
-  The probe batch is the same at every look: the first queries of the dev
-  split. Encodes the whole corpus; not counted as training cost.
-  """
-  found = against_brute_force(
-      experiment, state,
-      experiment.targets_of(state.params, state.table.embeddings),
-      functools.partial(experiment.method.corrector.apply, state.corrector))
+def diagnose_state(experiment, state):
+  """Returns how the memory approximates brute force on dev queries."""
+  found = diagnose.of_state(experiment, state)['this run']
   return {f'diagnostics/{name}': value for name, value in found.items()}
-
-
-def against_brute_force(experiment, state, fresh, correct):
-  """Returns `diagnostics.approximation` of the memory seen through `correct`.
-
-  Args:
-    experiment: factory.Experiment.
-    state: TrainState.
-    fresh: [N, D] float32, what the corpus is searched by now.
-    correct: maps slices of the table to present embeddings, as types.View.
-  """
-  config = experiment.config
-  qrels = experiment.dataset.qrels[config.data.dev_split]
-  rows = qrels.queries()[:config.diagnostics.num_queries]
-  return diagnostics.approximation(
-      experiment.embed_queries(state.params, rows), fresh,
-      types.View(table=state.table, correct=correct,
-                 scale=experiment.model.scale_of(state.params)),
-      known_positives=qrels.padded_known(rows),
-      positive_ids=np.array(
-          [qrels.positives(row)[0] for row in rows], np.int32),
-      mesh=experiment.mesh)
 
 
 def hardware(mesh):

@@ -1,7 +1,11 @@
-"""Every option there is, with its default.
+"""Every option there is, with its default; and configs from files.
 
 Values marked [ours] come from no paper.
 """
+
+import importlib.util
+import os
+import sys
 
 import ml_collections
 from ml_collections import config_dict
@@ -164,3 +168,30 @@ def get_config() -> config_dict.ConfigDict:
   config.profile.start = 10  # steps before a trace in WORKDIR/profile
   config.profile.num_steps = 0  # of the trace; 0: none
   return config.lock()
+
+
+def load_config(path: str) -> config_dict.ConfigDict:
+  """Returns the config of a file, as --config=FILE.py:VARIANT does.
+
+  Args:
+    path: file with a function `get_config`, relative to the current folder or
+      to where packages are installed (as configs/ is), then ':VARIANT' or
+      nothing.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+  """
+  name, _, variant = path.partition(':')
+  for folder in ('', *sys.path):
+    file = os.path.join(folder, name)
+    if os.path.isfile(file):
+      break
+  else:
+    raise FileNotFoundError(
+        f'Expected the file of a config, such as configs/stale.py, got '
+        f'{name!r}, which is neither in {os.getcwd()} nor where packages are '
+        'installed.')
+  spec = importlib.util.spec_from_file_location('loaded_config', file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant) if variant else module.get_config()

@@ -1,4 +1,4 @@
-"""Full-corpus evaluation: of parameters, of a run, of an adapted index."""
+"""Full-corpus evaluation: of a run, of parameters, of an adapted index."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,39 @@ def splits(config):
           if split]
 
 
-def evaluate_params(experiment, params, rows, names, *, targets=None,
+def run(workdir, *, names=None, measures=measures_lib.MEASURES, dims=None):
+  """Evaluates a run's last checkpoint and brings its results.json up to date.
+
+  Args:
+    workdir: folder of the run; SPLIT.run in TREC format goes there.
+    names: splits to evaluate; None for those of the config.
+    measures: names of ir-measures.
+    dims: as of `of_params`.
+
+  Returns:
+    {split: {measure: value}}, and the step of the checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+    ValueError: for splits or measures that do not exist, or dims that do not
+      fit the embeddings.
+  """
+  retriever = trained.open(workdir)
+  experiment = retriever.experiment
+  if dims is not None:
+    matryoshka.check_dims(dims, retriever.model.dim, '--dims')
+  found = of_params(
+      experiment, retriever.params, retriever.table_rows,
+      _checked_splits(names, experiment), workdir=workdir, measures=measures,
+      dims=dims)
+  results = _results_so_far(experiment, workdir, retriever.step)
+  for split, of_split in found.items():
+    results['measures'].setdefault(split, {}).update(of_split)
+  report.write_results(workdir, results)
+  return found, retriever.step
+
+
+def of_params(experiment, params, rows, names, *, targets=None,
                     workdir=None, measures=measures_lib.MEASURES, dims=None):
   """Returns {split: {measure: value}} of a full-corpus search.
 
@@ -67,7 +99,7 @@ def evaluate_params(experiment, params, rows, names, *, targets=None,
   return by_split
 
 
-def measure_by_split(experiment, names, rows, found, scores):
+def of_results(experiment, names, rows, found, scores):
   """Returns {split: {measure: value}} of results given as corpus rows."""
   dataset = experiment.dataset
   return _measure(dataset, names, runs.from_rows(
@@ -76,7 +108,7 @@ def measure_by_split(experiment, names, rows, found, scores):
                   experiment.config.evaluation.drop_self_matches)
 
 
-def evaluate_index(folder, names, measures, *, workdir=None, config=None,
+def of_index(folder, names, measures, *, workdir=None, config=None,
                    embeddings=None):
   """Returns {split: {measure: value}} of an adapted index; writes SPLIT.run.
 
@@ -104,12 +136,12 @@ def evaluate_index(folder, names, measures, *, workdir=None, config=None,
             qrels_folder, name, queries.ids, corpus_ids) for name in names})
     embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
   else:
-    experiment, params, _, _ = trained.load_encoder(workdir, config)
-    dataset = experiment.dataset
-    index, state = trained.load_index(folder, experiment)
-    names = checked_splits(names, experiment)
+    retriever = trained.open_either(workdir, config)
+    experiment, dataset = retriever.experiment, retriever.dataset
+    index, state = retriever.index(folder)
+    names = _checked_splits(names, experiment)
     drop = experiment.config.evaluation.drop_self_matches
-    embed = lambda rows: experiment.embed_queries(params, rows)
+    embed = lambda rows: experiment.embed_queries(retriever.params, rows)
   rows = np.concatenate([dataset.qrels[name].queries() for name in names])
   found = retrieval.search_index(
       index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
@@ -124,7 +156,7 @@ class _Judged(NamedTuple):
   qrels: Mapping[str, Any]
 
 
-def checked_splits(names, experiment):
+def _checked_splits(names, experiment):
   names = names or splits(experiment.config)
   unknown = set(names) - set(experiment.dataset.qrels)
   if unknown:
@@ -132,16 +164,6 @@ def checked_splits(names, experiment):
         f'--splits names {sorted(unknown)}; {experiment.dataset.name} has '
         f'{sorted(experiment.dataset.qrels)}.')
   return names
-
-
-def checked_dims(dims, experiment):
-  if dims is None:
-    return None
-  if not all(dim.isdigit() for dim in dims):
-    raise ValueError(f'--dims={",".join(dims)} must be whole numbers.')
-  dims = [int(dim) for dim in dims]
-  matryoshka.check_dims(dims, experiment.model.dim, '--dims')
-  return dims
 
 
 def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
@@ -165,7 +187,7 @@ def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
   return by_split
 
 
-def results_so_far(experiment, workdir, step):
+def _results_so_far(experiment, workdir, step):
   """Returns results.json as it stands, or as a run that got to `step` has it.
 
   Args:

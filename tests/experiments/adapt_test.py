@@ -11,6 +11,7 @@ from experiments import adapt
 from experiments import embed
 from experiments import evaluate
 from experiments import search
+import retrieval_jax
 from retrieval_jax import adapters
 from retrieval_jax.adapters import fitting
 from retrieval_jax.evaluation import trec
@@ -25,7 +26,7 @@ GRID = ['--lambdas=0.3,0.6,1', '--neighbours=4', '--gammas=0,0.1,0.4']
 def fixture_embedded(trained, beir, tmp_path_factory):
   """Returns a folder of embeddings by the encoder of a run."""
   out = str(tmp_path_factory.mktemp('embeddings') / 'run')
-  embed.write(out, workdir=trained[0], pairs=[
+  retrieval_jax.embed(out, workdir=trained[0], pairs=[
       'targets', f'text={beir}/corpus.jsonl'])
   return out
 
@@ -107,9 +108,9 @@ def test_an_index_is_searched_like_any_other(adapted, trained, capsys):
   call(search, f'--workdir={trained[0]}', '--query=kabel lodor mifin',
        f'--index={adapted[0]}/xs', '--k=1')
   line = capsys.readouterr().out.splitlines()[2].split()
-  experiment, params, _, _ = search.trained.load(trained[0])
-  scores = np.load(f'{adapted[0]}/xs/targets.npy') @ experiment.embed_texts(
-      params, ['kabel lodor mifin'])[0]
+  [query] = retrieval_jax.open_run(trained[0]).embed_queries(
+      ['kabel lodor mifin'])
+  scores = np.load(f'{adapted[0]}/xs/targets.npy') @ query
   assert line[1] == f'd{np.argmax(scores)}'
   assert float(line[0]) == pytest.approx(scores.max(), abs=1e-4)
 

@@ -110,7 +110,8 @@ def test_what_does_not_fit_the_folder_is_named(make_config, options, message):
 @pytest.mark.parametrize('name', ['tied', 'two'])
 def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
   workdir, out = runs[name]
-  experiment, params, _, _ = trained.load(workdir, num_devices=1)
+  retriever = trained.open(workdir, num_devices=1)
+  experiment, params = retriever.experiment, retriever.params
   again = build(
       make_config, model__pretrained=out, model__scale=0.,
       model__tied=experiment.model.tied,
@@ -134,7 +135,8 @@ def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
 
 def test_a_learned_temperature_survives(runs):
   workdir, out = runs['tied']
-  experiment, params, _, _ = trained.load(workdir, num_devices=1)
+  retriever = trained.open(workdir, num_devices=1)
+  experiment, params = retriever.experiment, retriever.params
   scale = float(experiment.model.scale_of(params))
   assert scale != 7
   assert sentence_modules.read(out).scale == pytest.approx(scale, rel=1e-6)
@@ -194,7 +196,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 def test_sentence_transformers_gives_the_same_embeddings(name, runs):
   import sentence_transformers  # pylint: disable=g-import-not-at-top
   workdir, out = runs[name]
-  experiment, params, _, _ = trained.load(workdir, num_devices=1)
+  retriever = trained.open(workdir, num_devices=1)
+  experiment, params = retriever.experiment, retriever.params
   model = sentence_transformers.SentenceTransformer(
       out, device='cpu', local_files_only=True)
   queries, targets = (

@@ -69,7 +69,7 @@ def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
       started.params, started.make_table(started.embed_targets(started.params)))
   jax.tree.map(
       np.testing.assert_array_equal, jax.device_get(start.params),
-      jax.device_get(trained.load(workdir, num_devices=2)[1]))
+      jax.device_get(trained.open(workdir, num_devices=2).params))
 
 
 @pytest.mark.parametrize('options, message', [

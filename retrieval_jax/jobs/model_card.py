@@ -14,16 +14,16 @@ _CALLS = {
 }
 
 
-def write(experiment, scale, step, results):
+def write(retriever, results):
   """Returns the Markdown text.
 
   Args:
-    experiment: factory.Experiment.
-    scale: inverse temperature at `step`.
-    step: of the checkpoint.
+    retriever: trained.TrainedRetriever.
     results: content of results.json, None for a run without.
   """
+  experiment, step = retriever.experiment, retriever.step
   model, config = experiment.model, experiment.config
+  scale = float(model.scale_of(retriever.params))
   towers = ('one tower for both' if model.tied else
             'separate towers in `query/` and `target/`, chosen by a router')
   lines = [

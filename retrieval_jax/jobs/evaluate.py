@@ -11,6 +11,7 @@ from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax.adapters import store
 from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import measures as measures_lib
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import retrieval
@@ -99,13 +100,19 @@ def of_params(experiment, params, rows, names, *, targets=None,
   return by_split
 
 
-def of_results(experiment, names, rows, found, scores):
-  """Returns {split: {measure: value}} of results given as corpus rows."""
-  dataset = experiment.dataset
-  return _measure(dataset, names, runs.from_rows(
-      [dataset.query_ids[row] for row in rows], found, scores,
-      dataset.corpus_ids), measures_lib.MEASURES,
-                  experiment.config.evaluation.drop_self_matches)
+def of_bm25(experiment):
+  """Returns BM25's measures by split."""
+  config, dataset = experiment.config, experiment.dataset
+  names = splits(config)
+  rows = np.concatenate([dataset.qrels[split].queries() for split in names])
+  texts = [dataset.query_texts[row] for row in rows]
+  found, scores = bm25.bm25_run(
+      dataset.corpus_texts, texts, config.evaluation.depth)
+  return _measure(
+      dataset, names, runs.from_rows(
+          [dataset.query_ids[row] for row in rows], found, scores,
+          dataset.corpus_ids), measures_lib.MEASURES,
+      config.evaluation.drop_self_matches)
 
 
 def of_index(folder, names, measures, *, workdir=None, config=None,
@@ -147,6 +154,12 @@ def of_index(folder, names, measures, *, workdir=None, config=None,
       index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
       corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
   return _measure(dataset, names, found, measures, drop, folder)
+
+
+def flat(measures):
+  """Returns {'SPLIT/MEASURE': value} of what evaluation returns."""
+  return {f'{split}/{name}': value for split, of_split in measures.items()
+          for name, value in of_split.items()}
 
 
 class _Judged(NamedTuple):

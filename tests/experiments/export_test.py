@@ -10,9 +10,10 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from experiments import export
-from experiments import train
 from retrieval_jax import factory
 from retrieval_jax import trained
+from retrieval_jax.jobs import model_card
+from retrieval_jax.jobs import train
 from retrieval_jax.models import sentence_modules
 from tests.experiments import scripts_test
 from tests.experiments import tiny
@@ -183,7 +184,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 
   def fail(*args, **options):
     raise OSError('disk full')
-  monkeypatch.setattr(export.model_card, 'write', fail)
+  monkeypatch.setattr(model_card, 'write', fail)
   with pytest.raises(OSError, match='disk full'):
     export.write(str(tmp_path / 'out'), runs['two'][0])
   assert not os.listdir(tmp_path)

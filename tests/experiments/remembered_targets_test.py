@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import train
 from retrieval_jax import factory
 from retrieval_jax import trained
 from retrieval_jax.jobs import embed
 from retrieval_jax.jobs import evaluate
+from retrieval_jax.jobs import train
 from tests.experiments import train_test
 
 

@@ -18,9 +18,10 @@ from experiments import embed
 from experiments import evaluate
 from experiments import search
 from experiments import sweep
-from experiments import train
+from experiments import train as train_script
 from retrieval_jax import factory
 from retrieval_jax.jobs import sweep as sweep_job
+from retrieval_jax.jobs import train
 from retrieval_jax.training import signals
 from tests.experiments import tiny
 
@@ -202,10 +203,10 @@ def test_sweep_runs_training_with_the_seeds_of_a_config(
   def train_here(trial, *args, **kwargs):
     del args, kwargs  # cores and where the output goes
     values = flags.FlagValues()
-    train.define_flags(values)
+    train_script.define_flags(values)
     arguments = list(trial.command[2:])  # without python -m
     with mock.patch.object(sys, 'argv', arguments):
-      train.main(values(arguments)[:1], values)
+      train_script.main(values(arguments)[:1], values)
     commands.append(arguments)
     return mock.Mock(poll=lambda: 0)
 

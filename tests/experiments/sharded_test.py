@@ -10,9 +10,9 @@ import pytest
 
 from experiments import embed
 from experiments import evaluate
-from experiments import train
 from retrieval_jax import factory
 from retrieval_jax import trained
+from retrieval_jax.jobs import train
 from retrieval_jax.training import signals
 from tests.experiments import scripts_test
 from tests.experiments import tiny

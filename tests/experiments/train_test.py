@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from experiments import process
-from experiments import train
+from experiments import train as train_script
 from retrieval_jax import factory
 from retrieval_jax import trained
 from retrieval_jax.evaluation import measures
+from retrieval_jax.jobs import train
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import signals
 from tests.experiments import tiny
@@ -47,12 +48,12 @@ def final_state(workdir):
 def run_main(*arguments):
   """Calls the script's main as the command line would."""
   values = flags.FlagValues()
-  train.define_flags(values)
+  train_script.define_flags(values)
   # ml_collections looks for its overrides in sys.argv, wherever flags are from.
   with mock.patch.object(sys, 'argv', ['train', *arguments]):
     with mock.patch.object(
         process.app, 'parse_flags_with_usage', side_effect=values):
-      train.main(process.parse_flags(sys.argv), values)
+      train_script.main(process.parse_flags(sys.argv), values)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -359,4 +360,4 @@ def test_a_stopped_run_has_the_exit_code_of_an_interrupt():
   values = mock.Mock(num_devices=None)
   with mock.patch.object(train, 'run', return_value=None):
     with pytest.raises(SystemExit, match='130'):
-      train.main(['train'], values)
+      train_script.main(['train'], values)

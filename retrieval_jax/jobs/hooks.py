@@ -1,0 +1,59 @@
+"""The hooks of a training run."""
+
+import os
+
+from retrieval_jax.jobs import diagnose
+from retrieval_jax.jobs import evaluate
+from retrieval_jax.training import hooks
+
+
+def make_hooks(experiment, checkpoints, workdir, *, schedule, reencode,
+               saved_config):
+  """Returns the hooks of a run: re-encoding, measuring, logging, saving.
+
+  Args:
+    experiment: factory.Experiment.
+    checkpoints: checkpoint.Checkpoints to save to.
+    workdir: folder of the run.
+    schedule: step -> learning rate.
+    reencode: state -> state with a memory that is re-encoded whole.
+    saved_config: what a checkpoint keeps of the config, as plain JSON.
+  """
+  config = experiment.config
+  chosen = [hooks.LogHook(config.log.every, schedule)]
+  if experiment.method.refresh.reencode_every:
+    chosen.append(hooks.ReencodeHook(
+        reencode, experiment.method.refresh.reencode_every))
+  if config.evaluation.every:
+    chosen.append(EvaluateHook(
+        lambda state: evaluate_dev(experiment, state), config.evaluation.every))
+  if config.diagnostics.every:
+    chosen.append(hooks.DiagnosticsHook(
+        lambda state: diagnose_memory(experiment, state),
+        config.diagnostics.every))
+  chosen.append(hooks.ProgressHook(config.log.every))
+  chosen.append(hooks.CheckpointHook(
+      checkpoints, config.checkpoint.every, saved_config))
+  if config.profile.num_steps:
+    chosen.append(hooks.ProfileHook(
+        os.path.join(workdir, 'profile'), config.profile.start,
+        config.profile.num_steps))
+  return chosen
+
+
+class EvaluateHook(hooks.EvaluateHook):
+  """Dev evaluation on its period only: the end has its own."""
+  at_finish = False
+
+
+def evaluate_dev(experiment, state):
+  """Returns 'SPLIT/MEASURE' -> value of the dev queries."""
+  return evaluate.flat(evaluate.of_params(
+      experiment, state.params, state.table.embeddings,
+      [experiment.config.data.dev_split]))
+
+
+def diagnose_memory(experiment, state):
+  """Returns how the memory approximates brute force on dev queries."""
+  found = diagnose.of_state(experiment, state)['this run']
+  return {f'diagnostics/{name}': value for name, value in found.items()}

@@ -12,6 +12,8 @@ from experiments import embed
 from experiments import evaluate
 from experiments import search
 import retrieval_jax
+from retrieval_jax import adapters
+from retrieval_jax.adapters import fitting
 from retrieval_jax.evaluation import trec
 from tests.experiments.scripts_test import call
 from tests.experiments.scripts_test import read_json
@@ -39,11 +41,11 @@ def fixture_adapted(embedded, tmp_path_factory):
 
 def test_everything_is_measured_and_written(adapted, embedded, capsys):
   out, results = adapted
-  assert list(results['methods']) == ['encoder', *adapt.METHODS]
+  assert list(results['methods']) == ['encoder', *adapters.ADAPTERS]
   assert results['num_train_queries'] == 64
   truth = np.load(os.path.join(embedded, 'targets.npy'))
   for method, report in results['methods'].items():
-    assert list(report['test']) == list(adapt.MEASURES)
+    assert list(report['test']) == list(fitting.MEASURES)
     assert report['index_bytes'] >= truth.nbytes
     assert report['latency_ms'] > 0
     if method != 'encoder':
@@ -191,7 +193,7 @@ def test_vectors_of_any_source(tmp_path):
     (['--dev_split=train'], '64 queries, .*--dev_split=train are in'),
     (['--test_split=train'], '64 queries, .*--test_split=train'),
     (['--test_split=x'], 'x.tsv: no such file; there are the splits dev, test'),
-    (['--share=0'], 'share is 0.0'),
+    (['--share=0'], '--share=0.0, expected'),
     (['--max_dev_queries=0'], '--max_dev_queries=0 must be'),
     (['--pairs=x'], 'pairs-x.npy: no such file')])
 def test_bad_options_are_refused(arguments, message, embedded, tmp_path):

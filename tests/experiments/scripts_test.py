@@ -20,6 +20,7 @@ from experiments import search
 from experiments import sweep
 from experiments import train as train_script
 from retrieval_jax import factory
+from retrieval_jax.jobs import sweep as sweep_job
 from retrieval_jax.jobs import train
 from retrieval_jax.training import signals
 from tests.experiments import tiny
@@ -84,8 +85,8 @@ def test_evaluating_an_unfinished_run_does_not_finish_it(
   assert results['untrained'] == read_json(tmp_path, 'baselines.json')[
       'untrained']
   assert results['meter']['query_encoder_calls'] == 2 * 2 * config.batch_size
-  [trial] = sweep.trials('x.py', [{}], '')
-  trial = sweep.Trial(str(tmp_path), {}, trial.command)
+  [trial] = sweep_job.trials('x.py', [{}], '')
+  trial = sweep_job.Trial(str(tmp_path), {}, trial.command)
   assert not trial.finished()
   assert train.run(config, str(tmp_path), num_devices=1)['steps'] == 4
   assert trial.finished()
@@ -216,7 +217,7 @@ def test_sweep_runs_training_with_the_seeds_of_a_config(
       f'--config.data.cache={cache}', '--config.data.num_targets=0',
       '--config.num_steps=2', '--config.evaluation.baselines=false',
       '--config.encoding.chunk_size=0', '--config.encoding.buckets=(24,)')
-  with mock.patch.object(sweep, 'start_trial', side_effect=train_here):
+  with mock.patch.object(sweep_job, 'start', side_effect=train_here):
     call(sweep, *arguments)
   assert len(commands) == 3
   printed = capsys.readouterr().out

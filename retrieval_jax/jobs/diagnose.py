@@ -93,10 +93,10 @@ def against_brute_force(
       mesh=experiment.mesh)
 
 
-def _bounding_correctors(normalize: bool
-                         ) -> dict[str, tuple[types.Corrector, int]]:
+def _bounding_correctors(normalize: bool) -> dict[str, tuple[Any, int]]:
   """Returns name -> (corrector, updates) of what is fitted to all targets."""
-  shared: dict[str, Any] = dict(num_anchors=0, keep_norm=normalize, reset_on_refresh=False)
+  shared: dict[str, Any] = dict(
+      num_anchors=0, keep_norm=normalize, reset_on_refresh=False)
   return {
       'best linear': (correctors.Linear(
           fit='ridge', ridge=1e-4, decay=1.0, **shared), 60),

@@ -152,7 +152,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     index, state, corpus_ids = store.load(folder, mesh, 4096)
     qrels_folder = os.path.join(embeddings, 'qrels')
     names = names or embeddings_lib.read_splits(qrels_folder)
-    dataset = _Judged(corpus_ids, queries.ids, {
+    dataset: Any = _Judged(corpus_ids, queries.ids, {
         name: embeddings_lib.read_qrels(
             qrels_folder, name, queries.ids, corpus_ids) for name in names})
     embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)

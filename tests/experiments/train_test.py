@@ -273,7 +273,8 @@ def test_the_meter_counts_what_a_step_computes(make_config, tmp_path):
   def spy(self, capacity, num_negatives, negative_ids, probe_ids):
     step(self, capacity, num_negatives, negative_ids, probe_ids)
     live.update(
-        capacity=capacity, query_flops=self.query_flops, target_flops=self.target_flops,
+        capacity=capacity, query_flops=self.query_flops,
+        target_flops=self.target_flops,
         negatives=int((jax.device_get(negative_ids) >= 0).sum()),
         probes=int((jax.device_get(probe_ids) >= 0).sum()),
         num_probes=len(probe_ids))

@@ -10,6 +10,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from experiments import export
+import retrieval_jax
 from retrieval_jax import factory
 from retrieval_jax import trained
 from retrieval_jax.jobs import model_card
@@ -186,7 +187,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     raise OSError('disk full')
   monkeypatch.setattr(model_card, 'write', fail)
   with pytest.raises(OSError, match='disk full'):
-    export.write(str(tmp_path / 'out'), runs['two'][0])
+    retrieval_jax.export(str(tmp_path / 'out'), runs['two'][0])
   assert not os.listdir(tmp_path)
 
 

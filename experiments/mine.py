@@ -24,33 +24,22 @@ Memory beyond the targets is that of --batch_size queries, see mining.mine; the
 results of BM25 and of a run file are held whole.
 """
 
-from collections.abc import Callable, Container, Mapping
 import dataclasses
-import json
-import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app
 from absl import flags
 from ml_collections import config_flags
-import numpy as np
 
 from experiments import process
-from experiments import saved
-from experiments import search
-from retrieval_jax import factory
 from retrieval_jax import indexes
 from retrieval_jax import mining
-from retrieval_jax import sharding
-from retrieval_jax.data import dataset as datasets
-from retrieval_jax.data import embeddings as embeddings_lib
-from retrieval_jax.data import progress
-from retrieval_jax.evaluation import bm25
-from retrieval_jax.evaluation import trec
+from retrieval_jax.jobs import mine
 from retrieval_jax.mining import formats
 from retrieval_jax.mining import negatives
 
-INDEXES = ('exact', 'faiss_flat', 'faiss_hnsw', 'bm25')
+_OF_INDEX = ('chunk_rows', 'links', 'ef_construction', 'ef_search')
 
 
 def define_flags(values):
@@ -64,7 +53,7 @@ def define_flags(values):
       'embeddings', None, 'Folder that experiments.embed wrote.', **at)
   flags.DEFINE_string(
       'run', None, 'TREC run file to mine from, in place of a search.', **at)
-  flags.DEFINE_enum('index', 'exact', INDEXES, 'What searches.', **at)
+  flags.DEFINE_enum('index', 'exact', mine.INDEXES, 'What searches.', **at)
   flags.DEFINE_string('out', None, 'Folder to write; must not exist.', **at)
   flags.DEFINE_list(
       'splits', None, 'Splits to mine; by default the training split of the '
@@ -108,252 +97,49 @@ def define_flags(values):
   flags.mark_flags_as_required(['out'], **at)
 
 
-def main(argv, values=flags.FLAGS):
+def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  if bool(values.workdir) + bool(values.embeddings or values.config) != 1:
-    raise app.UsageError(
-        'Expected --workdir (a run), or --embeddings (a folder), --config (a '
-        'data set) or both of these, of which the config gives the texts.')
   if values.run and values['index'].present:
     raise app.UsageError(
         f'--run={values.run} holds results already; leave --index out.')
   with process.script():
     rules = mining.Rules(**{field.name: values[field.name].value
                             for field in dataclasses.fields(mining.Rules)})
-    write(values.out, rules, values)
-
-
-def write(out, rules, values):
-  """Mines and writes `out` whole or not at all; prints a summary.
-
-  Raises:
-    ValueError: if `out` exists, an option asks for what the data lacks, or an
-      input is malformed.
-  """
-  if os.path.exists(out):
-    raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  source = _open(values)
-  splits = values.splits or [source.train_split]
-  unknown = set(splits) - set(source.qrels)
-  if unknown:
-    raise ValueError(f'--splits names {sorted(unknown)}; {source.name} has '
-                     f'{sorted(source.qrels)}.')
-  textual = [form for form in values.format if form in formats.TEXTUAL]
-  if source.names.corpus_texts is None and (
-      textual or (values.index == 'bm25' and not values.run)):
-    raise ValueError(
-        f'--embeddings={values.embeddings} has no texts, which '
-        f'{"--format=" + textual[0] if textual else "--index=bm25"} needs; '
-        'give the --config of its data, too.')
-  qrels = {split: source.qrels[split] for split in splits}
-  barred = {}
-  if values.drop_self_matches:
-    barred['own'] = _own(source.names)
-  if source.names.corpus_texts is not None:
-    barred['twins'] = mining.same_texts(source.names.corpus_texts, {
-        int(row) for one in qrels.values()
-        for row in one.corpus_rows[one.grades > 0]})
-  depth = max(mining.depth(one, rules, **barred) for one in qrels.values())
-  query_rows = np.unique(np.concatenate(
-      [one.queries() for one in qrels.values()]))
-  results = _results(values, source, query_rows, depth)
-  summaries = {}
-  with datasets.atomic_folder(os.path.abspath(out)) as folder:
-    for split in splits:
-      with progress.counter(f'mining {split}', unit='queries',
-                            total=len(qrels[split].queries())) as add:
-        mined = mining.mine(
-            results, qrels[split], source.names.query_ids, rules,
-            batch_size=values.batch_size, progress=add, **barred)
-      for form in dict.fromkeys(values.format):
-        formats.write(folder, split, form, mined, source.names)
-      summaries[split] = summary(mined)
-      _print(split, summaries[split], rules)
-    if 'twins' not in barred:
+    facts = mine.run(mine.Options(
+        out=values.out, rules=rules, formats=values.format,
+        index_options=_index_options(values),
+        **{name: values[name].value for name in (
+            'workdir', 'config', 'embeddings', 'run', 'index', 'splits',
+            'drop_self_matches', 'batch_size')}), say=_print)
+    if not facts['copies_of_positives_barred']:
       print('Copies of positives are not barred, for there are no texts; '
             '--config would give them.')
-    trec.write_text(os.path.join(folder, 'mining.json'), json.dumps({
-        'data': source.name, 'depth': depth,
-        **{name: values[name].value for name in (
-            'workdir', 'embeddings', 'run', 'index', 'drop_self_matches')},
-        'rules': dataclasses.asdict(rules), 'splits': summaries},
-        indent=2) + '\n')
-  print(f'{out}: {", ".join(dict.fromkeys(values.format))}.')
+  print(f'{values.out}: {", ".join(dict.fromkeys(values.format))}.')
 
 
-def summary(mined):
-  """Returns counts and mean scores of what was mined, for JSON.
-
-  Means are over distinct (query, target) pairs of known score; None of none.
-  """
-  found = (mined.ids >= 0).sum(axis=1)
-  mean = lambda scores: float(np.mean(scores)) if len(scores) else None
-  return {
-      'queries': len(found), 'negatives': int(found.sum()),
-      'queries_with_fewer': int((found < mined.ids.shape[1]).sum()),
-      'queries_with_none': int((found == 0).sum()),
-      'mean_positive_score': mean(
-          mined.positive_scores[np.isfinite(mined.positive_scores)]),
-      'mean_negative_score': mean(mined.scores[mined.ids >= 0]),
-      'positives_of_unknown_score': int(
-          np.isneginf(mined.positive_scores).sum()),
-      'removed': dict(mined.removed)}
+def _index_options(values: flags.FlagValues) -> dict[str, Any]:
+  """Returns the options that the index has, and those that are given."""
+  known = set()
+  if values.index in indexes.INDEXES and not values.run:
+    known = {field.name for field in dataclasses.fields(
+        indexes.INDEXES[values.index])}
+  return {name: values[name].value for name in _OF_INDEX
+          if name in known or values[name].present}
 
 
-def _print(split, facts, rules):
+def _print(split: str, facts: Mapping[str, Any]) -> None:
   """Prints a summary in a few lines."""
   shown = lambda x: 'unknown' if x is None else f'{x:.4f}'
   print(f'{split}: {facts["negatives"]:,} negatives of {facts["queries"]:,} '
-        f'queries; {facts["queries_with_fewer"]:,} have fewer than '
-        f'{rules.num_negatives}, {facts["queries_with_none"]:,} none.')
+        f'queries; {facts["queries_with_fewer"]:,} have fewer than asked for, '
+        f'{facts["queries_with_none"]:,} none.')
   print(f'  mean score: positives {shown(facts["mean_positive_score"])}, '
         f'negatives {shown(facts["mean_negative_score"])}' + (
             f'; {facts["positives_of_unknown_score"]:,} positives were not '
             'among the results' if facts['positives_of_unknown_score'] else ''))
   print('  removed: ' + ', '.join(
       f'{why} {number:,}' for why, number in facts['removed'].items()))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """Data to mine, and its embeddings.
-
-  Attributes:
-    name: for messages.
-    names: formats.Names.
-    qrels: split -> datasets.Qrels.
-    train_split: what is mined by default.
-    embeddings: query rows -> (queries [Q, D], of which those rows are filled,
-      targets [N, D]).
-  """
-  name: str
-  names: formats.Names
-  qrels: Mapping[str, datasets.Qrels]
-  train_split: str
-  embeddings: Callable[[np.ndarray], tuple[Any, Any]]
-
-
-def _open(values):
-  """Returns the _Source that the flags name."""
-  if values.embeddings:
-    targets, queries = embeddings_lib.read_both(values.embeddings)
-    judged = os.path.join(values.embeddings, 'qrels')
-    qrels = {split: embeddings_lib.read_qrels(
-        judged, split, queries.ids, targets.ids)
-             for split in embeddings_lib.read_splits(judged)}
-    texts = ()
-    if values.config:
-      dataset = factory.make_dataset(values.config)
-      for column, ours, theirs in (
-          ('corpus', targets.ids, dataset.corpus_ids),
-          ('queries', queries.ids, dataset.query_ids)):
-        if list(ours) != list(theirs):
-          raise ValueError(
-              f'--embeddings={values.embeddings} was not made of the data of '
-              f'--config: the ids of the {column} differ ({len(ours)} and '
-              f'{len(theirs)}).')
-      texts = dataset.query_texts, dataset.corpus_texts
-    return _Source(
-        values.embeddings, formats.Names(queries.ids, targets.ids, *texts),
-        qrels, 'train', lambda rows: (queries.vectors, targets.vectors))
-  config = (saved.read_config(values.workdir) if values.workdir
-            else values.config)
-  dataset = factory.make_dataset(config)
-
-  def embed(rows):
-    experiment, params, table, step = saved.load_encoder(
-        values.workdir, values.config)
-    if values.workdir:
-      targets = search.stored_targets(
-          values.workdir, experiment, params, table, step)
-    else:
-      targets = experiment.targets_of(params, table)
-    queries = np.zeros((len(dataset.query_ids), targets.shape[1]), np.float32)
-    queries[rows] = experiment.embed_queries(params, rows)
-    return queries, targets
-
-  return _Source(
-      dataset.name, formats.Names(
-          dataset.query_ids, dataset.corpus_ids, dataset.query_texts,
-          dataset.corpus_texts),
-      dataset.qrels, config.data.train_split, embed)
-
-
-def _own(names):
-  """Returns [Q] int32, the target of each query's own id, -1 where none is."""
-  rows = _rows_of(names.corpus_ids, set(names.query_ids))
-  return np.asarray([rows.get(name, -1) for name in names.query_ids], np.int32)
-
-
-def _rows_of(ids, wanted, shown=lambda name: name):
-  """Returns id -> row of those ids that are wanted, as `shown`."""
-  return {name: row for row, name in enumerate(map(shown, ids))
-          if name in wanted}
-
-
-def _results(values, source, query_rows, depth):
-  """Returns the mining.Results that the flags ask for."""
-  names = source.names
-  if values.run:
-    return _from_run(values.run, names, query_rows, depth)
-  if values.index == 'bm25':
-    found, scores = bm25.bm25_run(
-        names.corpus_texts, [names.query_texts[row] for row in query_rows],
-        depth)
-    return _listed(len(names.query_ids), query_rows, found, scores)
-  if values.index == 'exact':
-    index = indexes.ExactIndex(
-        sharding.make_mesh(), values.chunk_rows, values.batch_size)
-  else:
-    index = indexes.FaissIndex(
-        kind=values.index.removeprefix('faiss_'), links=values.links,
-        ef_construction=values.ef_construction, ef_search=values.ef_search,
-        batch_size=values.batch_size)
-  queries, targets = source.embeddings(query_rows)
-  return mining.Dense(index, queries, targets, index.build(targets))
-
-
-def _listed(num_queries, query_rows, found, scores):
-  """Returns mining.Listed of results for some query rows."""
-  ids = np.full((num_queries, found.shape[1]), -1, np.int32)
-  all_scores = np.full(ids.shape, -np.inf, np.float32)
-  ids[query_rows], all_scores[query_rows] = found, scores
-  return mining.Listed(ids, all_scores)
-
-
-def _from_run(path, names, query_rows, depth):
-  """Returns the results of a TREC run file as mining.Listed."""
-  run = trec.read_run(path).top(depth)
-  rows = {trec.encode_id(names.query_ids[row]): row
-          for row in query_rows.tolist()}
-  places = [i for i, name in enumerate(run.query_ids) if name in rows]
-  if not places:
-    raise ValueError(
-        f'--run={path} has results of {len(run.query_ids)} queries, but of '
-        f'none of the {len(query_rows)} that are mined (the first is '
-        f'{next(iter(rows))!r}); is it of another data set or split?')
-  sought = set(run.ids[places].ravel()) - {''}
-  targets = _rows_of(names.corpus_ids, sought, trec.encode_id)
-  if len(targets) < len(sought):
-    raise ValueError(
-        f'{_line_of(path, sought - set(targets))}: the corpus has no such '
-        f'target ({len(names.corpus_ids)} targets); is the run of another '
-        'corpus?')
-  targets[''] = -1
-  found = np.asarray([[targets[name] for name in run.ids[i]] for i in places],
-                     np.int32).reshape(len(places), -1)
-  return _listed(len(names.query_ids),
-                 [rows[run.query_ids[i]] for i in places], found,
-                 run.scores[places])
-
-
-def _line_of(path, corpus_ids: Container[str]):
-  """Returns 'file:line' and the id of the first line with one of the ids."""
-  with open(path, encoding='utf-8', newline='\n') as f:
-    return next(f'{path}:{number}: {line.split()[2]!r}'
-                for number, line in enumerate(f, 1)
-                if line.split()[2:3] and line.split()[2] in corpus_ids)
 
 
 if __name__ == '__main__':

@@ -50,7 +50,7 @@ def parse_flags(argv):
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError) as error:
     sys.exit(f'error: there is no such --config option: {_unquoted(error)}\n'
-             'configs/base.py lists all of them.')
+             'retrieval_jax/factory/defaults.py lists all of them.')
 
 
 def _unquoted(error):

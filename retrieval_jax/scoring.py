@@ -189,6 +189,34 @@ def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
                     ceiling)
 
 
+def top_k_rows_scored(num_queries: int, capacity: int, k: int
+                      ) -> tuple[int, int]:
+  """Returns (products <query, row>, rows corrected) that `top_k` takes.
+
+  The scan scores every row, empty ones too, and corrects each once for all
+  queries; the rows of each query's best k blocks follow a second time.
+  """
+  return _rows_scored(num_queries, capacity, k, _TOP_K_BLOCK_ROWS)
+
+
+def gumbel_rows_scored(num_queries: int, capacity: int, k: int
+                       ) -> tuple[int, int]:
+  """Returns the same of `gumbel_top_k`."""
+  return _rows_scored(num_queries, capacity, k, BLOCK_ROWS)
+
+
+def bucket_rows_scored(num_queries: int, capacity: int, num_buckets: int
+                       ) -> tuple[int, int]:
+  """Returns the same of `bucket_maxima`."""
+  return _rows_scored(num_queries, capacity, num_buckets,
+                      math.gcd(capacity // num_buckets, _TOP_K_BLOCK_ROWS))
+
+
+def _rows_scored(num_queries, capacity, num_blocks, block_rows):
+  again = num_queries * block_rows * min(num_blocks, capacity // block_rows)
+  return num_queries * capacity + again, capacity + again
+
+
 def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
                   chunk_rows: int, exclude_rows: jax.Array | None = None
                   ) -> jax.Array:

@@ -18,10 +18,10 @@ from absl import flags
 import jax
 import numpy as np
 
-from experiments import adapt
 from experiments.benchmarks import memory
 from retrieval_jax import adapters
 from retrieval_jax import sharding
+from retrieval_jax.adapters import fitting
 from retrieval_jax.adapters import store
 from retrieval_jax.indexes import exact
 
@@ -87,7 +87,7 @@ def main(argv):
       indexes[arm] = index, state
       print(f'{arm:8s} fit {taken:7.2f} s, extra memory '
             f'{extra / 2**20:7,.0f} MiB, index '
-            f'{adapt.index_bytes(state) / 2**20:,.0f} MiB', flush=True)
+            f'{fitting.index_bytes(state) / 2**20:,.0f} MiB', flush=True)
     for turn in range(_ROUNDS.value + 1):
       for arm, (index, state) in indexes.items():
         memory.forget_peak()

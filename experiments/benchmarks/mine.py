@@ -78,7 +78,7 @@ def _data():
 def _ours(kind, queries, targets, qrels):
   """Returns a list of ids per query."""
   if kind == 'faiss':
-    index = indexes.FaissIndex(batch_size=_BATCH_SIZE.value)
+    index = indexes.FaissFlat(batch_size=_BATCH_SIZE.value)
   else:
     index = indexes.ExactIndex(sharding.make_mesh(), 4096, _BATCH_SIZE.value)
   results = mining.Dense(index, queries, targets, index.build(targets))

@@ -4,6 +4,8 @@ Each is fitted to embeddings of training queries, their judgements and the
 targets' embeddings, whatever made them, and gives an index.
 """
 
+from retrieval_jax.adapters.methods import ADAPTERS as ADAPTERS
+from retrieval_jax.adapters.methods import make as make
 from retrieval_jax.adapters.moved import Moved as Moved
 from retrieval_jax.adapters.nudge import NudgeM as NudgeM
 from retrieval_jax.adapters.nudge import NudgeN as NudgeN

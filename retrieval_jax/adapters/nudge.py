@@ -8,6 +8,8 @@ change; g = sum of the embeddings of a target's training queries.
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,14 @@ class NudgeM:
   Raises:
     ValueError: for a negative gamma.
   """
+  GRID: ClassVar[Mapping[str, Sequence[Any]]] = {}
+
   gamma: float
+
+  @classmethod
+  def fitted(cls, *args: Any, **options: Any) -> 'NudgeM':
+    """Returns the one whose gamma `best_step` finds; arguments are its."""
+    return cls(best_step(*args, **options))
 
   def __post_init__(self):
     if not self.gamma >= 0:
@@ -57,6 +66,8 @@ class NudgeN:
   Raises:
     ValueError: for a gamma out of range.
   """
+  GRID: ClassVar[Mapping[str, Sequence[Any]]] = {'gamma': GAMMAS}
+
   gamma: float
 
   def __post_init__(self):

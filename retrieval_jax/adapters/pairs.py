@@ -61,20 +61,6 @@ class Pairs:
         np.concatenate([self.query_rows, other.query_rows + len(self.queries)]),
         np.concatenate([self.target_rows, other.target_rows]))
 
-  def sample(self, share: float, seed: int) -> 'Pairs':
-    """Returns those of a random share of the queries, at least of one.
-
-    The queries of a smaller share are among those of a larger one.
-    """
-    if not 0 < share <= 1:
-      raise ValueError(f'share is {share}, expected a number in (0, 1].')
-    count = max(1, round(share * len(self.queries)))
-    kept = np.zeros(len(self.queries), bool)
-    kept[np.random.default_rng(seed).permutation(len(kept))[:count]] = True
-    rows = kept[self.query_rows]
-    return Pairs(self.queries[kept], (np.cumsum(kept) - 1)[
-        self.query_rows[rows]], self.target_rows[rows])
-
   def check_targets(self, targets) -> None:
     """Raises ValueError unless `targets` [N, D] has all rows, of norm 1."""
     if targets.shape[1] != self.dim:

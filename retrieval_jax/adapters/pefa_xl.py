@@ -5,7 +5,8 @@ retrieval models, WSDM 2024.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from retrieval_jax.adapters import pefa_xs
 
 NORMALISATIONS = ('mean', 'sum')
 MISSING = ('zero', 'exact')
+NEIGHBOURS = (16, 32, 64)
+"""Values of k to choose from."""
 
 
 class XLState(NamedTuple):
@@ -61,6 +64,10 @@ class PefaXL:
   Raises:
     ValueError: for options out of range.
   """
+  GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+      'normalisation': NORMALISATIONS, 'num_neighbours': NEIGHBOURS,
+      'weight': pefa_xs.LAMBDAS}
+
   index: Any
   query_index: Any
   weight: float

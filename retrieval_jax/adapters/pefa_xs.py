@@ -5,10 +5,15 @@ retrieval models, WSDM 2024.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from retrieval_jax.adapters import pairs as pairs_lib
+
+LAMBDAS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+"""Values of lambda to choose from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,8 @@ class PefaXS:
   Raises:
     ValueError: for a weight outside [0, 1].
   """
+  GRID: ClassVar[Mapping[str, Sequence[Any]]] = {'weight': LAMBDAS}
+
   weight: float
   keep_uncovered: bool = False
 

@@ -6,7 +6,6 @@
   and for PEFA-XL  train_queries.npy, label_starts.npy, label_rows.npy
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax.adapters import methods
 from retrieval_jax.adapters import moved
 from retrieval_jax.adapters import pairs as pairs_lib
 from retrieval_jax.adapters import pefa_xl
@@ -29,12 +29,10 @@ _FILE = 'index.json'
 QUERY_INDEXES = {
     'exact': lambda index: index,
     # The published graph (papers' protocol).
-    'hnsw': lambda index: faiss_index.FaissIndex(
-        'hnsw', links=32, ef_construction=500, ef_search=300),
+    'hnsw': lambda index: faiss_index.FaissHNSW(
+        links=32, ef_construction=500, ef_search=300),
 }
 """Ways to search training queries, given the index of the targets."""
-
-_XL_OPTIONS = ('weight', 'num_neighbours', 'normalisation', 'missing', 'depth')
 
 
 def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
@@ -55,15 +53,14 @@ def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
     path = lambda name: os.path.join(temporary, name)
     if isinstance(index, pefa_xl.PefaXL):
       pairs.check_targets(targets)
-      options = {name: getattr(index, name) for name in _XL_OPTIONS}
-      kind = 'pefa_xl'
+      kind, options = 'pefa_xl', methods.constants(index)
       np.save(path('targets.npy'), np.asarray(targets, np.float32))
       np.save(path('train_queries.npy'), np.asarray(pairs.queries, np.float32))
       for name, array in zip(('label_starts', 'label_rows'), pairs.labels):
         np.save(path(f'{name}.npy'), array)
     else:
       kind, options = 'moved', {
-          'move': type(index.move).__name__, **dataclasses.asdict(index.move)}
+          'move': type(index.move).__name__, **methods.constants(index)}
       out = np.lib.format.open_memmap(
           path('targets.npy'), 'w+', np.float32, targets.shape)
       moved.move_targets(index.move, targets, pairs, out=out)

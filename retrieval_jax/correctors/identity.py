@@ -25,3 +25,13 @@ class Identity:
     """Returns the state unchanged and nothing to log."""
     del observation
     return state, {}
+
+  def flops_per_row(self, dim):
+    """Returns the FLOPs of `apply` per row."""
+    del dim
+    return 0.
+
+  def flops_per_update(self, num_rows, num_queries, dim):
+    """Returns the FLOPs of `update` on `num_rows` observed rows."""
+    del num_rows, num_queries, dim
+    return 0.

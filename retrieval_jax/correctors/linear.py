@@ -108,3 +108,21 @@ class Linear:
     left, _, right = jnp.linalg.svd(cross, full_matrices=False)
     turn = left @ right - jnp.eye(size - 1)
     return jnp.concatenate([turn, jnp.zeros((1, size - 1))])
+
+  def flops_per_row(self, dim):
+    """Returns the FLOPs of `apply` per row."""
+    return 2. * dim**2
+
+  def flops_per_update(self, num_rows, num_queries, dim):
+    """Returns the FLOPs of `update` on `num_rows` observed rows.
+
+    Two sums of outer products, and what solves: a Cholesky decomposition with
+    D right-hand sides, or a singular value decomposition (22 D^3 in Golub & Van
+    Loan's count) and a product.
+    """
+    del num_queries
+    size = dim + 1
+    sums = 2. * num_rows * size * (size + dim)
+    if self.fit == 'ridge':
+      return sums + size**3 / 3 + 2. * size**2 * dim
+    return sums + 24. * dim**3

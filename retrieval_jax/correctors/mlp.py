@@ -172,3 +172,18 @@ class MLP:
       divergence = jnp.sum(jnp.exp(target) * (target - ours), axis=1).mean()
       loss += self.distribution_weight * divergence
     return loss
+
+  def flops_per_row(self, dim):
+    """Returns the FLOPs of `apply` per row."""
+    return 4. * dim * self.hidden
+
+  def flops_per_update(self, num_rows, num_queries, dim):
+    """Returns the FLOPs of `update` on `num_rows` observed rows.
+
+    Of the network the pass forward and, without the gradient of its input,
+    three halves of it back. Of the divergence the logits of fresh rows, and
+    those of corrected ones with their gradient.
+    """
+    network = 10. * dim * self.hidden
+    divergence = 6. * num_queries * dim if self.distribution_weight else 0.
+    return self.updates_per_step * num_rows * (network + divergence)

@@ -3,18 +3,25 @@
 import numpy as np
 
 
-def checked(queries, k: int, exclude) -> tuple[np.ndarray, np.ndarray]:
+def checked(queries: np.ndarray, k: int, exclude: np.ndarray | None, dim: int
+            ) -> tuple[np.ndarray, np.ndarray]:
   """Returns queries [n, D] float32 and exclude [n, E] int32.
 
   Args:
     queries: [n, D], any n.
     k: results per query.
     exclude: [n, E] ids that must not come out, -1 for none; None is E = 0.
+    dim: D of the targets.
 
   Raises:
-    ValueError: if queries and exclude differ in length, or k < 1.
+    ValueError: if queries and exclude differ in length, queries and targets in
+      dimension, or k < 1.
   """
   queries = np.asarray(queries, np.float32)
+  if queries.shape[1:] != (dim,):
+    raise ValueError(
+        f'queries have the shape {queries.shape}, expected [n, {dim}] as the '
+        'targets; embed both with one encoder.')
   if exclude is None:
     exclude = np.full((len(queries), 0), -1, np.int32)
   exclude = np.asarray(exclude, np.int32)

@@ -28,12 +28,18 @@ class ExactIndex:
   batch_size: int = 256
   dtype: str = 'float32'
 
-  def build(self, targets) -> TargetTable:
+  def __post_init__(self) -> None:
+    if self.batch_size < 1:
+      raise ValueError(
+          f'batch_size is {self.batch_size}, expected at least 1.')
+
+  def build(self, targets: np.ndarray) -> TargetTable:
     """Returns the state for targets [N, D], numpy or memory-mapped."""
     return table.from_embeddings(
         targets, self.mesh, self.chunk_rows, self.dtype)
 
-  def search(self, state: TargetTable, queries, k: int, exclude=None
+  def search(self, state: TargetTable, queries: np.ndarray, k: int,
+             exclude: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k targets of largest inner product with each query.
 
@@ -48,9 +54,11 @@ class ExactIndex:
       ids: [n, k] int32 corpus ids, ties by lowest id, -1 where none is left.
 
     Raises:
-      ValueError: if queries and exclude differ in length, or k < 1.
+      ValueError: if queries and exclude differ in length, queries and targets
+        in dimension, or k < 1.
     """
-    queries, exclude = arguments.checked(queries, k, exclude)
+    queries, exclude = arguments.checked(
+        queries, k, exclude, state.embeddings.shape[1])
     num_queries = len(queries)
     scores = np.full((num_queries, k), -np.inf, np.float32)
     ids = np.full((num_queries, k), -1, np.int32)

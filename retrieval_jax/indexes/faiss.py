@@ -1,4 +1,4 @@
-"""Search by faiss on the host: flat (every target is scored) or HNSW."""
+"""Search by faiss on the host: of every target, or along a graph (HNSW)."""
 
 import dataclasses
 from typing import Any
@@ -7,49 +7,34 @@ import numpy as np
 
 from retrieval_jax.indexes import arguments
 
-KINDS = ('flat', 'hnsw')
-
 _ADDED_ROWS = 65536  # copied to float32 at a time: targets may be mapped
 
 
 @dataclasses.dataclass(frozen=True)
-class FaissIndex:
+class FaissFlat:
   """Inner-product search by the package faiss, the extra `faiss`.
 
-  'flat' finds what `ExactIndex` finds, up to the rounding of a score and up to
-  which of several equal scores are the last to be kept. 'hnsw' walks a graph
-  of neighbours and finds most of it. Its graph depends on the order in which
-  threads add to it: set OMP_NUM_THREADS=1 for the same one every time.
+  Finds what `ExactIndex` finds, up to the rounding of a score and up to which
+  of several equal scores are the last to be kept.
 
   Attributes:
-    kind: 'flat' or 'hnsw'.
-    links: M of HNSW, neighbours of a target in the graph (twice as many on its
-      lowest level).
-    ef_construction: of HNSW, candidates looked at when a target is added.
-    ef_search: of HNSW, candidates looked at in a search; faiss takes at least
-      as many as results are asked for.
     batch_size: queries searched at a time. Memory beyond the index is about
       batch_size * (k + E) results.
-
-  Source: Malkov and Yashunin, TPAMI 2020 (HNSW); the names are faiss's.
   """
-  kind: str = 'flat'
-  links: int = 32
-  ef_construction: int = 40
-  ef_search: int = 64
   batch_size: int = 256
 
-  def __post_init__(self):
-    if self.kind not in KINDS:
-      raise ValueError(f'kind={self.kind!r} is not one of {list(KINDS)}.')
+  def __post_init__(self) -> None:
     # faiss 1.15.1 crashes the process for fewer than two links.
-    for name, least in (('links', 2), ('ef_construction', 1),
-                        ('ef_search', 1), ('batch_size', 1)):
-      if getattr(self, name) < least:
-        raise ValueError(f'{name} is {getattr(self, name)}, expected at least '
-                         f'{least}.')
+    for name, value in dataclasses.asdict(self).items():
+      least = 2 if name == 'links' else 1
+      if value < least:
+        raise ValueError(f'{name} is {value}, expected at least {least}.')
 
-  def build(self, targets) -> Any:
+  def _empty(self, faiss: Any, dim: int) -> Any:
+    """Returns faiss's index without targets."""
+    return faiss.IndexFlatIP(dim)
+
+  def build(self, targets: np.ndarray) -> Any:
     """Returns the state, a faiss index, for targets [N, D], maybe mapped.
 
     Raises:
@@ -62,19 +47,14 @@ class FaissIndex:
           'This index needs the package faiss, which is not installed; '
           "pip install 'retrieval_jax[faiss]', or take the exact index."
       ) from error
-    dim = targets.shape[1]
-    if self.kind == 'flat':
-      index = faiss.IndexFlatIP(dim)
-    else:
-      index = faiss.IndexHNSWFlat(dim, self.links, faiss.METRIC_INNER_PRODUCT)
-      index.hnsw.efConstruction = self.ef_construction
-      index.hnsw.efSearch = self.ef_search
+    index = self._empty(faiss, targets.shape[1])
     for start in range(0, len(targets), _ADDED_ROWS):
       index.add(np.ascontiguousarray(
           targets[start:start + _ADDED_ROWS], np.float32))
     return index
 
-  def search(self, state: Any, queries, k: int, exclude=None
+  def search(self, state: Any, queries: np.ndarray, k: int,
+             exclude: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k targets of largest inner product with each query.
 
@@ -96,11 +76,7 @@ class FaissIndex:
       ValueError: if queries and exclude differ in length, queries and targets
         in dimension, or k < 1.
     """
-    queries, exclude = arguments.checked(queries, k, exclude)
-    if queries.shape[1:] != (state.d,):
-      raise ValueError(
-          f'queries have the shape {queries.shape}, expected [n, {state.d}] as '
-          'the targets; embed both with one encoder.')
+    queries, exclude = arguments.checked(queries, k, exclude, state.d)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     ids = np.full((len(queries), k), -1, np.int32)
     depth = min(k + exclude.shape[1], state.ntotal)
@@ -114,3 +90,31 @@ class FaissIndex:
       scores[part, :width] = np.take_along_axis(found, best, axis=1)
       ids[part, :width] = np.take_along_axis(rows, best, axis=1)
     return scores, ids
+
+
+@dataclasses.dataclass(frozen=True)
+class FaissHNSW(FaissFlat):
+  """Search by faiss along a graph of neighbours, which finds most of the best.
+
+  The graph depends on the order in which threads add to it: set
+  OMP_NUM_THREADS=1 for the same one every time.
+
+  Attributes:
+    links: M of HNSW, neighbours of a target in the graph (twice as many on its
+      lowest level).
+    ef_construction: candidates looked at when a target is added.
+    ef_search: candidates looked at in a search; faiss takes at least as many as
+      results are asked for.
+
+  Source: Malkov and Yashunin, TPAMI 2020; the names are faiss's.
+  """
+  links: int = 32
+  ef_construction: int = 40
+  ef_search: int = 64
+
+  def _empty(self, faiss: Any, dim: int) -> Any:
+    """Returns faiss's index without targets."""
+    index = faiss.IndexHNSWFlat(dim, self.links, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = self.ef_construction
+    index.hnsw.efSearch = self.ef_search
+    return index

@@ -14,10 +14,10 @@
                one for each positive, of queries that got all n
   trec         trec/SPLIT.run, the negatives alone as a TREC run
 
-Queries without a negative stand in `candidates` alone, with their positives.
+Queries without a negative are in `candidates` alone, with their positives.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -45,6 +45,24 @@ class Names:
   corpus_texts: Sequence[str] | None = None
 
 
+Writer = Callable[[str, results.Mined, Names], None]
+"""Writes a file: path, what was mined, ids and texts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A kind of file.
+
+  Attributes:
+    suffix: how its files end.
+    write: writes one.
+    needs_texts: whether it holds texts, of queries at least.
+  """
+  suffix: str
+  write: Writer
+  needs_texts: bool = False
+
+
 def write(folder: str, split: str, form: str, mined: results.Mined,
           names: Names) -> str:
   """Writes one format into `folder`; returns the path of the file.
@@ -57,15 +75,22 @@ def write(folder: str, split: str, form: str, mined: results.Mined,
     split: name of the split.
     form: one of `FORMATS`.
     mined: what `results.mine` returned.
-    names: with texts where `form` is in `TEXTUAL`.
+    names: with texts where the format needs them.
+
+  Raises:
+    ValueError: where texts are needed and there are none.
   """
-  path = os.path.join(folder, form, split + FORMATS[form][0])
+  chosen = FORMATS[form]
+  if chosen.needs_texts and (
+      names.query_texts is None or names.corpus_texts is None):
+    raise ValueError(f'The format {form!r} holds texts, but there are none.')
+  path = os.path.join(folder, form, split + chosen.suffix)
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  FORMATS[form][1](path, mined, names)
+  chosen.write(path, mined, names)
   return path
 
 
-def _write_lines(lines: Callable[..., Iterator[str]]):
+def _write_lines(lines: Callable[..., Iterator[str]]) -> Writer:
   """Returns the writer of a file of `lines(mined, names)`."""
   def write_all(path, mined, names):
     with open(path, 'w', encoding='utf-8', newline='\n') as f:
@@ -73,7 +98,7 @@ def _write_lines(lines: Callable[..., Iterator[str]]):
   return write_all
 
 
-def _write_objects(objects: Callable[..., Iterator[dict]]):
+def _write_objects(objects: Callable[..., Iterator[dict]]) -> Writer:
   """Returns the writer of a file of `objects(mined, names)`, JSON lines."""
   return _write_lines(lambda mined, names: (
       json.dumps(one, ensure_ascii=False) for one in objects(mined, names)))
@@ -144,15 +169,13 @@ def _write_run(path, mined, names):
       ids, mined.ids, mined.scores, names.corpus_ids))
 
 
-FORMATS = {
-    'candidates': ('.tsv', _write_lines(_candidates)),
-    'tevatron': ('.jsonl', _write_objects(_tevatron)),
-    'tevatron-v1': ('.jsonl', _write_objects(_tevatron_texts)),
-    'triplet': ('.jsonl', _write_objects(_triplets)),
-    'n-tuple': ('.jsonl', _write_objects(_tuples)),
-    'trec': ('.run', _write_run),
+FORMATS: Mapping[str, Format] = {
+    'candidates': Format('.tsv', _write_lines(_candidates)),
+    'tevatron': Format('.jsonl', _write_objects(_tevatron), needs_texts=True),
+    'tevatron-v1': Format(
+        '.jsonl', _write_objects(_tevatron_texts), needs_texts=True),
+    'triplet': Format('.jsonl', _write_objects(_triplets), needs_texts=True),
+    'n-tuple': Format('.jsonl', _write_objects(_tuples), needs_texts=True),
+    'trec': Format('.run', _write_run),
 }
-"""Name -> (how its files end, writer)."""
-
-TEXTUAL = ('tevatron', 'tevatron-v1', 'triplet', 'n-tuple')
-"""Formats that hold texts, of queries at least."""
+"""Formats by name; tests/mining runs over all."""

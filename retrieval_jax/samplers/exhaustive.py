@@ -20,6 +20,7 @@ class Exhaustive:
   num_negatives: int
   gives_log_q = False
   gives_log_z = False
+  reads_embeddings = False
 
   def propose(self, key, queries, exclude_rows, view):
     """Returns the B * K first rows; masked beyond the last live one."""
@@ -39,3 +40,8 @@ class Exhaustive:
     # dealt to b serve the other queries too.
     nothing = jnp.full((queries.shape[0], 1), -1, exclude_rows.dtype)
     return uniform.describe(rows, jnp.zeros(rows.shape), queries, nothing, view)
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    del capacity
+    return (num_queries * self.num_negatives,) * 2

@@ -31,6 +31,7 @@ class Gumbel:
   ceiling: positives.Ceiling | None = None
   gives_log_q = True
   gives_log_z = True
+  reads_embeddings = True
 
   def propose(self, key, queries, exclude_rows, view):
     """Returns K draws with the exact log_z and log_q = logits - log_z."""
@@ -39,3 +40,10 @@ class Gumbel:
         chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
         ceiling=self.ceiling and self.ceiling.logits(queries, view))
     return proposals.scored(rows, logits, view, log_z)
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    positives = num_queries if self.ceiling else 0
+    scored, corrected = scoring.gumbel_rows_scored(
+        num_queries, capacity, self.num_negatives)
+    return scored + positives, corrected + positives

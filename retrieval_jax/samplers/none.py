@@ -13,6 +13,7 @@ class NoNegatives:
   num_negatives = 0
   gives_log_q = False
   gives_log_z = False
+  reads_embeddings = False
 
   def propose(self, key, queries, exclude_rows, view):
     """Returns a Proposal of shape [B, 0]."""
@@ -22,3 +23,8 @@ class NoNegatives:
     return types.Proposal(
         rows=none, ids=none, logits=empty, log_q=empty,
         log_z=jnp.full(queries.shape[:1], jnp.nan), mask=empty.astype(bool))
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    del num_queries, capacity
+    return 0, 0

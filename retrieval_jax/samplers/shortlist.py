@@ -35,6 +35,7 @@ class ShortlistGumbel:
   mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
   gives_log_q = False
   gives_log_z = True
+  reads_embeddings = True
 
   def __post_init__(self):
     proposals.check_enough('shortlist', self.shortlist, self.num_negatives)
@@ -51,3 +52,9 @@ class ShortlistGumbel:
     return proposals.scored(
         jnp.take_along_axis(rows, drawn, axis=1),
         jnp.take_along_axis(kept, drawn, axis=1), view, log_z)
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    count = (scoring.bucket_rows_scored if self.bucketed
+             else scoring.top_k_rows_scored)
+    return count(num_queries, capacity, self.shortlist)

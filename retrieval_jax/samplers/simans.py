@@ -42,6 +42,7 @@ class SimANS:
   ceiling: positives.Ceiling | None = None
   gives_log_q = False
   gives_log_z = False
+  reads_embeddings = True
 
   def __post_init__(self):
     proposals.check_enough('pool_size', self.pool_size, self.num_negatives)
@@ -65,3 +66,9 @@ class SimANS:
     rows = jnp.take_along_axis(rows, which, axis=1)  # -1 past the candidates
     return proposals.scored(
         rows, jnp.take_along_axis(logits, which, axis=1), view)
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    scored, corrected = scoring.top_k_rows_scored(
+        num_queries, capacity, self.pool_size)
+    return scored + num_queries, corrected + num_queries  # the positives

@@ -27,6 +27,7 @@ class StochasticNegativeMining:
   pool_size: int
   gives_log_q = False
   gives_log_z = False
+  reads_embeddings = True
 
   def __post_init__(self):
     proposals.check_enough('pool_size', self.pool_size, self.num_negatives)
@@ -47,3 +48,9 @@ class StochasticNegativeMining:
     rows = jnp.where(jnp.isfinite(best), pool[columns], -1)
     return uniform.describe(rows, jnp.zeros(rows.shape), queries,
                             exclude_rows, view)
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    del capacity
+    kept = num_queries * self.num_negatives  # scored again on their own
+    return num_queries * self.pool_size + kept, self.pool_size + kept

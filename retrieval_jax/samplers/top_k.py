@@ -25,6 +25,7 @@ class TopK:
   ceiling: positives.Ceiling | None = None
   gives_log_q = False
   gives_log_z = False
+  reads_embeddings = True
 
   def propose(self, key, queries, exclude_rows, view):
     """Returns the K highest rows, hardest first; log_q is not defined."""
@@ -34,3 +35,10 @@ class TopK:
         chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
         ceiling=self.ceiling and self.ceiling.logits(queries, view))
     return proposals.scored(rows, logits, view)
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    positives = num_queries if self.ceiling else 0
+    scored, corrected = scoring.top_k_rows_scored(
+        num_queries, capacity, self.num_negatives)
+    return scored + positives, corrected + positives

@@ -22,6 +22,7 @@ class Uniform:
   num_negatives: int
   gives_log_q = True
   gives_log_z = False
+  reads_embeddings = False
 
   def propose(self, key, queries, exclude_rows, view):
     """Returns uniform rows [B, K] with log_q = -log(rows to choose from)."""
@@ -32,6 +33,11 @@ class Uniform:
     log_q = -jnp.log(jnp.maximum(live - excluded, 1).astype(jnp.float32))
     return describe(rows, jnp.broadcast_to(log_q, shape), queries,
                     exclude_rows, view)
+
+  def rows_scored(self, num_queries, capacity):
+    """Returns (products <query, row>, rows corrected) of one `propose`."""
+    del capacity
+    return (num_queries * self.num_negatives,) * 2
 
 
 def describe(rows, log_q, queries, exclude_rows, view):

@@ -11,6 +11,9 @@ from experiments import adapt
 from experiments import embed
 from experiments import evaluate
 from experiments import search
+import retrieval_jax
+from retrieval_jax import adapters
+from retrieval_jax.adapters import fitting
 from retrieval_jax.evaluation import trec
 from tests.experiments.scripts_test import call
 from tests.experiments.scripts_test import read_json
@@ -23,7 +26,7 @@ GRID = ['--lambdas=0.3,0.6,1', '--neighbours=4', '--gammas=0,0.1,0.4']
 def fixture_embedded(trained, beir, tmp_path_factory):
   """Returns a folder of embeddings by the encoder of a run."""
   out = str(tmp_path_factory.mktemp('embeddings') / 'run')
-  embed.write(out, workdir=trained[0], pairs=[
+  retrieval_jax.embed(out, workdir=trained[0], pairs=[
       'targets', f'text={beir}/corpus.jsonl'])
   return out
 
@@ -38,11 +41,11 @@ def fixture_adapted(embedded, tmp_path_factory):
 
 def test_everything_is_measured_and_written(adapted, embedded, capsys):
   out, results = adapted
-  assert list(results['methods']) == ['encoder', *adapt.METHODS]
+  assert list(results['methods']) == ['encoder', *adapters.ADAPTERS]
   assert results['num_train_queries'] == 64
   truth = np.load(os.path.join(embedded, 'targets.npy'))
   for method, report in results['methods'].items():
-    assert list(report['test']) == list(adapt.MEASURES)
+    assert list(report['test']) == list(fitting.MEASURES)
     assert report['index_bytes'] >= truth.nbytes
     assert report['latency_ms'] > 0
     if method != 'encoder':
@@ -105,9 +108,9 @@ def test_an_index_is_searched_like_any_other(adapted, trained, capsys):
   call(search, f'--workdir={trained[0]}', '--query=kabel lodor mifin',
        f'--index={adapted[0]}/xs', '--k=1')
   line = capsys.readouterr().out.splitlines()[2].split()
-  experiment, params, _, _ = search.saved.load(trained[0])
-  scores = np.load(f'{adapted[0]}/xs/targets.npy') @ experiment.embed_texts(
-      params, ['kabel lodor mifin'])[0]
+  [query] = retrieval_jax.open_run(trained[0]).embed_queries(
+      ['kabel lodor mifin'])
+  scores = np.load(f'{adapted[0]}/xs/targets.npy') @ query
   assert line[1] == f'd{np.argmax(scores)}'
   assert float(line[0]) == pytest.approx(scores.max(), abs=1e-4)
 
@@ -190,7 +193,7 @@ def test_vectors_of_any_source(tmp_path):
     (['--dev_split=train'], '64 queries, .*--dev_split=train are in'),
     (['--test_split=train'], '64 queries, .*--test_split=train'),
     (['--test_split=x'], 'x.tsv: no such file; there are the splits dev, test'),
-    (['--share=0'], 'share is 0.0'),
+    (['--share=0'], '--share=0.0, expected'),
     (['--max_dev_queries=0'], '--max_dev_queries=0 must be'),
     (['--pairs=x'], 'pairs-x.npy: no such file')])
 def test_bad_options_are_refused(arguments, message, embedded, tmp_path):

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import train
 from retrieval_jax import factory
+from retrieval_jax.jobs import train
 from tests.experiments import tiny
 
 

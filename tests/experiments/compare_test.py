@@ -9,10 +9,14 @@ import os
 from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from experiments import compare
-from experiments import finished
-from tests.experiments import made_up
+from retrieval_jax.comparison import differences
+from retrieval_jax.comparison import runs as runs_lib
+from retrieval_jax.comparison import tables
+from retrieval_jax.jobs import compare as compare_job
+from tests.comparison import made_up
 
 
 class CompareTest(parameterized.TestCase):
@@ -48,7 +52,7 @@ class CompareTest(parameterized.TestCase):
 
   def groups(self, **methods):
     """Returns groups of runs with these (seed, quality) pairs."""
-    return {name: [finished.FinishedRun(
+    return {name: [runs_lib.FinishedRun(
         f'{name}{seed}', {'measures': {'dev': {'RR@10': quality}},
                           'seed': seed}, {}, (), ())
                    for seed, quality in pairs]
@@ -93,15 +97,17 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(rows['oracle']['RR@10'], '0.625')
     self.assertEqual(rows['oracle']['target calls, step'], '90000.0')
     self.assertEqual(rows['oracle']['re-embedded targets'], '200.0')
-    self.assertAlmostEqual(float(rows['oracle']['encoder TFLOP']), 270.2)
+    self.assertAlmostEqual(float(rows['oracle']['TFLOP, step']), 270)
+    self.assertAlmostEqual(float(rows['oracle']['TFLOP, re-embedding']), 0.2)
+    self.assertAlmostEqual(float(rows['oracle']['TFLOP']), 270.2)
     self.assertAlmostEqual(
         float(rows['oracle']['training seconds']), 700 * 2 / 3)
     self.assertEqual(rows['stale']['table MiB'], '1.0')
     self.assertNotIn('RR@10 sd', rows['stale'])  # one seed has no spread
     self.assertIn('| method | seeds | MRR@10 | Recall@1 | target calls, step |',
                   self.markdown())
-    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 90,000 | 200 | 270.2 | 467 '
-                  '| 700 | 1 |', self.markdown())
+    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 90,000 | 200 | 270.0 | 0.2 | '
+                  '270.2 | 467 | 700 | 1 |', self.markdown())
 
   def test_seeds_become_mean_and_spread_and_every_run_is_kept(self):
     runs = [made_up.write_run(
@@ -110,7 +116,7 @@ class CompareTest(parameterized.TestCase):
             for seed, quality, seconds in ((0, 0.5, 60), (1, 0.75, 90))]
     runs.append(made_up.write_run(
         self.folder('other'), method='other', split='test'))
-    compare.compare(runs, self.out, split='test')
+    compare_job.run(runs, self.out, split='test')
     mean = self.table()['stale']
     self.assertEqual(mean['RR@10'], '0.625')
     self.assertAlmostEqual(
@@ -125,32 +131,72 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(every['stale_seed1']['method'], 'stale')
     self.assertEqual(every['stale_seed1']['nDCG@10'], '0.1875')
 
+  def test_all_flops_that_were_counted_are_shown_and_add_up(self):
+    meter = {'target_encoder_calls_in_step': 10, 'flops_in_step': 4e12,
+             'target_encoder_calls_reembedding': 0, 'flops_reembedding': 0}
+    runs = [
+        made_up.write_run(self.folder('new'), meter={
+            **meter, 'flops_scoring': 2e12, 'flops_correcting': 1e12}),
+        made_up.write_run(self.folder('old'), method='old', meter=meter)]
+    printed = compare_job.run(runs, self.out)
+    for part in ('scoring', 'correcting'):
+      self.assertIn(f'The TFLOP of old leave out {part}, which', printed)
+    self.assertNotIn('The TFLOP', compare_job.run(runs[1:], self.out))
+    compare_job.run(runs, self.out)
+    parts = ('TFLOP, step', 'TFLOP, re-embedding', 'TFLOP, scoring',
+             'TFLOP, correcting', 'TFLOP')
+    for table, key in (('comparison.csv', 'method'), ('runs.csv', 'run')):
+      rows = self.table(table, key)
+      self.assertEqual([rows['new'][part] for part in parts],
+                       ['4.0', '0.0', '2.0', '1.0', '7.0'])
+      self.assertEqual([rows['old'][part] for part in parts],
+                       ['4.0', '0.0', '', '', '4.0'])
+
+  def test_every_run_has_the_commit_of_its_code(self):
+    runs = [made_up.write_run(self.folder('a'), commit='1f3a'),
+            made_up.write_run(self.folder('b'), method='b')]
+    for runs in (runs, runs[1:]):
+      compare_job.run(runs, self.out)
+      commits = {name: row['commit']
+                 for name, row in self.table('runs.csv', 'run').items()}
+      self.assertEqual(commits.pop('b'), '')
+      self.assertEqual(commits, {'a': '1f3a'} if len(runs) == 2 else {})
+
+  def test_a_setting_that_was_not_chosen_keeps_its_row_among_the_runs(self):
+    runs = []
+    for name, quality in (('low', 0.25), ('high', 0.5)):
+      runs.append(made_up.write_run(self.folder(name), quality=quality))
+      made_up.write_config(runs[-1], {'learning_rate': name})
+    compare_job.run(runs, self.out, choose_on='dev')
+    self.assertEqual(list(self.table()), ['BM25', 'high'])
+    self.assertEqual(list(self.table('runs.csv', 'run')), ['low', 'high'])
+
   def test_a_plotted_measure_gets_its_column(self):
     run = made_up.write_run(self.folder('a'))
-    compare.compare([run], self.out, measure='nDCG@10')
+    compare_job.run([run], self.out, measure='nDCG@10')
     self.assertEqual(self.table()['a']['nDCG@10'], '0.125')
 
   def test_a_paired_difference(self):
     groups = self.groups(a=((0, 0.50), (1, 0.61), (2, 0.72)),
                          b=((2, 0.70), (0, 0.49), (1, 0.58)))
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     # 1, 3 and 2 points seed by seed: mean 2, standard deviation 1.
     self.assertTrue(found.paired)
     self.assertAlmostEqual(found.points, 2)
     self.assertAlmostEqual(found.error, 1 / math.sqrt(3))
-    self.assertAlmostEqual(found.interval[0], 2 - 4.303 / math.sqrt(3))
-    self.assertAlmostEqual(found.interval[1], 2 + 4.303 / math.sqrt(3))
+    self.assertAlmostEqual(found.interval[0], 2 - 4.302653 / math.sqrt(3), places=5)
+    self.assertAlmostEqual(found.interval[1], 2 + 4.302653 / math.sqrt(3), places=5)
     self.assertFalse(found.exceeds_spread)  # 22 and 21 points
 
   def test_a_difference_of_unlike_seeds(self):
     groups = self.groups(a=((0, 0.50), (1, 0.52)),
                          b=((5, 0.40), (6, 0.41), (7, 0.42)))
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     self.assertFalse(found.paired)
     error = math.sqrt(2 / 2 + 1 / 3)  # variances over numbers of seeds
     self.assertAlmostEqual(found.points, 10)
     self.assertAlmostEqual(found.error, error)
-    self.assertAlmostEqual(found.interval[0], 10 - 12.706 * error)
+    self.assertAlmostEqual(found.interval[0], 10 - 12.706205 * error, places=5)
     self.assertTrue(found.exceeds_spread)
 
   @parameterized.parameters((0.49, False), (0.51, True))
@@ -158,35 +204,48 @@ class CompareTest(parameterized.TestCase):
     groups = self.groups(a=((0, quality), (1, quality)),
                          b=((0, 0.35), (1, 0.45)))  # 10 points around 40
     for pair in (('a', 'b'), ('b', 'a')):
-      found = compare.difference(groups, *pair, 'dev', 'RR@10')
+      found = differences.difference(groups, *pair, 'dev', 'RR@10')
       self.assertEqual(found.exceeds_spread, exceeds)
+
+  @parameterized.parameters(
+      # 11 points with a spread of 10, but the interval is 5 * 12.7 to each side.
+      ((0.51, 0.51), (0.35, 0.45), 'no: the interval holds 0'),
+      ((0.70, 0.72), (0.35, 0.38), 'yes'),  # 33 and 34 points
+      ((0.41, 0.43), (0.40, 0.42), 'no'),  # 1 and 1: certain, but small
+      ((0.5, 0.6), (0.5, 0.6), 'no'))
+  def test_a_difference_stands_out_where_both_answers_agree(
+      self, first, second, verdict):
+    groups = self.groups(a=enumerate(first), b=enumerate(second))
+    for pair in (('a', 'b'), ('b', 'a')):
+      found = differences.difference(groups, *pair, 'dev', 'RR@10')
+      line = tables.differences_markdown([found]).splitlines()[-1]
+      self.assertTrue(line.endswith(f'| yes | {verdict} |'), line)
 
   def test_one_seed_has_a_difference_and_no_error(self):
     groups = self.groups(a=((0, 0.5),), b=((0, 0.25), (1, 0.5)))
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     self.assertEqual(
-        found, compare.Difference('a', 'b', 12.5, paired=False))
+        found, differences.Difference('a', 'b', 12.5, paired=False))
     self.assertEqual(
-        compare.differences_markdown([found]).splitlines()[-1],
+        tables.differences_markdown([found]).splitlines()[-1],
         '| a | b | +12.50 |  |  | no | one seed |')
 
-  def test_t_quantiles(self):
+  @parameterized.parameters(2, 3, 10, 20)
+  def test_the_interval_is_that_of_student(self, num_seeds):
+    rng = np.random.default_rng(num_seeds)
+    groups = self.groups(a=enumerate(rng.uniform(size=num_seeds)),
+                         b=enumerate(rng.uniform(size=num_seeds)))
+    found = differences.difference(groups, 'a', 'b', 'dev', 'RR@10')
     # The distribution function of Student's t at the quantile, integrated.
-    for df, quantile in enumerate(compare._T, 1):
-      norm = math.gamma((df + 1) / 2) / (
-          math.gamma(df / 2) * math.sqrt(df * math.pi))
-      count = 20000
-      step = quantile / count
-      density = lambda t: norm * (1 + t * t / df) ** (-(df + 1) / 2)
-      area = step * sum(density((i + 0.5) * step) for i in range(count))
-      self.assertAlmostEqual(area, 0.475, places=4)
-
-  def test_many_seeds_use_the_last_quantile(self):
-    groups = self.groups(a=[(s, 0.5 + s / 100) for s in range(20)],
-                         b=[(s, 0.5) for s in range(20)])
-    found = compare.difference(groups, 'a', 'b', 'dev', 'RR@10')
-    self.assertAlmostEqual(found.interval[1],
-                           found.points + 2.262 * found.error)
+    df = num_seeds - 1
+    norm = math.gamma((df + 1) / 2) / (
+        math.gamma(df / 2) * math.sqrt(df * math.pi))
+    quantile = (found.interval[1] - found.points) / found.error
+    count = 20000
+    step = quantile / count
+    density = lambda t: norm * (1 + t * t / df) ** (-(df + 1) / 2)
+    area = step * sum(density((i + 0.5) * step) for i in range(count))
+    self.assertAlmostEqual(area, 0.475, places=6)
 
   def test_the_best_setting_of_a_method_is_chosen_on_another_split(self):
     runs = []
@@ -197,24 +256,24 @@ class CompareTest(parameterized.TestCase):
           self.folder(name), method=method, curve=False,
           measures={'dev': {'RR@10': dev}, 'test': {'RR@10': test}}))
       made_up.write_config(runs[-1], {'learning_rate': name})
-    printed = compare.compare(runs, self.out, split='test', choose_on='dev')
+    printed = compare_job.run(runs, self.out, split='test', choose_on='dev')
     self.assertEqual(list(self.table()), ['high', 'alone'])
     self.assertIn('Chosen by RR@10 on dev: high (0.6250) over low (0.5000).',
                   printed)
     with self.assertRaisesRegex(ValueError, "split 'train'.*has dev: RR@10"):
-      compare.compare(runs, self.out, split='test', choose_on='train')
+      compare_job.run(runs, self.out, split='test', choose_on='train')
 
   def test_baselines_that_differ_are_told_apart(self):
     runs = [made_up.write_run(self.folder('a'), method='a'),
             made_up.write_run(self.folder('b'), method='b',
                               bm25={'dev': {'RR@10': 0.3}})]
-    compare.compare(runs, self.out)
+    compare_job.run(runs, self.out)
     self.assertContainsSubset(['BM25 (a)', 'BM25 (b)'], self.table())
 
   def test_nothing_is_written_for_an_unfinished_run(self):
     os.makedirs(self.folder('b'))
     with self.assertRaisesRegex(FileNotFoundError, 'same command resumes'):
-      compare.compare([made_up.write_run(self.folder('a')), self.folder('b')],
+      compare_job.run([made_up.write_run(self.folder('a')), self.folder('b')],
                       self.out)
     self.assertFalse(os.path.exists(self.out))
 

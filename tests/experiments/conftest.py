@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import train
+from retrieval_jax.jobs import train
 from tests.experiments import tiny
 
 

@@ -10,9 +10,11 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from experiments import export
-from experiments import saved
-from experiments import train
+import retrieval_jax
 from retrieval_jax import factory
+from retrieval_jax import trained
+from retrieval_jax.jobs import model_card
+from retrieval_jax.jobs import train
 from retrieval_jax.models import sentence_modules
 from tests.experiments import scripts_test
 from tests.experiments import tiny
@@ -110,7 +112,8 @@ def test_what_does_not_fit_the_folder_is_named(make_config, options, message):
 @pytest.mark.parametrize('name', ['tied', 'two'])
 def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
   workdir, out = runs[name]
-  experiment, params, _, _ = saved.load(workdir, num_devices=1)
+  retriever = trained.open(workdir, num_devices=1)
+  experiment, params = retriever.experiment, retriever.params
   again = build(
       make_config, model__pretrained=out, model__scale=0.,
       model__tied=experiment.model.tied,
@@ -134,7 +137,8 @@ def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
 
 def test_a_learned_temperature_survives(runs):
   workdir, out = runs['tied']
-  experiment, params, _, _ = saved.load(workdir, num_devices=1)
+  retriever = trained.open(workdir, num_devices=1)
+  experiment, params = retriever.experiment, retriever.params
   scale = float(experiment.model.scale_of(params))
   assert scale != 7
   assert sentence_modules.read(out).scale == pytest.approx(scale, rel=1e-6)
@@ -181,9 +185,9 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 
   def fail(*args, **options):
     raise OSError('disk full')
-  monkeypatch.setattr(export.model_card, 'write', fail)
+  monkeypatch.setattr(model_card, 'write', fail)
   with pytest.raises(OSError, match='disk full'):
-    export.write(str(tmp_path / 'out'), runs['two'][0])
+    retrieval_jax.export(str(tmp_path / 'out'), runs['two'][0])
   assert not os.listdir(tmp_path)
 
 
@@ -194,7 +198,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 def test_sentence_transformers_gives_the_same_embeddings(name, runs):
   import sentence_transformers  # pylint: disable=g-import-not-at-top
   workdir, out = runs[name]
-  experiment, params, _, _ = saved.load(workdir, num_devices=1)
+  retriever = trained.open(workdir, num_devices=1)
+  experiment, params = retriever.experiment, retriever.params
   model = sentence_transformers.SentenceTransformer(
       out, device='cpu', local_files_only=True)
   queries, targets = (

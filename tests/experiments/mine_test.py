@@ -214,8 +214,15 @@ def test_bad_inputs_are_named_and_leave_nothing(
       (f'--out={tmp_path}', 'exists; name a new folder')):
     with pytest.raises(SystemExit, match=message):
       call(mine, f'--embeddings={embeddings}', f'--out={tmp_path}/out', flag)
-  with pytest.raises(app.UsageError, match='Expected --workdir .a run., or'):
+  with pytest.raises(SystemExit, match='Expected --workdir .a run., or'):
     call(mine, f'--out={tmp_path}/out')
+  for more, message in (
+      (['--links=3'], "links is no option of the index 'exact'"),
+      (['--index=faiss_flat', '--links=3'], "no option of the index 'faiss_f"),
+      (['--index=bm25', '--links=3'], '--links .* not of --index=bm25'),
+      (['--run=x', '--chunk_rows=64'], '--chunk_rows .* not of --run')):
+    with pytest.raises(SystemExit, match=message):
+      call(mine, *data_flags, f'--out={tmp_path}/out', *more)
   with pytest.raises(app.UsageError, match='leave --index out'):
     call(mine, f'--embeddings={embeddings}', f'--out={tmp_path}/out',
          '--run=x', '--index=exact')

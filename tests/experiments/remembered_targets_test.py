@@ -6,12 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import embed
-from experiments import evaluate
-from experiments import saved
-from experiments import search
-from experiments import train
 from retrieval_jax import factory
+from retrieval_jax import trained
+from retrieval_jax.jobs import embed
+from retrieval_jax.jobs import evaluate
+from retrieval_jax.jobs import train
 from tests.experiments import train_test
 
 
@@ -71,28 +70,28 @@ def test_a_run_is_searched_by_its_trained_rows(runs, tmp_path):
   """On eight devices here, whose table would be padded to other sizes."""
   workdir, results = runs['direct_gradient']
   rows = np.asarray(train_test.final_state(workdir).table.embeddings)
-  experiment, params, saved_rows, _ = saved.load(workdir)
-  np.testing.assert_array_equal(saved_rows, rows)
-  targets = experiment.targets_of(params, saved_rows)
+  retriever = trained.open(workdir)
+  experiment, params = retriever.experiment, retriever.params
+  np.testing.assert_array_equal(retriever.table_rows, rows)
+  targets = retriever.embed_targets()
   np.testing.assert_array_equal(targets, rows[:len(targets)])
   assert np.abs(targets - experiment.embed_targets(params)).max() > 1e-3
 
-  found = evaluate.evaluate_params(
-      experiment, params, saved_rows, ['dev', 'test'])
+  found = evaluate.of_params(
+      experiment, params, retriever.table_rows, ['dev', 'test'])
   for split in ('dev', 'test'):
     assert found[split] == pytest.approx(results['measures'][split])
-  embed.write(str(tmp_path / 'out'), workdir=workdir)
+  embed.run(str(tmp_path / 'out'), workdir=workdir)
   np.testing.assert_array_equal(
       np.load(tmp_path / 'out' / 'targets.npy'), targets)
 
-  query = experiment.dataset.query_texts[0]
-  answers = search.Searcher(workdir)(query, 5)
+  [ids], [scores], [texts] = retriever.search(
+      [experiment.dataset.query_texts[0]], 5)
   [vector] = experiment.embed_queries(params, np.array([0]))
   best = np.argsort(-(targets @ vector))[:5]
-  assert [name for _, name, _ in answers] == [
-      experiment.dataset.corpus_ids[int(row)] for row in best]
-  np.testing.assert_allclose(
-      [score for score, _, _ in answers], targets[best] @ vector, atol=1e-5)
+  assert ids == [experiment.dataset.corpus_ids[int(row)] for row in best]
+  assert texts == [experiment.dataset.corpus_texts[int(row)] for row in best]
+  np.testing.assert_allclose(scores, targets[best] @ vector, atol=1e-5)
   os.remove(os.path.join(workdir, 'targets-4.npy'))
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from experiments import embed
 from experiments import evaluate
-from experiments import saved
-from experiments import train
 from retrieval_jax import factory
+from retrieval_jax import trained
+from retrieval_jax.jobs import train
 from retrieval_jax.training import signals
 from tests.experiments import scripts_test
 from tests.experiments import tiny
@@ -30,7 +30,7 @@ def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
   with mock.patch.object(
       signals.StopSignal, '__call__', lambda self, now: now >= 2):
     assert train.run(sharded, workdir, num_devices=2) is None
-  _, state = saved.load_state(workdir, num_devices=2)
+  _, state = trained.load_state(workdir, num_devices=2)
   table = state.params['tower']['transformer']['token_table']
   assert tuple(table.sharding.spec) == (None, 'data')
   whole = make_config('stale', **PREFIXES)
@@ -69,7 +69,7 @@ def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
       started.params, started.make_table(started.embed_targets(started.params)))
   jax.tree.map(
       np.testing.assert_array_equal, jax.device_get(start.params),
-      jax.device_get(saved.load(workdir, num_devices=2)[1]))
+      jax.device_get(trained.open(workdir, num_devices=2).params))
 
 
 @pytest.mark.parametrize('options, message', [

@@ -15,7 +15,8 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from experiments import sweep
+from experiments import sweep as script
+from retrieval_jax.jobs import sweep
 
 _CONFIG = """
 def get_config(variant=None):
@@ -83,7 +84,7 @@ class SweepTest(parameterized.TestCase):
 
   def main(self, *arguments):
     values = flags.FlagValues()
-    sweep.define_flags(values)
+    script.define_flags(values)
     argv = values(['sweep', f'--workdir={self.workdir}', *arguments])
     printed, trials = io.StringIO(), sweep.trials
 
@@ -96,7 +97,7 @@ class SweepTest(parameterized.TestCase):
     with contextlib.redirect_stdout(printed), mock.patch.object(
         sweep, 'trials', with_the_stand_in):
       try:
-        sweep.main(argv, values)
+        script.main(argv, values)
       except SystemExit as error:
         status = error.code
     return status, printed.getvalue()
@@ -107,12 +108,12 @@ class SweepTest(parameterized.TestCase):
 
   def test_a_dry_run_prints_commands_and_touches_nothing(self):
     values = flags.FlagValues()
-    sweep.define_flags(values)
+    script.define_flags(values)
     argv = values(['sweep', f'--config={self.config}:tiny', '--dry_run',
                    f'--workdir={self.workdir}', '--', '--config.seed=7'])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-      sweep.main(argv, values)
+      script.main(argv, values)
     first, _ = map(shlex.split, printed.getvalue().splitlines())
     folder = os.path.join(self.workdir, '000_k=1,exact=true')
     self.assertEqual(first[1:], [
@@ -146,7 +147,7 @@ class SweepTest(parameterized.TestCase):
 
   def test_an_interrupt_stops_the_sweep(self):
     with mock.patch.object(
-        sweep, 'start_trial', side_effect=KeyboardInterrupt):
+        sweep, 'start', side_effect=KeyboardInterrupt):
       status, printed = self.main(f'--config={self.config}')
     self.assertEqual(status, 130)
     self.assertRegex(printed, r'000_\S*: interrupted\n.*001_\S*: not started')
@@ -155,14 +156,14 @@ class SweepTest(parameterized.TestCase):
     # The terminal signals all of its foreground processes at once.
     child = mock.Mock()
     child.poll.side_effect = [None, KeyboardInterrupt]
-    with mock.patch.object(sweep, 'start_trial', return_value=child):
+    with mock.patch.object(sweep, 'start', return_value=child):
       status, printed = self.main(f'--config={self.config}')
     self.assertEqual(status, 130)
     child.wait.assert_called_once_with()
     self.assertRegex(printed, r'000_\S*: interrupted\n.*001_\S*: not started')
 
   def test_a_run_that_was_interrupted_stops_the_sweep(self):
-    with mock.patch.object(sweep, 'start_trial',
+    with mock.patch.object(sweep, 'start',
                            return_value=mock.Mock(poll=lambda: 130)):
       status, printed = self.main(f'--config={self.config}')
     self.assertEqual(status, 130)
@@ -204,7 +205,7 @@ class SweepTest(parameterized.TestCase):
     trial = sweep.Trial(os.path.join(self.workdir, '000_a'), {}, ('x',))
     with mock.patch.object(os, 'sched_setaffinity', calls.pin), (
         mock.patch.object(subprocess, 'Popen', calls.start)):
-      sweep.start_trial(trial, frozenset({5}))
+      sweep.start(trial, frozenset({5}))
     self.assertEqual(calls.mock_calls, [
         mock.call.pin(0, frozenset({5})),
         mock.call.start(('x',), stdout=None, stderr=None),
@@ -216,9 +217,9 @@ class SweepTest(parameterized.TestCase):
              '"/saved", "w").close(), sys.exit(130)))\n'
              'open(sys.argv[1] + "/ready", "w").close()\ntime.sleep(20)')
     parent = (
-        'import sys\nfrom experiments import sweep\n'
+        'import sys\nfrom retrieval_jax.jobs import sweep\n'
         'folders = sys.argv[2:]\n'
-        'found = sweep.run_sweep([sweep.Trial(f, {}, (sys.executable, "-S", '
+        'found = sweep.run([sweep.Trial(f, {}, (sys.executable, "-S", '
         '"-c", sys.argv[1], f)) for f in folders], (None, None))\n'
         'print(*found.values(), sep=",")')
     folders = [os.path.join(self.workdir, f'00{i}_a') for i in range(3)]
@@ -276,6 +277,17 @@ class SweepTest(parameterized.TestCase):
     status, _ = self.main(f'--config={config}')
     self.assertRegex(status, r'(?s)000_a holds a run of other settings.*'
                      r'there: .*k=1.*now: .*k=2.*another --workdir')
+
+  @parameterized.parameters(
+      (['--config.sampler.k=7'], "sampler.k, .* k=1,exact=true to 1"),
+      (['-config.sampler.k', '7'], "sampler.k, .* k=1,exact=true to 1"),
+      (['--noconfig.sampler.exact'], 'sampler.exact, .* k=1,exact=true to true'),
+      (['--config.seed=1', '--workdir=x'], '--workdir'),
+      (['--config=x.py'], '--config'))
+  def test_an_option_that_the_sweep_sets_is_refused(self, extra, message):
+    status, _ = self.main(f'--config={self.config}', '--', *extra)
+    self.assertRegex(status, f'after --.* sets {message}')
+    self.assertFalse(os.path.exists(self.workdir))
 
   def test_the_overrides_stand_beside_the_run(self):
     self.main(f'--config={self.config}')

@@ -9,7 +9,7 @@ import pytest
 
 from retrieval_jax import indexes, sharding
 
-_HNSW = dict(kind='hnsw', links=32, ef_construction=500, ef_search=300)
+_HNSW = dict(links=32, ef_construction=500, ef_search=300)
 
 
 def _unit(seed, *shape):
@@ -17,7 +17,7 @@ def _unit(seed, *shape):
   return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-class FaissIndexTest(parameterized.TestCase):
+class FaissTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -30,80 +30,38 @@ class FaissIndexTest(parameterized.TestCase):
     exclude = np.argsort(-queries @ targets.T, axis=1)[:, :num_excluded]
     exclude[::2, 3:] = -1
     exact = indexes.ExactIndex(sharding.make_mesh(4), chunk_rows=64)
-    flat = indexes.FaissIndex(batch_size=4)
+    flat = indexes.FaissFlat(batch_size=4)
     expected, found = (
         index.search(index.build(targets), queries, 20, exclude)
         for index in (exact, flat))
     np.testing.assert_array_equal(found[1], expected[1])
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
 
-  @parameterized.parameters('flat', 'hnsw')
-  def test_excluded_ids_do_not_come_out_and_short_corpora_fill_up(self, kind):
-    index = indexes.FaissIndex(kind=kind)
-    scores, ids = index.search(
-        index.build(np.eye(4, dtype=np.float32)),
-        np.asarray([[4., 3., 2., 1.]] * 2), 6, exclude=[[1, -1], [-1, -1]])
-    np.testing.assert_array_equal(
-        ids, [[0, 2, 3, -1, -1, -1], [0, 1, 2, 3, -1, -1]])
-    np.testing.assert_array_equal(
-        scores[0], [4., 2., 1., -np.inf, -np.inf, -np.inf])
-
-  def test_equal_scores_come_by_lowest_id(self):
-    index = indexes.FaissIndex()
-    _, ids = index.search(
-        index.build(np.ones((9, 2))), np.ones((1, 2)), 9, exclude=[[4]])
-    np.testing.assert_array_equal(ids, [[0, 1, 2, 3, 5, 6, 7, 8, -1]])
-
   def test_hnsw_finds_nearly_all_and_looks_at_as_many_as_it_is_told(self):
     targets, queries = _unit(0, 3000, 16), _unit(1, 50, 16)
     best = np.argsort(-queries @ targets.T, axis=1)[:, :10]
     def recall(**options):
-      index = indexes.FaissIndex(**options)
+      index = indexes.FaissHNSW(**options)
       _, ids = index.search(index.build(targets), queries, 10)
       return np.mean([np.isin(a, b).mean() for a, b in zip(best, ids)])
     self.assertGreater(recall(**_HNSW), 0.99)
     self.assertLess(recall(**_HNSW | dict(ef_search=10)), 0.95)
     self.assertLess(recall(**_HNSW | dict(links=2, ef_construction=4)), 0.9)
 
-  def test_mapped_half_precision_targets_are_taken(self):
-    targets = _unit(0, 30, 8).astype(np.float16)
-    index = indexes.FaissIndex()
-    scores, ids = index.search(
-        index.build(targets), targets[:3].astype(np.float32), 1)
-    np.testing.assert_array_equal(ids[:, 0], [0, 1, 2])
-    np.testing.assert_allclose(scores, 1, atol=2e-3)
-
-  def test_errors_say_what_was_expected(self):
-    index = indexes.FaissIndex()
-    state = index.build(np.eye(4))
-    with self.assertRaisesRegex(ValueError, 'exclude has 1 rows.* 2 queries'):
-      index.search(state, np.zeros((2, 4)), 3, exclude=[[0]])
-    with self.assertRaisesRegex(ValueError, 'k is 0, expected at least 1'):
-      index.search(state, np.zeros((2, 4)), 0)
-    with self.assertRaisesRegex(ValueError, r'\(2, 3\), expected \[n, 4\]'):
-      index.search(state, np.zeros((2, 3)), 1)
-
-  def test_no_queries_give_no_results(self):
-    index = indexes.FaissIndex()
-    scores, ids = index.search(index.build(np.eye(4)), np.zeros((0, 4)), 3)
-    self.assertEqual(scores.shape, (0, 3))
-    self.assertEqual(ids.shape, (0, 3))
-
 
 class WithoutFaissTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      (dict(kind='ivf'), r"kind='ivf' is not one of \['flat', 'hnsw'\]"),
       (dict(links=1), 'links is 1, expected at least 2'),
       (dict(ef_search=0), 'ef_search is 0, expected at least 1'))
   def test_bad_options_are_refused(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
-      indexes.FaissIndex(**options)
+      indexes.FaissHNSW(**options)
 
   def test_a_missing_package_names_the_extra(self):
     with mock.patch.dict(sys.modules, faiss=None):
       with self.assertRaisesRegex(ModuleNotFoundError, r"jax\[faiss\]'"):
-        indexes.FaissIndex().build(np.eye(4))
+        indexes.FaissFlat().build(np.eye(4))
 
 
 if __name__ == '__main__':

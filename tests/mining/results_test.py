@@ -72,7 +72,7 @@ class MineTest(parameterized.TestCase):
     world = _world(40)
     if name == 'faiss':
       pytest.importorskip('faiss')
-      index = indexes.FaissIndex(batch_size=16)
+      index = indexes.FaissFlat(batch_size=16)
     else:
       index = indexes.ExactIndex(
           sharding.make_mesh(int(name[-1])), 64, batch_size=16)
@@ -178,6 +178,29 @@ class FormatsTest(parameterized.TestCase):
     self.assertEqual(os.path.basename(os.path.dirname(path)), form)
     with open(path, encoding='utf-8') as f:
       return path, f.read()
+
+  @parameterized.parameters(*formats.FORMATS)
+  def test_every_format_writes_lines_and_says_what_it_needs(self, form):
+    path, text = self.read(form)
+    chosen = formats.FORMATS[form]
+    self.assertEqual(os.path.basename(path), f'train{chosen.suffix}')
+    self.assertTrue(text.endswith('\n'))
+    self.assertNotIn('q1', text)  # was not mined
+    if chosen.suffix == '.jsonl':
+      self.assertIn('Ä', text)  # readable, not escaped
+      for line in text.splitlines():
+        self.assertIsInstance(json.loads(line), dict)
+    without = dataclasses.replace(
+        self.names, query_texts=None, corpus_texts=None)
+    folder = self.create_tempdir().full_path
+    if chosen.needs_texts:
+      with self.assertRaisesRegex(ValueError, f'{form}. holds texts'):
+        formats.write(folder, 'train', form, self.mined, without)
+      self.assertEmpty(os.listdir(folder))
+    else:
+      again = formats.write(folder, 'train', form, self.mined, without)
+      with open(again, encoding='utf-8') as f:
+        self.assertEqual(f.read(), text)
 
   def test_candidates_hold_positives_and_negatives_with_scores(self):
     self.assertEqual(

@@ -8,9 +8,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from matplotlib import colors
 
-from experiments import finished
-from experiments import plots
-from tests.experiments import made_up
+from retrieval_jax.comparison import runs as runs_lib
+from retrieval_jax.comparison import plots
+from tests.comparison import made_up
 
 
 class PlotsTest(parameterized.TestCase):
@@ -24,10 +24,10 @@ class PlotsTest(parameterized.TestCase):
     sweep = made_up.write_sweep(
         os.path.join(self.root, f'sweep{len(os.listdir(self.root))}'), methods,
         **options)
-    workdirs, _ = finished.in_sweep(sweep)
-    return finished.group_seeds([
-        finished.read_run(*pair, 'dev', 'RR@10')
-        for pair in zip(workdirs, finished.names_of(workdirs))])
+    workdirs, _ = runs_lib.in_sweep(sweep)
+    return runs_lib.group_seeds([
+        runs_lib.read_run(*pair, 'dev', 'RR@10')
+        for pair in zip(workdirs, runs_lib.names_of(workdirs))])
 
   def drawn(self, plot, *arguments):
     """Returns the figure instead of writing it."""
@@ -64,7 +64,7 @@ class PlotsTest(parameterized.TestCase):
     figure = self.drawn(
         plots.quality_against_cost, groups, {'BM25': 0.25}, 'MRR@10 on dev')
     self.assertEqual([axes.get_xlabel() for axes in figure.axes], [
-        'target-encoder calls (texts)', 'encoder FLOP', 'time (s)'])
+        'target-encoder calls (texts)', 'FLOP', 'time (s)'])
     for axes, x in zip(figure.axes, (
         (200, 200 + 2000 / 3, 1200), (200e9, 2200e9, 3200e9), (0, 40, 60))):
       line = self.lines(axes)['a (2 seeds)']

@@ -14,9 +14,7 @@ import matplotlib
 from matplotlib import figure as figures
 from matplotlib import ticker
 
-from experiments import finished
-
-Groups = Mapping[str, Sequence[finished.FinishedRun]]
+from retrieval_jax.comparison import runs as runs_lib
 
 # Okabe and Ito's palette without its yellow (too pale on white): apart for
 # every common colour blindness. There are 8 markers to 7 colours, so that 56
@@ -52,9 +50,9 @@ def spreads(curves: Sequence[Mapping[int, tuple[float, float]]]
   return found
 
 
-def quality_against_cost(path: str, groups: Groups,
+def quality_against_cost(path: str, groups: runs_lib.Groups,
                          baselines: Mapping[str, float], label: str) -> None:
-  """Draws quality against target-encoder calls, encoder FLOPs and seconds.
+  """Draws quality against target-encoder calls, FLOPs and seconds.
 
   Args:
     path: of the PNG.
@@ -69,7 +67,7 @@ def quality_against_cost(path: str, groups: Groups,
     panels = figure.subplots(1, 3, sharey=True)
     for axes, axis, x_label, divisor in zip(
         panels, ('calls', 'flops', 'seconds'),
-        ('target-encoder calls (texts)', 'encoder FLOP', f'time ({unit})'),
+        ('target-encoder calls (texts)', 'FLOP', f'time ({unit})'),
         (1, 1, seconds_per_unit)):
       curves = {name: _cost_curve(members, axis, divisor)
                 for name, members in groups.items()}
@@ -104,7 +102,7 @@ def quality_against_cost(path: str, groups: Groups,
     _save(figure, path)
 
 
-def over_steps(path: str, groups: Groups, names: Sequence[str]) -> None:
+def over_steps(path: str, groups: runs_lib.Groups, names: Sequence[str]) -> None:
   """Draws logged scalars over training steps, one panel each.
 
   The axis is logarithmic where positive values span more than a decade.
@@ -172,14 +170,14 @@ def lines(path: str, curves: Mapping[str, Sequence[tuple[float, float]]],
     _save(figure, path)
 
 
-def _cost_curve(members: Sequence[finished.FinishedRun], axis: str,
+def _cost_curve(members: Sequence[runs_lib.FinishedRun], axis: str,
                 divisor: float) -> list[Spread]:
   return spreads([
       {p.step: (getattr(p, axis) / divisor, p.quality) for p in run.curve
        if getattr(p, axis) is not None} for run in members])
 
 
-def _logged_curve(members: Sequence[finished.FinishedRun], name: str
+def _logged_curve(members: Sequence[runs_lib.FinishedRun], name: str
                   ) -> list[Spread]:
   """Returns a scalar by step; members that never logged it do not count."""
   curves = [{line['step']: (line['step'], line[name]) for line in run.log
@@ -220,7 +218,7 @@ def _baseline_name(name: str, quality: float) -> str:
   return f'{name}: {quality:.3f}'
 
 
-def _legend_name(name: str, members: Sequence[finished.FinishedRun]) -> str:
+def _legend_name(name: str, members: Sequence[runs_lib.FinishedRun]) -> str:
   return name if len(members) == 1 else f'{name} ({len(members)} seeds)'
 
 
@@ -237,7 +235,7 @@ def _legend(figure, panels, order: Sequence[str]) -> None:
   figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.19 * len(labels)))
 
 
-def _time_unit(groups: Iterable[Sequence[finished.FinishedRun]]
+def _time_unit(groups: Iterable[Sequence[runs_lib.FinishedRun]]
                ) -> tuple[str, int]:
   """Returns the unit that gives the longest run a readable number."""
   longest = max((point.seconds or 0 for members in groups for run in members

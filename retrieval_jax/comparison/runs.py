@@ -12,6 +12,14 @@ from retrieval_jax.evaluation import report
 
 _CALLS = 'meter/target_encoder_calls'
 _CALL_PARTS = (f'{_CALLS}_in_step', f'{_CALLS}_reembedding')
+
+FLOP_PARTS = {'step': 'flops_in_step', 're-embedding': 'flops_reembedding',
+              'scoring': 'flops_scoring', 'correcting': 'flops_correcting'}
+"""Parts of what a run computes -> their names in the meter of results.json.
+
+Runs from before scoring and correcting were counted have the first two.
+"""
+
 # What a run leaves before it has finished.
 _TRACES = ('config.json', 'metrics.jsonl', 'sweep.json')
 
@@ -58,6 +66,10 @@ class FinishedRun:
           f'results.json, which has {known or "no measures"}; change --split, '
           '--choose_on or --measure.')
     return evaluated[split][measure]
+
+
+Groups = Mapping[str, Sequence[FinishedRun]]
+"""Runs of one method, one for each seed, under its name."""
 
 
 def in_sweep(folder: str) -> tuple[list[str], list[str]]:
@@ -163,20 +175,21 @@ def _logged_calls(logged: Mapping[str, float], before: float | None
 
 def _flops(results: Mapping[str, Any], step: int, calls: float | None
            ) -> float | None:
-  """Returns the encoder FLOPs up to a step, which the log does not state.
+  """Returns the FLOPs up to a step, which the log does not state.
 
-  Every step costs the same; what calls exceed those of the steps so far is
-  re-embedding, and every re-embedded target costs the same.
+  Every step costs the same, scoring and correcting included; what calls exceed
+  those of the steps so far is re-embedding, and every re-embedded target costs
+  the same.
   """
   meter, steps = results.get('meter', {}), results.get('steps')
-  in_step, reembedding = (meter.get(f'flops_{part}')
-                          for part in ('in_step', 'reembedding'))
-  if not steps or None in (calls, in_step, reembedding):
+  reembedding, everything = meter.get('flops_reembedding'), total_flops(meter)
+  if not steps or None in (calls, reembedding, everything):
     return None
   part = step / steps
   reembedded = calls - part * meter['target_encoder_calls_in_step']
   total = meter['target_encoder_calls_reembedding']
-  return part * in_step + (reembedding * reembedded / total if total else 0)
+  return part * (everything - reembedding) + (
+      reembedding * reembedded / total if total else 0)
 
 
 def total_calls(meter: Mapping[str, Any]) -> float | None:
@@ -186,8 +199,8 @@ def total_calls(meter: Mapping[str, Any]) -> float | None:
 
 
 def total_flops(meter: Mapping[str, Any]) -> float | None:
-  """Returns the encoder FLOPs of a whole run, re-embedding included."""
-  return _sum(meter, ('flops_in_step', 'flops_reembedding'))
+  """Returns the FLOPs of a whole run, of all parts that were counted."""
+  return _sum(meter, tuple(FLOP_PARTS.values()))
 
 
 def training_seconds(meter: Mapping[str, Any]) -> float | None:

@@ -1,0 +1,77 @@
+"""Compares finished runs: writes tables and figures into a folder."""
+
+import os
+from collections.abc import Sequence
+
+from retrieval_jax.comparison import differences
+from retrieval_jax.comparison import plots
+from retrieval_jax.comparison import runs as runs_lib
+from retrieval_jax.comparison import tables
+from retrieval_jax.evaluation import report
+from retrieval_jax.evaluation import trec
+
+
+def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
+        measure: str = 'RR@10', choose_on: str | None = None,
+        reference: str | None = None, pairs: Sequence[str] = (),
+        curves: Sequence[str] = ()) -> str:
+  """Writes the comparison into `out` and returns its Markdown tables.
+
+  Args:
+    workdirs: folders of finished runs.
+    out: folder to write to.
+    split: whose measures are shown.
+    measure: what is plotted, judged and chosen by.
+    choose_on: the split on which the best setting of each method is chosen;
+      None to show all.
+    reference: a method that all others are judged against.
+    pairs: 'A:B', methods A to be judged against methods B.
+    curves: names of logged scalars to plot over steps.
+
+  Raises:
+    FileNotFoundError: if a run has not finished.
+    ValueError: if there is no such split, measure, method or scalar.
+  """
+  if not workdirs:
+    raise ValueError(
+        'Expected --sweep=DIR or --workdirs=A,B,... with at least one folder.')
+  groups = runs_lib.group_seeds([
+      runs_lib.read_run(workdir, name, split, measure)
+      for workdir, name in zip(workdirs, runs_lib.names_of(workdirs))])
+  every_run = tables.to_csv(tables.tabulate_runs(groups, split))
+  sentences = []
+  if choose_on:
+    groups, sentences = differences.choose(groups, choose_on, measure)
+  sentences += tables.uncounted(groups)
+  judged = [(name, reference) for name in groups
+            if reference and name != reference]
+  for pair in pairs:
+    method, colon, against = pair.partition(':')
+    if not colon:
+      raise ValueError(f'Expected --pairs=A:B,..., got {pair!r}.')
+    judged.append((method, against))
+  found = [differences.difference(groups, *pair, split, measure)
+           for pair in dict.fromkeys(judged)]
+  rows = tables.tabulate(groups, split, measure)
+  label = f'{report.LABELS.get(measure, measure)} on {split}'
+  parts = [f'# Comparison on {split}\n', tables.to_markdown(rows),
+           *(f'{sentence}\n' for sentence in sentences)]
+  if found:
+    parts += [f'## Differences in {label}, in points\n',
+              tables.differences_markdown(found)]
+  markdown = '\n'.join(parts)
+  if curves:  # first of all, because it may refuse a name
+    plots.over_steps(os.path.join(out, 'curves.png'), groups, curves)
+  trec.write_text(os.path.join(out, 'comparison.csv'), tables.to_csv(rows))
+  trec.write_text(os.path.join(out, 'runs.csv'), every_run)
+  figures = [f'![{label} against cost](comparison.png)\n',
+             *(['![Scalars over steps](curves.png)\n'] if curves else [])]
+  trec.write_text(os.path.join(out, 'comparison.md'),
+                  '\n'.join([markdown, *figures]))
+  runs = [run for members in groups.values() for run in members]
+  baselines = tables.baselines(runs, split)
+  plots.quality_against_cost(
+      os.path.join(out, 'comparison.png'), groups,
+      {name: values[measure] for name, values in baselines.items()
+       if values.get(measure) is not None}, label)
+  return markdown

@@ -1,0 +1,106 @@
+"""How well a run's memory stands in for brute force."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from retrieval_jax import correctors
+from retrieval_jax import factory
+from retrieval_jax import trained
+from retrieval_jax import types
+from retrieval_jax.evaluation import diagnostics
+from retrieval_jax.training import state as states
+
+
+def run(workdir: str, *, bounds: bool = False
+        ) -> tuple[dict[str, dict[str, float]], int]:
+  """Compares the memory of a run's last checkpoint with brute force.
+
+  Args:
+    workdir: folder of the run.
+    bounds: also compare it as corrected by what was fitted to all targets.
+
+  Returns:
+    {corrector: what `diagnostics.approximation` found}, 'this run' first, and
+    the step of the checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+    ValueError: if the run has no memory, or it was padded to another number of
+      devices.
+  """
+  experiment, state = trained.load_state(workdir)
+  if experiment.method.memory == 'none':
+    raise ValueError(
+        f'--workdir={workdir} trained without a memory '
+        "(memory.kind='none'); there is nothing to compare.")
+  return of_state(experiment, state, bounds), int(state.step)
+
+
+def of_state(experiment: factory.Experiment, state: states.TrainState,
+             bounds: bool = False) -> dict[str, dict[str, float]]:
+  """Returns {corrector: what `diagnostics.approximation` found}.
+
+  Encodes the whole corpus; not counted as a cost of training.
+
+  Args:
+    experiment: factory.Experiment.
+    state: TrainState, with a memory.
+    bounds: whether to add correctors fitted to all targets.
+  """
+  fresh = experiment.targets_of(state.params, state.table.embeddings)
+  look = functools.partial(
+      against_brute_force, experiment, state, fresh)
+  found = {'this run': look(functools.partial(
+      experiment.method.corrector.apply, state.corrector))}
+  if bounds:
+    for name, (corrector, num_steps) in _bounding_correctors(
+        experiment.config.model.normalize).items():
+      fitted = diagnostics.fit_to_all(
+          corrector, state.table, fresh, num_steps=num_steps)
+      found[name] = look(functools.partial(corrector.apply, fitted))
+  return found
+
+
+def against_brute_force(
+    experiment: factory.Experiment, state: states.TrainState,
+    fresh: np.ndarray, correct: Callable[[types.TargetTable], jax.Array]
+    ) -> dict[str, float]:
+  """Returns `diagnostics.approximation` of the memory seen through `correct`.
+
+  Args:
+    experiment: factory.Experiment.
+    state: TrainState.
+    fresh: [N, D] float32, what the corpus is searched by now.
+    correct: maps slices of the table to present embeddings, as types.View.
+  """
+  config = experiment.config
+  qrels = experiment.dataset.qrels[config.data.dev_split]
+  rows = qrels.queries()
+  rows = rows[diagnostics.sample_queries(
+      [experiment.dataset.query_ids[row] for row in rows],
+      config.diagnostics.num_queries)]
+  return diagnostics.approximation(
+      experiment.embed_queries(state.params, rows), fresh,
+      types.View(table=state.table, correct=correct,
+                 scale=experiment.model.scale_of(state.params)),
+      known_positives=qrels.padded_known(rows),
+      positive_ids=np.array(
+          [qrels.positives(row)[0] for row in rows], np.int32),
+      mesh=experiment.mesh)
+
+
+def _bounding_correctors(normalize: bool) -> dict[str, tuple[Any, int]]:
+  """Returns name -> (corrector, updates) of what is fitted to all targets."""
+  shared: dict[str, Any] = dict(
+      num_anchors=0, keep_norm=normalize, reset_on_refresh=False)
+  return {
+      'best linear': (correctors.Linear(
+          fit='ridge', ridge=1e-4, decay=1.0, **shared), 60),
+      'wide network': (correctors.MLP(
+          hidden=1024, learning_rate=1e-3, warmup_steps=10,
+          updates_per_step=1, weight_decay=0.0, distribution_weight=0.0,
+          average_decay=0.0, condition_on_age=False, **shared), 1000)}

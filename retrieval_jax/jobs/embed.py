@@ -1,0 +1,118 @@
+"""Writes the embeddings of a corpus and of its queries as .npy files."""
+
+import json
+import os
+from collections.abc import Sequence
+
+from ml_collections import config_dict
+import numpy as np
+
+from retrieval_jax import data
+from retrieval_jax import matryoshka
+from retrieval_jax import trained
+from retrieval_jax.data import beir
+from retrieval_jax.data import dataset as datasets
+from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.evaluation import trec
+
+
+def run(out: str, *, workdir: str | None = None,
+        config: config_dict.ConfigDict | None = None, dtype: str = 'float32',
+        pairs: Sequence[str] = (), dim: int | None = None
+        ) -> tuple[np.ndarray, np.ndarray]:
+  """Embeds everything and writes `out` whole or not at all.
+
+  OUT gets targets.npy [N, D], queries.npy [Q, D] (rows in the order of
+  target_ids.txt and query_ids.txt, one id per line), the judgements as
+  qrels/SPLIT.tsv and embeddings.json; of pairs, pairs-NAME.npy and
+  pairs-NAME_target_ids.txt.
+
+  Args:
+    out: folder to write.
+    workdir: folder of a run; its last checkpoint embeds.
+    config: ConfigDict, in place of `workdir`: its initial encoder embeds.
+    dtype: of the stored numbers.
+    pairs: 'targets' or 'FIELD=FILE' each.
+    dim: first dimensions to keep, brought to length one where the model does so
+      with whole embeddings; None for all.
+
+  Returns:
+    Embeddings [N, D] of the targets and [Q, D] of the queries, float32.
+
+  Raises:
+    ValueError: if `out` exists, not one of workdir and config is given, or
+      there are fewer dimensions than `dim`.
+    DataError: where a file of pairs is malformed.
+  """
+  if os.path.exists(out):
+    raise ValueError(f'--out={out} exists; name a new folder or remove it.')
+  return write(trained.open_either(workdir, config), out, dtype=dtype,
+               pairs=pairs, dim=dim)
+
+
+def write(retriever: trained.TrainedRetriever, out: str, *,
+          dtype: str = 'float32', pairs: Sequence[str] = (),
+          dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Embeds by a trained.TrainedRetriever; the rest is as of `run`."""
+  dataset = retriever.dataset
+  if dim is None:
+    dim = retriever.model.dim
+  matryoshka.check_dims([dim], retriever.model.dim, '--dim')
+  texts = {}
+  for pair in pairs:
+    name = pair.partition('=')[0]
+    if name in texts:
+      raise ValueError(
+          f'--pairs={pair}: {name!r} comes twice; rename the field in one of '
+          'the files.')
+    texts[name] = _texts(pair, dataset)  # before the hours of embedding
+
+  def cut(vectors):
+    if dim == vectors.shape[1]:
+      return vectors
+    return matryoshka.truncate(vectors, dim, retriever.config.model.normalize)
+
+  targets = cut(retriever.embed_targets())
+  queries = cut(retriever.experiment.embed_queries(retriever.params))
+  with datasets.atomic_folder(os.path.abspath(out)) as folder:
+    def save(name, vectors, ids_file, ids):
+      np.save(os.path.join(folder, f'{name}.npy'), vectors.astype(dtype))
+      embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
+
+    save('targets', targets, 'target_ids.txt', dataset.corpus_ids)
+    save('queries', queries, 'query_ids.txt', dataset.query_ids)
+    for name, (ids, of_name) in texts.items():
+      save(f'pairs-{name}', cut(retriever.embed_queries(of_name)),
+           f'pairs-{name}_target_ids.txt', ids)
+    for split, qrels in dataset.qrels.items():
+      lines = (f'{dataset.query_ids[q]}\t{dataset.corpus_ids[t]}\t{grade}\n'
+               for q, t, grade in zip(qrels.query_rows, qrels.corpus_rows,
+                                      qrels.grades))
+      os.makedirs(os.path.join(folder, 'qrels'), exist_ok=True)
+      trec.write_text(os.path.join(folder, 'qrels', f'{split}.tsv'),
+                      'query-id\tcorpus-id\tscore\n' + ''.join(lines))
+    trec.write_text(os.path.join(folder, 'embeddings.json'), json.dumps({
+        'dataset': dataset.name, 'workdir': retriever.workdir,
+        'step': retriever.step, 'dim': dim,
+        'num_targets': len(targets), 'num_queries': len(queries),
+        'dtype': dtype}, indent=2) + '\n')
+  return targets, queries
+
+
+def _texts(pair: str, dataset: data.RetrievalDataset
+           ) -> tuple[Sequence[str], Sequence[str]]:
+  """Returns (target ids, texts) of one --pairs; empty texts are left out."""
+  field, _, path = pair.partition('=')
+  if pair == 'targets':
+    found = list(zip(dataset.corpus_ids, dataset.corpus_texts))
+  elif field and path:
+    found = list(beir.read_texts(path, field, set(dataset.corpus_ids)))
+  else:
+    raise ValueError(
+        f"--pairs={pair}: expected 'targets' or FIELD=FILE, such as "
+        'title=corpus.jsonl.')
+  found = [(name, text) for name, text in found if text.strip()]
+  if not found:
+    raise ValueError(f'--pairs={pair}: there is no text to embed.')
+  names, texts = zip(*found)
+  return names, texts

@@ -1,0 +1,63 @@
+"""Exports a run's encoder as a folder that sentence-transformers loads."""
+
+import importlib.util
+import os
+
+import numpy as np
+import safetensors.numpy
+
+from retrieval_jax import indexes
+from retrieval_jax import trained
+from retrieval_jax.data import dataset as datasets
+from retrieval_jax.evaluation import report
+from retrieval_jax.evaluation import trec
+from retrieval_jax.jobs import embed
+from retrieval_jax.jobs import model_card
+from retrieval_jax.models import export
+
+
+def run(out: str, workdir: str, *, embeddings: bool = False) -> None:
+  """Exports the last checkpoint of a run, whole or not at all.
+
+  Args:
+    out: folder to write.
+    workdir: folder of the run.
+    embeddings: also write OUT/embeddings: what `embed.run` writes, the same as
+      embeddings.safetensors and, where faiss is installed, targets.faiss.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+    ValueError: if `out` exists.
+  """
+  if os.path.exists(out):
+    raise ValueError(f'--out={out} exists; name a new folder or remove it.')
+  retriever = trained.open(workdir)
+  config, model = retriever.config, retriever.model
+  measured = os.path.exists(os.path.join(workdir, report.RESULTS_FILE))
+  with datasets.atomic_folder(os.path.abspath(out)) as folder:
+    export.write(
+        folder, model, retriever.params, retriever.experiment.tokenizer,
+        lengths=(config.data.query_length, config.data.target_length),
+        prompts=(config.model.query_prompt, config.model.target_prompt))
+    trec.write_text(os.path.join(folder, 'README.md'), model_card.write(
+        retriever,
+        report.read_results(workdir) if measured else None))
+    if embeddings:
+      inside = os.path.join(folder, 'embeddings')
+      targets, queries = embed.write(retriever, inside)
+      safetensors.numpy.save_file(
+          {'targets': targets, 'queries': queries},
+          os.path.join(inside, 'embeddings.safetensors'))
+      if can_write_faiss():
+        _write_index(os.path.join(inside, 'targets.faiss'), targets)
+
+
+def can_write_faiss() -> bool:
+  """Returns whether faiss is installed."""
+  return importlib.util.find_spec('faiss') is not None
+
+
+def _write_index(path: str, targets: np.ndarray) -> None:
+  """Writes an exact inner-product index of targets [N, D]."""
+  import faiss  # pylint: disable=g-import-not-at-top
+  faiss.write_index(indexes.FaissFlat().build(targets), path)

@@ -1,0 +1,294 @@
+"""Mines hard negatives from a run, a config, embeddings or a TREC run file."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import config_dict
+import numpy as np
+
+from retrieval_jax import factory
+from retrieval_jax import indexes
+from retrieval_jax import mining
+from retrieval_jax import sharding
+from retrieval_jax import trained
+from retrieval_jax.data import dataset as datasets
+from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.data import progress
+from retrieval_jax.evaluation import bm25
+from retrieval_jax.evaluation import trec
+from retrieval_jax.mining import formats
+
+INDEXES = (*indexes.INDEXES, 'bm25')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to mine, by what, and where to.
+
+  Attributes:
+    out: folder to write; must not exist.
+    rules: which results become negatives.
+    workdir: folder of a run, which searches its own data; or
+    config: ConfigDict: its data, searched by the encoder it starts from; or the
+      texts of `embeddings`.
+    embeddings: folder that experiments.embed wrote.
+    run: TREC run file that holds the results already, in place of a search.
+    index: one of INDEXES, what searches.
+    index_options: fields of the index.
+    splits: to mine; None for the training split of the config, or train.
+    formats: to write, of mining.formats.FORMATS.
+    drop_self_matches: whether the target with a query's own id is barred.
+    batch_size: queries at a time, which bounds memory.
+
+  Raises:
+    ValueError: where it is not said, or said twice, what is mined and by what.
+  """
+  out: str
+  rules: mining.Rules
+  workdir: str | None = None
+  config: config_dict.ConfigDict | None = None
+  embeddings: str | None = None
+  run: str | None = None
+  index: str = 'exact'
+  index_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  splits: Sequence[str] | None = None
+  formats: Sequence[str] = ('candidates',)
+  drop_self_matches: bool = False
+  batch_size: int = 256
+
+  def __post_init__(self) -> None:
+    if bool(self.workdir) + bool(self.embeddings or self.config) != 1:
+      raise ValueError(
+          'Expected --workdir (a run), or --embeddings (a folder), --config (a '
+          'data set) or both of these, of which the config gives the texts.')
+    if self.index not in INDEXES:
+      raise ValueError(f'--index={self.index} is not one of {list(INDEXES)}.')
+    if self.index_options and (self.run or self.index == 'bm25'):
+      raise ValueError(
+          f'--{next(iter(self.index_options))} is of an index over embeddings, '
+          f'not of {"--run" if self.run else "--index=bm25"}; leave it out.')
+    if os.path.exists(self.out):
+      raise ValueError(
+          f'--out={self.out} exists; name a new folder or remove it.')
+
+
+def run(options: Options, *,
+        say: Callable[[str, Mapping[str, Any]], None] = lambda split, facts: None
+        ) -> dict[str, Any]:
+  """Mines and writes options.out whole or not at all.
+
+  Args:
+    options: see there.
+    say: takes each split and its `summary` when it is done.
+
+  Returns:
+    What mining.json holds.
+
+  Raises:
+    ValueError: if an option asks for what the data lacks, or an input is
+      malformed.
+  """
+  source = open_source(options)
+  splits = options.splits or [source.train_split]
+  unknown = set(splits) - set(source.qrels)
+  if unknown:
+    raise ValueError(f'--splits names {sorted(unknown)}; {source.name} has '
+                     f'{sorted(source.qrels)}.')
+  texts = source.names.corpus_texts
+  textual = [form for form in options.formats
+             if formats.FORMATS[form].needs_texts]
+  if texts is None and (
+      textual or (options.index == 'bm25' and not options.run)):
+    raise ValueError(
+        f'--embeddings={options.embeddings} has no texts, which '
+        f'{"--format=" + textual[0] if textual else "--index=bm25"} needs; '
+        'give the --config of its data, too.')
+  qrels = {split: source.qrels[split] for split in splits}
+  barred = {}
+  if options.drop_self_matches:
+    barred['own'] = _own(source.names)
+  if texts is not None:
+    barred['twins'] = mining.same_texts(texts, {
+        int(row) for one in qrels.values()
+        for row in one.corpus_rows[one.grades > 0]})
+  depth = max(mining.depth(one, options.rules, **barred)
+              for one in qrels.values())
+  query_rows = np.unique(np.concatenate(
+      [one.queries() for one in qrels.values()]))
+  results = _results(options, source, query_rows, depth)
+  facts = {
+      'data': source.name, 'depth': depth,
+      **{name: getattr(options, name) for name in (
+          'workdir', 'embeddings', 'run', 'index', 'drop_self_matches')},
+      'copies_of_positives_barred': texts is not None,
+      'rules': dataclasses.asdict(options.rules), 'splits': {}}
+  with datasets.atomic_folder(os.path.abspath(options.out)) as folder:
+    for split in splits:
+      with progress.counter(f'mining {split}', unit='queries',
+                            total=len(qrels[split].queries())) as add:
+        mined = mining.mine(
+            results, qrels[split], source.names.query_ids, options.rules,
+            batch_size=options.batch_size, progress=add, **barred)
+      for form in dict.fromkeys(options.formats):
+        formats.write(folder, split, form, mined, source.names)
+      facts['splits'][split] = summary(mined)
+      say(split, facts['splits'][split])
+    trec.write_text(os.path.join(folder, 'mining.json'),
+                    json.dumps(facts, indent=2) + '\n')
+  return facts
+
+
+def summary(mined: mining.Mined) -> dict[str, Any]:
+  """Returns counts and mean scores of what was mined, for JSON.
+
+  Means are over distinct (query, target) pairs of known score; None of none.
+  """
+  found = (mined.ids >= 0).sum(axis=1)
+  mean = lambda scores: float(np.mean(scores)) if len(scores) else None
+  return {
+      'queries': len(found), 'negatives': int(found.sum()),
+      'queries_with_fewer': int((found < mined.ids.shape[1]).sum()),
+      'queries_with_none': int((found == 0).sum()),
+      'mean_positive_score': mean(
+          mined.positive_scores[np.isfinite(mined.positive_scores)]),
+      'mean_negative_score': mean(mined.scores[mined.ids >= 0]),
+      'positives_of_unknown_score': int(
+          np.isneginf(mined.positive_scores).sum()),
+      'removed': dict(mined.removed)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Data to mine, and its embeddings.
+
+  Attributes:
+    name: for messages.
+    names: formats.Names.
+    qrels: split -> datasets.Qrels.
+    train_split: what is mined by default.
+    embeddings: query rows -> (queries [Q, D], of which those rows are filled,
+      targets [N, D]).
+  """
+  name: str
+  names: formats.Names
+  qrels: Mapping[str, datasets.Qrels]
+  train_split: str
+  embeddings: Callable[[np.ndarray], tuple[Any, Any]]
+
+
+def open_source(options: Options) -> Source:
+  """Returns the data that the options name."""
+  if options.embeddings:
+    targets, queries = embeddings_lib.read_both(options.embeddings)
+    judged = os.path.join(options.embeddings, 'qrels')
+    qrels = {split: embeddings_lib.read_qrels(
+        judged, split, queries.ids, targets.ids)
+             for split in embeddings_lib.read_splits(judged)}
+    texts = ()
+    if options.config:
+      dataset = factory.make_dataset(options.config)
+      for column, ours, theirs in (
+          ('corpus', targets.ids, dataset.corpus_ids),
+          ('queries', queries.ids, dataset.query_ids)):
+        if list(ours) != list(theirs):
+          raise ValueError(
+              f'--embeddings={options.embeddings} was not made of the data of '
+              f'--config: the ids of the {column} differ ({len(ours)} and '
+              f'{len(theirs)}).')
+      texts = dataset.query_texts, dataset.corpus_texts
+    return Source(
+        options.embeddings, formats.Names(queries.ids, targets.ids, *texts),
+        qrels, 'train', lambda rows: (queries.vectors, targets.vectors))
+  config = (trained.read_config(options.workdir) if options.workdir
+            else options.config)
+  dataset = factory.make_dataset(config)
+
+  def embed(rows):
+    retriever = trained.open_either(options.workdir, options.config)
+    targets = retriever.stored_targets()
+    queries = np.zeros((len(dataset.query_ids), targets.shape[1]), np.float32)
+    queries[rows] = retriever.experiment.embed_queries(retriever.params, rows)
+    return queries, targets
+
+  return Source(
+      dataset.name, formats.Names(
+          dataset.query_ids, dataset.corpus_ids, dataset.query_texts,
+          dataset.corpus_texts),
+      dataset.qrels, config.data.train_split, embed)
+
+
+def _own(names: formats.Names) -> np.ndarray:
+  """Returns [Q] int32, the target of each query's own id, -1 where none is."""
+  rows = _rows_of(names.corpus_ids, set(names.query_ids))
+  return np.asarray([rows.get(name, -1) for name in names.query_ids], np.int32)
+
+
+def _rows_of(ids: Iterable[str], wanted: Container[str],
+             shown: Callable[[str], str] = lambda name: name) -> dict[str, int]:
+  """Returns id -> row of those ids that are wanted, as `shown`."""
+  return {name: row for row, name in enumerate(map(shown, ids))
+          if name in wanted}
+
+
+def _results(options: Options, source: Source, query_rows: np.ndarray,
+             depth: int) -> mining.Results:
+  """Returns the results that the options ask for."""
+  names = source.names
+  if options.run:
+    return _from_run(options.run, names, query_rows, depth)
+  if options.index == 'bm25':
+    found, scores = bm25.bm25_run(
+        names.corpus_texts, [names.query_texts[row] for row in query_rows],
+        depth)
+    return _listed(len(names.query_ids), query_rows, found, scores)
+  index = indexes.make(options.index, sharding.make_mesh(),
+                       batch_size=options.batch_size, **options.index_options)
+  queries, targets = source.embeddings(query_rows)
+  return mining.Dense(index, queries, targets, index.build(targets))
+
+
+def _listed(num_queries: int, query_rows: Sequence[int] | np.ndarray,
+            found: np.ndarray, scores: np.ndarray) -> mining.Listed:
+  """Returns mining.Listed of results for some query rows."""
+  ids = np.full((num_queries, found.shape[1]), -1, np.int32)
+  all_scores = np.full(ids.shape, -np.inf, np.float32)
+  ids[query_rows], all_scores[query_rows] = found, scores
+  return mining.Listed(ids, all_scores)
+
+
+def _from_run(path: str, names: formats.Names, query_rows: np.ndarray,
+              depth: int) -> mining.Listed:
+  """Returns the results of a TREC run file as mining.Listed."""
+  run = trec.read_run(path).top(depth)
+  rows = {trec.encode_id(names.query_ids[row]): row
+          for row in query_rows.tolist()}
+  places = [i for i, name in enumerate(run.query_ids) if name in rows]
+  if not places:
+    raise ValueError(
+        f'--run={path} has results of {len(run.query_ids)} queries, but of '
+        f'none of the {len(query_rows)} that are mined (the first is '
+        f'{next(iter(rows))!r}); is it of another data set or split?')
+  sought = set(run.ids[places].ravel()) - {''}
+  targets = _rows_of(names.corpus_ids, sought, trec.encode_id)
+  if len(targets) < len(sought):
+    raise ValueError(
+        f'{_line_of(path, sought - set(targets))}: the corpus has no such '
+        f'target ({len(names.corpus_ids)} targets); is the run of another '
+        'corpus?')
+  targets[''] = -1
+  found = np.asarray([[targets[name] for name in run.ids[i]] for i in places],
+                     np.int32).reshape(len(places), -1)
+  return _listed(len(names.query_ids),
+                 [rows[run.query_ids[i]] for i in places], found,
+                 run.scores[places])
+
+
+def _line_of(path: str, corpus_ids: Container[str]) -> str:
+  """Returns 'file:line' and the id of the first line with one of the ids."""
+  with open(path, encoding='utf-8', newline='\n') as f:
+    return next(f'{path}:{number}: {line.split()[2]!r}'
+                for number, line in enumerate(f, 1)
+                if line.split()[2:3] and line.split()[2] in corpus_ids)

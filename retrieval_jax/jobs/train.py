@@ -1,0 +1,264 @@
+"""Trains a dual encoder by any method of the design space, and evaluates it."""
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from retrieval_jax import factory
+from retrieval_jax import sharding
+from retrieval_jax import trained
+from retrieval_jax import types
+from retrieval_jax.evaluation import report
+from retrieval_jax.evaluation import trec
+from retrieval_jax.jobs import evaluate
+from retrieval_jax.jobs import hooks
+from retrieval_jax.training import checkpoint
+from retrieval_jax.training import cost as costs
+from retrieval_jax.training import loop
+from retrieval_jax.training import meter as meters
+from retrieval_jax.training import metric_writer
+from retrieval_jax.training import signals
+from retrieval_jax.training import state as states
+from retrieval_jax.training import step as steps
+
+# Sections that may change when a run is resumed: none of them changes the
+# parameters that come out, but for the order of sums. `num_steps` may not: the
+# schedule depends on it.
+MAY_CHANGE = ('log', 'checkpoint', 'profile', 'diagnostics', 'evaluation',
+              'data.cache', 'data.path', 'data.tokens_on_device',
+              'encoding.batch_tokens', 'sharding')
+
+
+def run(config: config_dict.ConfigDict, workdir: str, *,
+        num_devices: int | None = None, command: str | None = None
+        ) -> dict[str, Any] | None:
+  """Trains, or resumes training, by `config` and evaluates at the end.
+
+  An interrupted run is taken up again by the same call. A finished one leaves
+  in `workdir`: config.json, results.json (measures, baselines, cost),
+  metrics.jsonl, tensorboard/, checkpoints/ and one TREC run file per evaluated
+  split.
+
+  Args:
+    config: ConfigDict as factory/defaults.py makes it.
+    workdir: folder of the run; made if absent.
+    num_devices: devices to use; all by default.
+    command: what to write down as the command of the run.
+
+  Returns:
+    The content of results.json; None if the run was stopped by a signal.
+  """
+  meter = meters.Meter()
+  os.makedirs(workdir, exist_ok=True)
+  resolved = config.to_dict()
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'),
+                              keep=config.checkpoint.keep) as checkpoints:
+    resumed = checkpoints.latest_step()
+    if resumed is not None:
+      meta = checkpoints.restore_meta(resumed)
+      checkpoint.check_same_config(
+          meta['config'], resolved, ignore=(*MAY_CHANGE, 'data_fingerprint'))
+      if resumed == config.num_steps and report.is_finished(workdir):
+        results = report.read_results(workdir)
+        # Other options of evaluation: no steps are left, but measures are.
+        if results['config']['evaluation'] == json.loads(
+            json.dumps(resolved['evaluation'])):
+          say(f'{workdir} is finished; here is what it found.')
+          return results
+    say('Preparing data, tokens and model; later runs find them ready.')
+    with meter.phase('prepare'):
+      experiment = factory.build(config, num_devices=num_devices)
+    # Data may move to another path, but must not become other data.
+    saved_config = {**resolved, 'data_fingerprint':
+                    experiment.dataset.fingerprint}
+    if resumed is not None:
+      checkpoint.check_same_config(
+          meta['config'], saved_config, ignore=MAY_CHANGE)
+    trec.write_text(os.path.join(workdir, 'config.json'),
+                    json.dumps(resolved, indent=2) + '\n')
+    say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
+        f'targets; {experiment.method}')
+
+    cost = make_cost(experiment, meter)
+    train_step, schedule, state, baselines = start_state(
+        experiment, checkpoints, resumed, cost, workdir)
+    if resumed is not None:
+      meter.load_state_dict(meta['meter'])
+      say(f'Resumed at step {resumed} of {config.num_steps}.')
+    start_step = resumed or 0
+    meter.table_bytes = (0 if experiment.method.memory == 'none'
+                         else meters.num_bytes(state.table))
+
+    writer = metric_writer.MetricWriter(
+        workdir, resume_step=resumed, tensorboard=config.log.tensorboard)
+    with signals.StopSignal() as stop:
+      state = loop.train(
+          state, device_batches(experiment, start_step),
+          make_step(experiment, train_step, cost),
+          hooks.make_hooks(
+              experiment, checkpoints, workdir, schedule=schedule,
+              reencode=functools.partial(
+                  reencode, experiment, train_step, cost),
+              saved_config=saved_config),
+          start_step=start_step, num_steps=config.num_steps, meter=meter,
+          writer=writer, stop=stop)
+    if int(state.step) < config.num_steps:
+      say(f'Stopped after step {int(state.step)} of {config.num_steps}; the '
+          'same command goes on from there.')
+      writer.close()
+      return None
+
+    say('Evaluating on the whole corpus.')
+    with meter.phase('evaluate'):
+      measures = evaluate.of_params(
+          experiment, state.params, state.table.embeddings,
+          evaluate.splits(config), workdir=workdir)
+    writer.write(config.num_steps, evaluate.flat(measures))
+    writer.close()
+  results = {
+      'measures': measures, **baselines, 'meter': meter.as_dict(),
+      'steps': config.num_steps, 'seed': config.seed,
+      'hardware': hardware(experiment.mesh), 'command': command or '',
+      'commit': commit(),
+      'config': resolved, 'method': repr(experiment.method)}
+  report.write_results(workdir, results)
+  return results
+
+
+def make_cost(experiment: factory.Experiment, meter: meters.Meter
+              ) -> costs.Cost:
+  """Returns the cost.Cost of an experiment."""
+  config, model, method = experiment.config, experiment.model, experiment.method
+  flops = lambda store: model.flops(np.mean(store.lengths).item())
+  return costs.Cost(
+      meter, method, columns=config.estimator.columns,
+      loss_dims=sum(config.estimator.matryoshka_dims) or model.dim,
+      dim=model.dim, batch_size=config.batch_size,
+      query_flops=flops(experiment.query_tokens),
+      target_flops=flops(experiment.target_tokens),
+      passes=costs.passes_of_gradient(
+          chunked=bool(config.encoding.chunk_size), remat=config.model.remat),
+      num_taught=(0 if config.distillation.kind == 'none'
+                  else method.num_candidates))
+
+
+def start_state(experiment: factory.Experiment,
+                checkpoints: checkpoint.Checkpoints, resumed: int | None,
+                cost: costs.Cost, workdir: str) -> tuple[
+                    steps.TrainStep, Callable[[int], jax.Array],
+                    states.TrainState, Mapping[str, Any]]:
+  """Returns (TrainStep, schedule, state, baselines) to start or go on from.
+
+  A fresh run embeds targets with the initial parameters: as many as the memory
+  begins with, and all of them for the measures of the untrained encoder.
+  """
+  config = experiment.config
+  train_step, schedule = experiment.make_step()
+  if resumed is not None:
+    state, _ = checkpoints.restore(
+        trained.abstract_state(experiment, train_step), resumed)
+    return train_step, schedule, state, trained.read_baselines(workdir)
+  ids, targets, baselines = experiment.first_ids(), None, {}
+  if len(ids):
+    say(f'Embedding {len(ids):,} targets for the memory.')
+    # Where training reads no remembered vector they are for measures alone.
+    with cost.meter.phase('refresh' if cost.reads_memory else 'evaluate'):
+      targets = experiment.embed_targets(experiment.params, ids)
+    if cost.reads_memory:
+      cost.reembedding(len(ids))
+  whole = targets if experiment.method.memory == 'corpus' else None
+  if config.evaluation.baselines and evaluate.splits(config):
+    say('Measuring BM25 and the untrained encoder.')
+    with cost.meter.phase('evaluate'):
+      baselines = {
+          'bm25': evaluate.of_bm25(experiment),
+          'untrained': evaluate.of_params(
+              experiment, experiment.params, None, evaluate.splits(config),
+              targets=whole)}
+  trec.write_text(os.path.join(workdir, 'baselines.json'),
+                  json.dumps(baselines, indent=2) + '\n')
+  state = train_step.init_state(
+      experiment.params, experiment.make_table(targets))
+  return train_step, schedule, state, baselines
+
+
+def device_batches(experiment: factory.Experiment, start_step: int
+                   ) -> Iterator[types.Batch]:
+  """Yields batches of `start_step` and on, sharded over the mesh."""
+  for batch in experiment.make_batches().iterate(start_step):
+    yield sharding.put_batch(batch, experiment.mesh)
+
+
+def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
+              cost: costs.Cost) -> Callable[
+                  [states.TrainState, types.Batch],
+                  tuple[states.TrainState, Mapping[str, jax.Array]]]:
+  """Returns step_fn(state, batch) -> (state, metrics) for the loop."""
+  gather, phase = experiment.make_gather(), cost.meter.phase
+
+  def step(state, batch):
+    with phase('propose') as hold:
+      proposal, probe_rows, negative_ids, probe_ids = hold(
+          train_step.propose(state, batch))
+    cost.step(state.table.ids.shape[0], proposal.rows.shape[1], negative_ids,
+              probe_ids)
+    with phase('gather') as hold:
+      negatives, probes = hold((gather(negative_ids), gather(probe_ids)))
+    with phase('update') as hold:
+      return hold(train_step.update(
+          state, batch, proposal, probe_rows, negatives, probes))
+
+  return step
+
+
+def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
+             cost: costs.Cost, state: states.TrainState) -> states.TrainState:
+  """Returns the state with a memory of all targets, encoded by its model.
+
+  The table of `state` is deleted before the new one is made, for the devices
+  need not have room for both.
+  """
+  embeddings = experiment.embed_targets(state.params)
+  cost.reembedding(len(embeddings))
+  for array in jax.tree.leaves(state.table):
+    array.delete()
+  return train_step.refreshed(
+      state, experiment.make_table(embeddings, step=int(state.step)))
+
+
+def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """Returns what the run ran on, for results.json."""
+  devices = mesh.devices.reshape(-1)
+  return {'devices': len(devices), 'kind': devices[0].device_kind,
+          'platform': devices[0].platform, 'cores': os.cpu_count(),
+          'processes': jax.process_count(), 'jax': jax.__version__}
+
+
+def commit() -> str | None:
+  """Returns the commit of this code, with '-dirty' where files differ from it.
+
+  None where the package does not stand in a repository of its own.
+  """
+  root = pathlib.Path(__file__).parents[2]
+  if not root.joinpath('.git').exists() or not shutil.which('git'):
+    return None
+  found = subprocess.run(
+      ['git', '-C', root, 'describe', '--always', '--dirty', '--abbrev=40',
+       '--exclude=*'], capture_output=True, text=True, check=False)
+  return found.stdout.strip() or None
+
+
+def say(text: str) -> None:
+  """Prints a line of progress; the first process speaks for all."""
+  if not jax.process_index():
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,282 @@
+"""What training leaves behind, opened to be used: search, embed, evaluate."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from retrieval_jax import data
+from retrieval_jax import factory
+from retrieval_jax import sharding
+from retrieval_jax import types
+from retrieval_jax.adapters import store
+from retrieval_jax.factory import defaults
+from retrieval_jax.indexes import exact
+from retrieval_jax.models import dual_encoder
+from retrieval_jax.training import checkpoint
+from retrieval_jax.training import meter as meters
+from retrieval_jax.training import state as states
+from retrieval_jax.training import step as steps
+
+
+class CorpusIndex(NamedTuple):
+  """An index over a corpus, whose row i is the corpus id i.
+
+  Attributes:
+    index: has `search(state, queries, k, exclude)`.
+    state: what it searches.
+  """
+  index: Any
+  state: Any
+
+
+class Found(NamedTuple):
+  """Results of a search, a list per query, best first.
+
+  Attributes:
+    ids: of the data set.
+    scores: inner products, unscaled.
+    texts: as the data set has them.
+  """
+  ids: list[list[str]]
+  scores: list[list[float]]
+  texts: list[list[str]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedRetriever:
+  """An encoder over its corpus: what a run has learned, ready to be used.
+
+  Attributes:
+    experiment: factory.Experiment: the config, data, tokens and model.
+    params: the model's parameters.
+    table_rows: [M, D] numpy, the table's embeddings where they are the targets
+      (targets.source 'frozen' and 'rows'), else None.
+    step: of the checkpoint; 0 of an encoder that a config starts from.
+    workdir: folder of the run; None of such an encoder.
+  """
+  experiment: factory.Experiment
+  params: types.Params
+  table_rows: np.ndarray | None
+  step: int
+  workdir: str | None = None
+
+  @property
+  def config(self) -> config_dict.ConfigDict:
+    """The resolved options."""
+    return self.experiment.config
+
+  @property
+  def dataset(self) -> data.RetrievalDataset:
+    """The corpus, the queries and the judgements."""
+    return self.experiment.dataset
+
+  @property
+  def model(self) -> dual_encoder.DualEncoder:
+    """What `params` are of."""
+    return self.experiment.model
+
+  def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+    """Returns embeddings [n, D] float32 of any texts, by the query tower."""
+    return self.experiment.embed_texts(self.params, texts)
+
+  def embed_targets(self) -> np.ndarray:
+    """Returns embeddings [N, D] float32 of the corpus, as it is searched by."""
+    return self.experiment.targets_of(self.params, self.table_rows)
+
+  def stored_targets(self) -> np.ndarray:
+    """Returns `embed_targets` of a run, which it computes once per checkpoint.
+
+    They are kept in WORKDIR/targets-STEP.npy and memory-mapped from there. An
+    encoder that has no run keeps nothing.
+    """
+    if self.workdir is None:
+      return self.embed_targets()
+    path = os.path.join(self.workdir, f'targets-{self.step}.npy')
+    if not os.path.exists(path):
+      temporary = f'{path}.{os.getpid()}.tmp.npy'
+      np.save(temporary, self.embed_targets())
+      os.replace(temporary, path)
+    return np.load(path, mmap_mode='r')
+
+  def index(self, folder: str | None = None) -> CorpusIndex:
+    """Returns the corpus, ready to be searched.
+
+    Args:
+      folder: of an index that was adapted to this corpus; None searches the
+        targets exactly, as the model embeds them.
+
+    Raises:
+      ValueError: if `folder` holds no index, or one of another corpus.
+    """
+    mesh, chunk_rows = self.experiment.mesh, self.config.memory.chunk_rows
+    if folder is None:
+      exact_index = exact.ExactIndex(mesh, chunk_rows)
+      return CorpusIndex(exact_index, exact_index.build(self.stored_targets()))
+    index, state, ids = store.load(folder, mesh, chunk_rows)
+    corpus_ids = self.dataset.corpus_ids
+    if len(ids) != len(corpus_ids) or any(
+        a != b for a, b in zip(ids, corpus_ids)):
+      raise ValueError(
+          f'--index={folder} is over {len(ids)} targets, the first {ids[0]!r}, '
+          f'not over the {len(corpus_ids)} of {self.dataset.name}, the first '
+          f'{corpus_ids[0]!r}; fit it to embeddings of this corpus.')
+    return CorpusIndex(index, state)
+
+  def search(self, texts: Sequence[str], k: int = 10,
+             index: CorpusIndex | None = None) -> Found:
+    """Returns the k best targets of each query.
+
+    Args:
+      texts: n queries.
+      k: results per query; there are fewer where the corpus has fewer.
+      index: what `index` returned; None searches the targets exactly. They are
+        put on the device by the first such search and stay there.
+    """
+    if index is None:
+      index = self._own_index
+    dataset = self.dataset
+    scores, rows = index.index.search(
+        index.state, self.embed_queries(texts), min(k, len(dataset.corpus_ids)))
+    found = [row[row >= 0] for row in rows]
+    return Found(
+        [[dataset.corpus_ids[int(i)] for i in row] for row in found],
+        [of_query[row >= 0].tolist() for of_query, row in zip(scores, rows)],
+        [[dataset.corpus_texts[int(i)] for i in row] for row in found])
+
+  @functools.cached_property
+  def _own_index(self) -> CorpusIndex:
+    return self.index()
+
+
+def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:  # pylint: disable=redefined-builtin
+  """Opens a run at its last checkpoint.
+
+  Args:
+    workdir: folder of the run, which need not have finished.
+    num_devices: devices to use, whatever the run used; all by default.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+  """
+  with _checkpoints(workdir) as (config, kept, step):
+    experiment = factory.build(config, num_devices=num_devices)
+    replicated = sharding.replicated(experiment.mesh)
+    params = kept.restore_params(jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        experiment.params), step)
+    rows = (None if experiment.method.targets.source == 'encoder'
+            else kept.restore_rows(step))
+  return TrainedRetriever(experiment, params, rows, step, workdir)
+
+
+def from_config(config: config_dict.ConfigDict,
+                num_devices: int | None = None) -> TrainedRetriever:
+  """Returns the encoder that a config starts from, untrained by us.
+
+  Raises:
+    ValueError: for options that cannot work.
+  """
+  experiment = factory.build(config, num_devices=num_devices)
+  return TrainedRetriever(experiment, experiment.params, None, 0)
+
+
+def open_either(workdir: str | None, config: config_dict.ConfigDict | None
+                ) -> TrainedRetriever:
+  """Opens the one of the two that is given; the other is None.
+
+  Raises:
+    ValueError: unless exactly one of the two is given.
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+  """
+  if bool(workdir) == bool(config):
+    raise ValueError(
+        'Expected --workdir (a run) or --config (the encoder it starts from), '
+        f'one of the two, got {"both" if workdir else "neither"}.')
+  return open(workdir) if workdir else from_config(config)
+
+
+def load_state(workdir: str, num_devices: int | None = None
+               ) -> tuple[factory.Experiment, states.TrainState]:
+  """Returns (factory.Experiment, TrainState) of a run's last checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+    ValueError: if the memory was padded to another number of devices.
+  """
+  with _checkpoints(workdir) as (config, kept, step):
+    experiment = factory.build(config, num_devices=num_devices)
+    state, _ = kept.restore(
+        abstract_state(experiment, experiment.make_step()[0]), step)
+  return experiment, state
+
+
+def read_config(workdir: str) -> config_dict.ConfigDict:
+  """Returns the ConfigDict of a run.
+
+  Options that came after the run was made keep their defaults.
+
+  Raises:
+    FileNotFoundError: if `workdir` holds no run.
+  """
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+        f'--workdir={workdir} holds no config.json; it is not the folder of a '
+        'run. Train one with python -m experiments.train.')
+  config = defaults.get_config().unlock()
+  config.update(config_dict.ConfigDict(_read_json(path)))
+  return config.lock()
+
+
+@contextlib.contextmanager
+def _checkpoints(workdir: str) -> Iterator[
+    tuple[config_dict.ConfigDict, checkpoint.Checkpoints, int]]:
+  """Yields a run's config, its open Checkpoints and the last step of them."""
+  config = read_config(workdir)
+  folder = os.path.join(workdir, 'checkpoints')
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(
+        f'--workdir={workdir} holds no checkpoints; run or resume training.')
+  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as kept:
+    step = kept.latest_step()
+    if step is None:
+      raise FileNotFoundError(
+          f'--workdir={workdir} holds no checkpoint yet; resume training.')
+    yield config, kept, step
+
+
+def read_meter(workdir: str, step: int) -> meters.Meter:
+  """Returns a Meter with the counts of the checkpoint of `step`."""
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as saved:
+    counts = saved.restore_meta(step)['meter']
+  meter = meters.Meter()
+  meter.load_state_dict(counts)
+  return meter
+
+
+def read_baselines(workdir: str) -> Mapping[str, Any]:
+  """Returns what the first start of a run measured before training."""
+  path = os.path.join(workdir, 'baselines.json')
+  return _read_json(path) if os.path.exists(path) else {}
+
+
+def abstract_state(experiment: factory.Experiment, train_step: steps.TrainStep
+                   ) -> states.TrainState:
+  """Returns the TrainState of an experiment without its arrays."""
+  nothing = np.broadcast_to(
+      np.float32(0), (len(experiment.first_ids()), experiment.model.dim))
+  return states.abstract(train_step.init_state(
+      experiment.params, experiment.make_table(nothing)))
+
+
+def _read_json(path):
+  return json.loads(pathlib.Path(path).read_text('utf-8'))

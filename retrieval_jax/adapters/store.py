@@ -35,19 +35,19 @@ QUERY_INDEXES = {
 """Ways to search training queries, given the index of the targets."""
 
 
-def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
+def save(folder: str, index: Any, targets: np.ndarray,
          pairs: pairs_lib.Pairs, target_ids: Sequence[str],
          facts: Mapping[str, Any], knn: str = 'exact') -> None:
   """Fits `index` and writes it as `folder`, whole or not at all.
 
   Args:
     folder: must not exist.
-    index: the adapter with its constants.
+    index: PefaXL, or Moved with its move.
     targets: [N, D], before they are moved.
     pairs: training queries and their targets.
     target_ids: N strings.
     knn: of PEFA-XL, which of `QUERY_INDEXES` its queries are searched by.
-    facts: whatever else index.json shall say, of JSON types.
+    facts: further entries of index.json, of JSON types.
   """
   with dataset.atomic_folder(os.path.abspath(folder)) as temporary:
     path = lambda name: os.path.join(temporary, name)
@@ -97,13 +97,13 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
     raise ValueError(
         f'{folder}: {len(ids)} ids for {len(targets)} targets; the folder is '
         'damaged, fit it again.')
-  index = exact.ExactIndex(mesh, chunk_rows)
+  inner = exact.ExactIndex(mesh, chunk_rows)
   if saved['kind'] == 'moved':
-    return index, index.build(targets), ids
+    return inner, inner.build(targets), ids
   index = pefa_xl.PefaXL(
-      index, QUERY_INDEXES[saved['knn']](index), **saved['options'])
+      inner, QUERY_INDEXES[saved['knn']](inner), **saved['options'])
   state = pefa_xl.XLState(
-      index.index.build(targets),
+      inner.build(targets),
       index.query_index.build(read('train_queries')), read('label_starts'),
       read('label_rows'), targets if index.missing == 'exact' else None,
       len(targets))

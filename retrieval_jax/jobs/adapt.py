@@ -1,4 +1,4 @@
-"""Fits adapters to frozen embeddings, measures them, and writes their indexes."""
+"""Fits adapters to frozen embeddings, measures them, writes their indexes."""
 
 import csv
 import dataclasses
@@ -105,12 +105,13 @@ def run(options: Options, *, say: Callable[[str], None] = print
   """
   problem = options.read_problem()
   fitting = options.make_fitting(problem)
-  results, baseline = {}, None
+  results: dict[str, Any] = {}
+  baseline: fitting_lib.Values = {}
   with datasets.atomic_folder(os.path.abspath(options.out)) as folder:
     for method in ('encoder', *options.method):
       start = time.perf_counter()
       if method == 'encoder':
-        index = fitting.encoder
+        index: Any = fitting.encoder
         build = lambda index=index: index.build(problem.targets.vectors)
       else:
         index = fitting.choose(method)

@@ -35,11 +35,11 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   if not workdirs:
     raise ValueError(
         'Expected --sweep=DIR or --workdirs=A,B,... with at least one folder.')
-  groups = runs_lib.group_seeds([
+  groups: runs_lib.Groups = runs_lib.group_seeds([
       runs_lib.read_run(workdir, name, split, measure)
       for workdir, name in zip(workdirs, runs_lib.names_of(workdirs))])
   every_run = tables.to_csv(tables.tabulate_runs(groups, split))
-  sentences = []
+  sentences: list[str] = []
   if choose_on:
     groups, sentences = differences.choose(groups, choose_on, measure)
   sentences += tables.uncounted(groups)

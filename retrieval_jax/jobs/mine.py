@@ -75,8 +75,8 @@ class Options:
           f'--out={self.out} exists; name a new folder or remove it.')
 
 
-def run(options: Options, *,
-        say: Callable[[str, Mapping[str, Any]], None] = lambda split, facts: None
+def run(options: Options,
+        say: Callable[[str, Mapping[str, Any]], None] | None = None
         ) -> dict[str, Any]:
   """Mines and writes options.out whole or not at all.
 
@@ -107,7 +107,7 @@ def run(options: Options, *,
         f'{"--format=" + textual[0] if textual else "--index=bm25"} needs; '
         'give the --config of its data, too.')
   qrels = {split: source.qrels[split] for split in splits}
-  barred = {}
+  barred: dict[str, Any] = {}
   if options.drop_self_matches:
     barred['own'] = _own(source.names)
   if texts is not None:
@@ -135,7 +135,8 @@ def run(options: Options, *,
       for form in dict.fromkeys(options.formats):
         formats.write(folder, split, form, mined, source.names)
       facts['splits'][split] = summary(mined)
-      say(split, facts['splits'][split])
+      if say:
+        say(split, facts['splits'][split])
     trec.write_text(os.path.join(folder, 'mining.json'),
                     json.dumps(facts, indent=2) + '\n')
   return facts
@@ -187,7 +188,7 @@ def open_source(options: Options) -> Source:
     qrels = {split: embeddings_lib.read_qrels(
         judged, split, queries.ids, targets.ids)
              for split in embeddings_lib.read_splits(judged)}
-    texts = ()
+    texts: tuple[Sequence[str], ...] = ()
     if options.config:
       dataset = factory.make_dataset(options.config)
       for column, ours, theirs in (
@@ -202,8 +203,8 @@ def open_source(options: Options) -> Source:
     return Source(
         options.embeddings, formats.Names(queries.ids, targets.ids, *texts),
         qrels, 'train', lambda rows: (queries.vectors, targets.vectors))
-  config = (trained.read_config(options.workdir) if options.workdir
-            else options.config)
+  config: Any = (trained.read_config(options.workdir) if options.workdir
+                 else options.config)
   dataset = factory.make_dataset(config)
 
   def embed(rows):
@@ -240,6 +241,7 @@ def _results(options: Options, source: Source, query_rows: np.ndarray,
   if options.run:
     return _from_run(options.run, names, query_rows, depth)
   if options.index == 'bm25':
+    assert names.query_texts is not None and names.corpus_texts is not None
     found, scores = bm25.bm25_run(
         names.corpus_texts, [names.query_texts[row] for row in query_rows],
         depth)

@@ -61,8 +61,9 @@ def load_sweep(config: str, function: str) -> list[dict[str, Any]]:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if there is no such function, or it yields something else than
-      dicts with string keys, the same dict twice, or nothing.
+    ValueError: if it is not Python, there is no such function, or it yields
+      something else than dicts with string keys, the same dict twice, or
+      nothing.
   """
   path = config if os.path.exists(config) else config.split(':', 1)[0]
   if not os.path.isfile(path):
@@ -70,6 +71,8 @@ def load_sweep(config: str, function: str) -> list[dict[str, Any]]:
         f'Expected --config to name a file, got {config!r}; run this from the '
         'folder that holds configs/.')
   spec = importlib.util.spec_from_file_location('swept_config', path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f'Expected --config to name a .py file, got {config!r}.')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not callable(getattr(module, function, None)):
@@ -79,7 +82,7 @@ def load_sweep(config: str, function: str) -> list[dict[str, Any]]:
         f'Expected a function {function!r} in {path}, found '
         f'{", ".join(known) or "no sweep function"}; change --sweep or write '
         'one that yields dicts of dotted overrides.')
-  settings = []
+  settings: list[dict[str, Any]] = []
   for overrides in getattr(module, function)():
     if not isinstance(overrides, Mapping) or not all(
         isinstance(name, str) for name in overrides):
@@ -187,7 +190,7 @@ def check_same_command(trial: Trial) -> None:
 
 
 def _settings(trial: Trial) -> list[str]:
-  """Returns what decides a run: its arguments, wherever it stands."""
+  """Returns what decides a run: its arguments, whatever its folder."""
   return [argument for argument in trial.command[1:]
           if not argument.startswith('--workdir=')]
 
@@ -300,7 +303,8 @@ def run(planned: Sequence[Trial],
       for trial in planned}
   waiting = [(number, trial) for number, trial in enumerate(planned, 1)
              if outcomes[trial.workdir] == 'not started']
-  running = {}  # index into cores -> (trial, process, when it began)
+  # Index into cores -> (trial, process, when it began).
+  running: dict[int, tuple[Trial, subprocess.Popen, float]] = {}
   try:
     while waiting or running:
       for slot in range(len(cores)):

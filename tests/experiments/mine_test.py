@@ -209,7 +209,7 @@ def test_bad_inputs_are_named_and_leave_nothing(
            f'--out={tmp_path}/out')
   for flag, message in (
       ('--num_negatives=0', '--num_negatives=0, expected at least 1'),
-      ('--splits=nope', r"\['nope'\]; .*embeddings has \['dev', 'test', 'train"),
+      ('--splits=nope', r"\['nope'\]; .*embeddings has \['dev', 'test', 'tra"),
       ('--chunk_rows=100', 'chunk_rows'),
       (f'--out={tmp_path}', 'exists; name a new folder')):
     with pytest.raises(SystemExit, match=message):

@@ -4,8 +4,9 @@
   python -m experiments.diagnose --workdir=runs/stale --bounds
 
 Encodes the whole corpus with the last checkpoint and compares the softmax over
-the remembered targets with the one over the fresh ones, on the first dev
-queries. The same numbers come as a hook with --config.diagnostics.every=R.
+the remembered targets with the one over the fresh ones, on a sample of the dev
+queries: those whose ids have the smallest hashes, so that it is the same in
+every run. The same numbers come as a hook with --config.diagnostics.every=R.
 evaluation/diagnostics.py defines each.
 
 --bounds adds what the best linear map and a wide network would make of the same

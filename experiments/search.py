@@ -45,9 +45,9 @@ def main(argv, values=flags.FLAGS):
     index = retriever.index(values.index)
     for query in values.query or _lines():
       print(f'\n{query}')
-      for row in zip(*(found[0] for found in retriever.search(
-          [query], values.k, index))):
-        print('  {1:7.4f}  {0:>16}  {2}'.format(*row))
+      [ids], [scores], [texts] = retriever.search([query], values.k, index)
+      for name, score, text in zip(ids, scores, texts):
+        print(f'  {score:7.4f}  {name:>16}  {text}')
 
 
 def _lines():

@@ -17,6 +17,7 @@ from typing import Any
 __version__ = '0.1.0'
 
 _HOMES = {
+    'configure_allocator': ('runtime', 'configure_allocator'),
     'build': ('factory', 'build'),
     'default_config': ('factory.defaults', 'get_config'),
     'load_config': ('factory.defaults', 'load_config'),
@@ -27,6 +28,11 @@ _HOMES = {
     'evaluate': ('jobs.evaluate', 'run'),
     'embed': ('jobs.embed', 'run'),
     'export': ('jobs.export', 'run'),
+    'adapt': ('jobs.adapt', 'run'),
+    'AdaptOptions': ('jobs.adapt', 'Options'),
+    'mine': ('jobs.mine', 'run'),
+    'MineOptions': ('jobs.mine', 'Options'),
+    'compare': ('jobs.compare', 'run'),
     'results_table': ('evaluation.report', 'results_table'),
     'meter_table': ('evaluation.report', 'meter_table'),
 }

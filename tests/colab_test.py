@@ -68,6 +68,14 @@ def test_a_notebook_only_calls_the_package(path):
     for node in ast.walk(ast.parse(cell.source)):
       assert not isinstance(
           node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)), cell.source
+      # Of this repository the package alone, and of that no inner module.
+      imported = ([name.name for name in node.names]
+                  if isinstance(node, ast.Import) else
+                  [node.module] if isinstance(node, ast.ImportFrom) else [])
+      for name in imported:
+        root, _, inner = name.partition('.')
+        assert root not in ('experiments', 'configs', 'tests'), cell.source
+        assert root != 'retrieval_jax' or not inner, cell.source
     assert max(map(len, cell.source.splitlines())) <= 80
 
 

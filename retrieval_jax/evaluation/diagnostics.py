@@ -5,8 +5,10 @@ on a probe batch, now and then, to see what staleness does and what a
 corrector takes back.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import functools
+import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,23 @@ import numpy as np
 from retrieval_jax import types
 
 _TINY = 1e-30
+
+
+def sample_queries(query_ids: Sequence[str], num_queries: int) -> np.ndarray:
+  """Returns which queries to look at, [n] int, n at most `num_queries`.
+
+  Those whose ids have the smallest hashes: a sample that stays the same from
+  look to look and run to run, and has nothing to do with the order of the
+  queries, which in many data sets goes by kind.
+
+  Args:
+    query_ids: of all queries to choose from.
+    num_queries: how many to choose.
+  """
+  digests = [hashlib.blake2b(name.encode(), digest_size=8).digest()
+             for name in query_ids]
+  order = sorted(range(len(digests)), key=lambda i: (digests[i], query_ids[i]))
+  return np.sort(np.array(order[:num_queries], np.int64))
 
 
 def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
@@ -94,8 +113,9 @@ def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
     (1 - p+) form of the gradient that of Lindgren et al., NeurIPS 2021. The
     bounds and the choice of numbers are ours.
   """
-  arguments = {'queries': (queries, 'B D'), 'fresh': (fresh, 'N D'),
-               'table.embeddings': (view.table.embeddings, 'M D')}
+  arguments: dict[str, tuple[Any, str]] = {
+      'queries': (queries, 'B D'), 'fresh': (fresh, 'N D'),
+      'table.embeddings': (view.table.embeddings, 'M D')}
   if known_positives is not None:
     arguments['known_positives'] = (known_positives, 'B E')
   if positive_ids is not None:
@@ -228,14 +248,13 @@ class _Probe:
     log_z, log_z_live, log_z_hat = (
         self._everywhere(first[name])
         for name in ('log_z', 'log_z_live', 'log_z_hat'))
-    totals = None
+    totals: dict[str, np.ndarray] = {}
     for chunk in self._chunks():
       sums = jax.device_get(_sums_given_partition(
           self.queries, self.scale, self.known_positives, log_z, log_z_live,
           log_z_hat, *chunk))
-      sums = {name: np.asarray(x, np.float64) for name, x in sums.items()}
-      totals = sums if totals is None else {
-          name: totals[name] + x for name, x in sums.items()}
+      for name, value in sums.items():
+        totals[name] = totals.get(name, 0) + np.asarray(value, np.float64)
     return totals
 
 
@@ -257,7 +276,7 @@ def _rows_of_all_ids(ids: np.ndarray, num_targets: int) -> np.ndarray:
 
 @jax.jit
 def _take(table: types.TargetTable, rows: jax.Array) -> types.TargetTable:
-  """Returns the slice of the table at rows [C]; -1 gives some live-less row."""
+  """Returns the slice of the table at rows [C]; -1 gives an empty row."""
   at = jnp.maximum(rows, 0)
   return types.TargetTable(
       embeddings=table.embeddings[at],

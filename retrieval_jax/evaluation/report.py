@@ -125,7 +125,9 @@ def meter_table(results: Mapping[str, Any]) -> rich.table.Table:
   for label, name in calls.items():
     table.add_row(label, _shown(meter.get(name), ',.0f'))
   for label, name in (('encoder TFLOP in the step', 'flops_in_step'),
-                      ('encoder TFLOP re-embedding', 'flops_reembedding')):
+                      ('encoder TFLOP re-embedding', 'flops_reembedding'),
+                      ('TFLOP scoring', 'flops_scoring'),
+                      ('TFLOP correcting', 'flops_correcting')):
     value = meter.get(name)
     table.add_row(label, _shown(None if value is None else value / 1e12,
                                 ',.2f'))

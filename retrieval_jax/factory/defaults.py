@@ -3,9 +3,10 @@
 Values marked [ours] come from no paper.
 """
 
-import importlib.util
+import importlib.machinery
 import os
 import sys
+import types
 
 import ml_collections
 from ml_collections import config_dict
@@ -191,7 +192,7 @@ def load_config(path: str) -> config_dict.ConfigDict:
         f'Expected the file of a config, such as configs/stale.py, got '
         f'{name!r}, which is neither in {os.getcwd()} nor where packages are '
         'installed.')
-  spec = importlib.util.spec_from_file_location('loaded_config', file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  loader = importlib.machinery.SourceFileLoader('loaded_config', file)
+  module = types.ModuleType(loader.name)
+  loader.exec_module(module)
   return module.get_config(variant) if variant else module.get_config()

@@ -1,16 +1,22 @@
 """How well a run's memory stands in for brute force."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 
 from retrieval_jax import correctors
+from retrieval_jax import factory
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import diagnostics
+from retrieval_jax.training import state as states
 
 
-def run(workdir, *, bounds=False):
+def run(workdir: str, *, bounds: bool = False
+        ) -> tuple[dict[str, dict[str, float]], int]:
   """Compares the memory of a run's last checkpoint with brute force.
 
   Args:
@@ -34,7 +40,8 @@ def run(workdir, *, bounds=False):
   return of_state(experiment, state, bounds), int(state.step)
 
 
-def of_state(experiment, state, bounds=False):
+def of_state(experiment: factory.Experiment, state: states.TrainState,
+             bounds: bool = False) -> dict[str, dict[str, float]]:
   """Returns {corrector: what `diagnostics.approximation` found}.
 
   Encodes the whole corpus; not counted as a cost of training.
@@ -58,7 +65,10 @@ def of_state(experiment, state, bounds=False):
   return found
 
 
-def against_brute_force(experiment, state, fresh, correct):
+def against_brute_force(
+    experiment: factory.Experiment, state: states.TrainState,
+    fresh: np.ndarray, correct: Callable[[types.TargetTable], jax.Array]
+    ) -> dict[str, float]:
   """Returns `diagnostics.approximation` of the memory seen through `correct`.
 
   Args:
@@ -69,7 +79,10 @@ def against_brute_force(experiment, state, fresh, correct):
   """
   config = experiment.config
   qrels = experiment.dataset.qrels[config.data.dev_split]
-  rows = qrels.queries()[:config.diagnostics.num_queries]
+  rows = qrels.queries()
+  rows = rows[diagnostics.sample_queries(
+      [experiment.dataset.query_ids[row] for row in rows],
+      config.diagnostics.num_queries)]
   return diagnostics.approximation(
       experiment.embed_queries(state.params, rows), fresh,
       types.View(table=state.table, correct=correct,
@@ -80,9 +93,10 @@ def against_brute_force(experiment, state, fresh, correct):
       mesh=experiment.mesh)
 
 
-def _bounding_correctors(normalize):
+def _bounding_correctors(normalize: bool) -> dict[str, tuple[Any, int]]:
   """Returns name -> (corrector, updates) of what is fitted to all targets."""
-  shared = dict(num_anchors=0, keep_norm=normalize, reset_on_refresh=False)
+  shared: dict[str, Any] = dict(
+      num_anchors=0, keep_norm=normalize, reset_on_refresh=False)
   return {
       'best linear': (correctors.Linear(
           fit='ridge', ridge=1e-4, decay=1.0, **shared), 60),

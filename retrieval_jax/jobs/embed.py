@@ -2,9 +2,12 @@
 
 import json
 import os
+from collections.abc import Sequence
 
+from ml_collections import config_dict
 import numpy as np
 
+from retrieval_jax import data
 from retrieval_jax import matryoshka
 from retrieval_jax import trained
 from retrieval_jax.data import beir
@@ -13,8 +16,10 @@ from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.evaluation import trec
 
 
-def run(out, *, workdir=None, config=None, dtype='float32', pairs=(),
-        dim=None):
+def run(out: str, *, workdir: str | None = None,
+        config: config_dict.ConfigDict | None = None, dtype: str = 'float32',
+        pairs: Sequence[str] = (), dim: int | None = None
+        ) -> tuple[np.ndarray, np.ndarray]:
   """Embeds everything and writes `out` whole or not at all.
 
   OUT gets targets.npy [N, D], queries.npy [Q, D] (rows in the order of
@@ -45,7 +50,9 @@ def run(out, *, workdir=None, config=None, dtype='float32', pairs=(),
                pairs=pairs, dim=dim)
 
 
-def write(retriever, out, *, dtype='float32', pairs=(), dim=None):
+def write(retriever: trained.TrainedRetriever, out: str, *,
+          dtype: str = 'float32', pairs: Sequence[str] = (),
+          dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
   """Embeds by a trained.TrainedRetriever; the rest is as of `run`."""
   dataset = retriever.dataset
   if dim is None:
@@ -92,7 +99,8 @@ def write(retriever, out, *, dtype='float32', pairs=(), dim=None):
   return targets, queries
 
 
-def _texts(pair, dataset):
+def _texts(pair: str, dataset: data.RetrievalDataset
+           ) -> tuple[Sequence[str], Sequence[str]]:
   """Returns (target ids, texts) of one --pairs; empty texts are left out."""
   field, _, path = pair.partition('=')
   if pair == 'targets':
@@ -106,4 +114,5 @@ def _texts(pair, dataset):
   found = [(name, text) for name, text in found if text.strip()]
   if not found:
     raise ValueError(f'--pairs={pair}: there is no text to embed.')
-  return tuple(zip(*found))
+  names, texts = zip(*found)
+  return names, texts

@@ -4,11 +4,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ml_collections import config_dict
 import numpy as np
 
+from retrieval_jax import factory
 from retrieval_jax import matryoshka
 from retrieval_jax import sharding
 from retrieval_jax import trained
+from retrieval_jax import types
 from retrieval_jax.adapters import store
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.evaluation import bm25
@@ -18,14 +21,19 @@ from retrieval_jax.evaluation import retrieval
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
 
+Measures = dict[str, dict[str, float]]
+"""{split: {measure: value}}."""
 
-def splits(config):
+
+def splits(config: config_dict.ConfigDict) -> list[str]:
   """Returns the splits evaluated at the end of a run: dev and test, if any."""
   return [split for split in (config.data.dev_split, config.data.test_split)
           if split]
 
 
-def run(workdir, *, names=None, measures=measures_lib.MEASURES, dims=None):
+def run(workdir: str, *, names: Sequence[str] | None = None,
+        measures: Sequence[str] = measures_lib.MEASURES,
+        dims: Sequence[int] | None = None) -> tuple[Measures, int]:
   """Evaluates a run's last checkpoint and brings its results.json up to date.
 
   Args:
@@ -57,8 +65,11 @@ def run(workdir, *, names=None, measures=measures_lib.MEASURES, dims=None):
   return found, retriever.step
 
 
-def of_params(experiment, params, rows, names, *, targets=None,
-                    workdir=None, measures=measures_lib.MEASURES, dims=None):
+def of_params(experiment: factory.Experiment, params: types.Params,
+              table_rows: Any, names: Sequence[str], *,
+              targets: np.ndarray | None = None, workdir: str | None = None,
+              measures: Sequence[str] = measures_lib.MEASURES,
+              dims: Sequence[int] | None = None) -> Measures:
   """Returns {split: {measure: value}} of a full-corpus search.
 
   Measures of the first m dimensions are called MEASURE/m, as in 'RR@10/64'.
@@ -66,7 +77,8 @@ def of_params(experiment, params, rows, names, *, targets=None,
   Args:
     experiment: factory.Experiment.
     params: the model's parameters.
-    rows: [M, D], embeddings of the run's table, see `Experiment.targets_of`.
+    table_rows: [M, D], embeddings of the run's table, see
+      `Experiment.targets_of`.
     names: splits to evaluate.
     targets: [N, D] float32, embeddings of the corpus if there are any already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
@@ -78,7 +90,7 @@ def of_params(experiment, params, rows, names, *, targets=None,
   if not names:
     return {}
   if targets is None:
-    targets = experiment.targets_of(params, rows)
+    targets = experiment.targets_of(params, table_rows)
   rows = np.concatenate([dataset.qrels[name].queries() for name in names])
   queries = experiment.embed_queries(params, rows)
 
@@ -100,7 +112,7 @@ def of_params(experiment, params, rows, names, *, targets=None,
   return by_split
 
 
-def of_bm25(experiment):
+def of_bm25(experiment: factory.Experiment) -> Measures:
   """Returns BM25's measures by split."""
   config, dataset = experiment.config, experiment.dataset
   names = splits(config)
@@ -115,8 +127,10 @@ def of_bm25(experiment):
       config.evaluation.drop_self_matches)
 
 
-def of_index(folder, names, measures, *, workdir=None, config=None,
-                   embeddings=None):
+def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
+             *, workdir: str | None = None,
+             config: config_dict.ConfigDict | None = None,
+             embeddings: str | None = None) -> Measures:
   """Returns {split: {measure: value}} of an adapted index; writes SPLIT.run.
 
   Args:
@@ -138,7 +152,7 @@ def of_index(folder, names, measures, *, workdir=None, config=None,
     index, state, corpus_ids = store.load(folder, mesh, 4096)
     qrels_folder = os.path.join(embeddings, 'qrels')
     names = names or embeddings_lib.read_splits(qrels_folder)
-    dataset = _Judged(corpus_ids, queries.ids, {
+    dataset: Any = _Judged(corpus_ids, queries.ids, {
         name: embeddings_lib.read_qrels(
             qrels_folder, name, queries.ids, corpus_ids) for name in names})
     embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
@@ -156,7 +170,7 @@ def of_index(folder, names, measures, *, workdir=None, config=None,
   return _measure(dataset, names, found, measures, drop, folder)
 
 
-def flat(measures):
+def flat(measures: Measures) -> dict[str, float]:
   """Returns {'SPLIT/MEASURE': value} of what evaluation returns."""
   return {f'{split}/{name}': value for split, of_split in measures.items()
           for name, value in of_split.items()}
@@ -169,7 +183,8 @@ class _Judged(NamedTuple):
   qrels: Mapping[str, Any]
 
 
-def _checked_splits(names, experiment):
+def _checked_splits(names: Sequence[str] | None,
+                    experiment: factory.Experiment) -> Sequence[str]:
   names = names or splits(experiment.config)
   unknown = set(names) - set(experiment.dataset.qrels)
   if unknown:
@@ -200,7 +215,8 @@ def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
   return by_split
 
 
-def _results_so_far(experiment, workdir, step):
+def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
+                    ) -> dict[str, Any]:
   """Returns results.json as it stands, or as a run that got to `step` has it.
 
   Args:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+import numpy as np
 import safetensors.numpy
 
 from retrieval_jax import indexes
@@ -15,7 +16,7 @@ from retrieval_jax.jobs import model_card
 from retrieval_jax.models import export
 
 
-def run(out, workdir, *, embeddings=False):
+def run(out: str, workdir: str, *, embeddings: bool = False) -> None:
   """Exports the last checkpoint of a run, whole or not at all.
 
   Args:
@@ -56,7 +57,7 @@ def can_write_faiss() -> bool:
   return importlib.util.find_spec('faiss') is not None
 
 
-def _write_index(path, targets):
+def _write_index(path: str, targets: np.ndarray) -> None:
   """Writes an exact inner-product index of targets [N, D]."""
   import faiss  # pylint: disable=g-import-not-at-top
   faiss.write_index(indexes.FaissFlat().build(targets), path)

@@ -1,14 +1,24 @@
 """The hooks of a training run."""
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
+
+from retrieval_jax import factory
 from retrieval_jax.jobs import diagnose
 from retrieval_jax.jobs import evaluate
+from retrieval_jax.training import checkpoint
 from retrieval_jax.training import hooks
+from retrieval_jax.training import state as states
 
 
-def make_hooks(experiment, checkpoints, workdir, *, schedule, reencode,
-               saved_config):
+def make_hooks(experiment: factory.Experiment,
+               checkpoints: checkpoint.Checkpoints, workdir: str, *,
+               schedule: Callable[[int], jax.Array],
+               reencode: Callable[[states.TrainState], states.TrainState],
+               saved_config: Mapping[str, Any]) -> list[hooks.Hook]:
   """Returns the hooks of a run: re-encoding, measuring, logging, saving.
 
   Args:
@@ -20,7 +30,7 @@ def make_hooks(experiment, checkpoints, workdir, *, schedule, reencode,
     saved_config: what a checkpoint keeps of the config, as plain JSON.
   """
   config = experiment.config
-  chosen = [hooks.LogHook(config.log.every, schedule)]
+  chosen: list[hooks.Hook] = [hooks.LogHook(config.log.every, schedule)]
   if experiment.method.refresh.reencode_every:
     chosen.append(hooks.ReencodeHook(
         reencode, experiment.method.refresh.reencode_every))
@@ -46,14 +56,16 @@ class EvaluateHook(hooks.EvaluateHook):
   at_finish = False
 
 
-def evaluate_dev(experiment, state):
+def evaluate_dev(experiment: factory.Experiment, state: states.TrainState
+                 ) -> dict[str, float]:
   """Returns 'SPLIT/MEASURE' -> value of the dev queries."""
   return evaluate.flat(evaluate.of_params(
       experiment, state.params, state.table.embeddings,
       [experiment.config.data.dev_split]))
 
 
-def diagnose_memory(experiment, state):
+def diagnose_memory(experiment: factory.Experiment, state: states.TrainState
+                    ) -> dict[str, float]:
   """Returns how the memory approximates brute force on dev queries."""
   found = diagnose.of_state(experiment, state)['this run']
   return {f'diagnostics/{name}': value for name, value in found.items()}

@@ -1,7 +1,10 @@
 """The README.md of an exported model: what it is and how it was made."""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from retrieval_jax import trained
 from retrieval_jax.evaluation import report
 
 _CALLS = {
@@ -10,11 +13,14 @@ _CALLS = {
     'target_encoder_calls_reembedding': 'targets re-embedded',
     'flops_in_step': 'FLOPs in the steps',
     'flops_reembedding': 'FLOPs of re-embedding',
+    'flops_scoring': 'FLOPs of scoring',
+    'flops_correcting': 'FLOPs of correcting',
     'table_bytes': 'bytes of the table',
 }
 
 
-def write(retriever, results):
+def write(retriever: trained.TrainedRetriever,
+          results: Mapping[str, Any] | None) -> str:
   """Returns the Markdown text.
 
   Args:
@@ -85,7 +91,7 @@ def write(retriever, results):
   return '\n'.join(lines)
 
 
-def _measures(results, step):
+def _measures(results: Mapping[str, Any], step: int) -> Iterator[str]:
   """Yields a table of every evaluated split, its baselines first."""
   if results.get('steps') != step:
     yield f'Measured at step {results.get("steps")}:'
@@ -103,7 +109,8 @@ def _measures(results, step):
     yield ''
 
 
-def _table(header, rows):
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]
+           ) -> Iterator[str]:
   """Yields the lines of a Markdown table."""
   for row in (header, ['---'] * len(header), *rows):
     yield f'| {" | ".join(row)} |'

@@ -3,13 +3,21 @@
 import functools
 import json
 import os
+import pathlib
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+from ml_collections import config_dict
+import numpy as np
 
 from retrieval_jax import factory
 from retrieval_jax import sharding
 from retrieval_jax import trained
+from retrieval_jax import types
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import trec
 from retrieval_jax.jobs import evaluate
@@ -20,6 +28,8 @@ from retrieval_jax.training import loop
 from retrieval_jax.training import meter as meters
 from retrieval_jax.training import metric_writer
 from retrieval_jax.training import signals
+from retrieval_jax.training import state as states
+from retrieval_jax.training import step as steps
 
 # Sections that may change when a run is resumed: none of them changes the
 # parameters that come out, but for the order of sums. `num_steps` may not: the
@@ -29,7 +39,9 @@ MAY_CHANGE = ('log', 'checkpoint', 'profile', 'diagnostics', 'evaluation',
               'encoding.batch_tokens', 'sharding')
 
 
-def run(config, workdir, *, num_devices=None, command=None):
+def run(config: config_dict.ConfigDict, workdir: str, *,
+        num_devices: int | None = None, command: str | None = None
+        ) -> dict[str, Any] | None:
   """Trains, or resumes training, by `config` and evaluates at the end.
 
   An interrupted run is taken up again by the same call. A finished one leaves
@@ -77,7 +89,7 @@ def run(config, workdir, *, num_devices=None, command=None):
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
 
-    cost = costs.Cost(experiment, meter)
+    cost = make_cost(experiment, meter)
     train_step, schedule, state, baselines = start_state(
         experiment, checkpoints, resumed, cost, workdir)
     if resumed is not None:
@@ -117,12 +129,34 @@ def run(config, workdir, *, num_devices=None, command=None):
       'measures': measures, **baselines, 'meter': meter.as_dict(),
       'steps': config.num_steps, 'seed': config.seed,
       'hardware': hardware(experiment.mesh), 'command': command or '',
+      'commit': commit(),
       'config': resolved, 'method': repr(experiment.method)}
   report.write_results(workdir, results)
   return results
 
 
-def start_state(experiment, checkpoints, resumed, cost, workdir):
+def make_cost(experiment: factory.Experiment, meter: meters.Meter
+              ) -> costs.Cost:
+  """Returns the cost.Cost of an experiment."""
+  config, model, method = experiment.config, experiment.model, experiment.method
+  flops = lambda store: model.flops(np.mean(store.lengths).item())
+  return costs.Cost(
+      meter, method, columns=config.estimator.columns,
+      loss_dims=sum(config.estimator.matryoshka_dims) or model.dim,
+      dim=model.dim, batch_size=config.batch_size,
+      query_flops=flops(experiment.query_tokens),
+      target_flops=flops(experiment.target_tokens),
+      passes=costs.passes_of_gradient(
+          chunked=bool(config.encoding.chunk_size), remat=config.model.remat),
+      num_taught=(0 if config.distillation.kind == 'none'
+                  else method.num_candidates))
+
+
+def start_state(experiment: factory.Experiment,
+                checkpoints: checkpoint.Checkpoints, resumed: int | None,
+                cost: costs.Cost, workdir: str) -> tuple[
+                    steps.TrainStep, Callable[[int], jax.Array],
+                    states.TrainState, Mapping[str, Any]]:
   """Returns (TrainStep, schedule, state, baselines) to start or go on from.
 
   A fresh run embeds targets with the initial parameters: as many as the memory
@@ -137,13 +171,15 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
   ids, targets, baselines = experiment.first_ids(), None, {}
   if len(ids):
     say(f'Embedding {len(ids):,} targets for the memory.')
-    with cost.phase('refresh'):
+    # Where training reads no remembered vector they are for measures alone.
+    with cost.meter.phase('refresh' if cost.reads_memory else 'evaluate'):
       targets = experiment.embed_targets(experiment.params, ids)
-    cost.reembedding(len(ids))
+    if cost.reads_memory:
+      cost.reembedding(len(ids))
   whole = targets if experiment.method.memory == 'corpus' else None
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
-    with cost.phase('evaluate'):
+    with cost.meter.phase('evaluate'):
       baselines = {
           'bm25': evaluate.of_bm25(experiment),
           'untrained': evaluate.of_params(
@@ -156,39 +192,51 @@ def start_state(experiment, checkpoints, resumed, cost, workdir):
   return train_step, schedule, state, baselines
 
 
-def device_batches(experiment, start_step):
+def device_batches(experiment: factory.Experiment, start_step: int
+                   ) -> Iterator[types.Batch]:
   """Yields batches of `start_step` and on, sharded over the mesh."""
   for batch in experiment.make_batches().iterate(start_step):
     yield sharding.put_batch(batch, experiment.mesh)
 
 
-def make_step(experiment, train_step, cost):
+def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
+              cost: costs.Cost) -> Callable[
+                  [states.TrainState, types.Batch],
+                  tuple[states.TrainState, Mapping[str, jax.Array]]]:
   """Returns step_fn(state, batch) -> (state, metrics) for the loop."""
-  gather = experiment.make_gather()
+  gather, phase = experiment.make_gather(), cost.meter.phase
 
   def step(state, batch):
-    with cost.phase('propose') as hold:
+    with phase('propose') as hold:
       proposal, probe_rows, negative_ids, probe_ids = hold(
           train_step.propose(state, batch))
-    cost.step(probe_ids.shape[0])
-    with cost.phase('gather') as hold:
+    cost.step(state.table.ids.shape[0], proposal.rows.shape[1], negative_ids,
+              probe_ids)
+    with phase('gather') as hold:
       negatives, probes = hold((gather(negative_ids), gather(probe_ids)))
-    with cost.phase('update') as hold:
+    with phase('update') as hold:
       return hold(train_step.update(
           state, batch, proposal, probe_rows, negatives, probes))
 
   return step
 
 
-def reencode(experiment, train_step, cost, state):
-  """Returns the state with a memory of all targets, encoded by its model."""
-  cost.reembedding(len(experiment.target_tokens))
-  table = experiment.make_table(
-      experiment.embed_targets(state.params), step=int(state.step))
-  return train_step.refreshed(state, table)
+def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
+             cost: costs.Cost, state: states.TrainState) -> states.TrainState:
+  """Returns the state with a memory of all targets, encoded by its model.
+
+  The table of `state` is deleted before the new one is made, for the devices
+  need not have room for both.
+  """
+  embeddings = experiment.embed_targets(state.params)
+  cost.reembedding(len(embeddings))
+  for array in jax.tree.leaves(state.table):
+    array.delete()
+  return train_step.refreshed(
+      state, experiment.make_table(embeddings, step=int(state.step)))
 
 
-def hardware(mesh):
+def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   """Returns what the run ran on, for results.json."""
   devices = mesh.devices.reshape(-1)
   return {'devices': len(devices), 'kind': devices[0].device_kind,
@@ -196,7 +244,21 @@ def hardware(mesh):
           'processes': jax.process_count(), 'jax': jax.__version__}
 
 
-def say(text):
+def commit() -> str | None:
+  """Returns the commit of this code, with '-dirty' where files differ from it.
+
+  None where the package does not stand in a repository of its own.
+  """
+  root = pathlib.Path(__file__).parents[2]
+  if not root.joinpath('.git').exists() or not shutil.which('git'):
+    return None
+  found = subprocess.run(
+      ['git', '-C', root, 'describe', '--always', '--dirty', '--abbrev=40',
+       '--exclude=*'], capture_output=True, text=True, check=False)
+  return found.stdout.strip() or None
+
+
+def say(text: str) -> None:
   """Prints a line of progress; the first process speaks for all."""
   if not jax.process_index():
     print(text, file=sys.stderr, flush=True)

@@ -10,8 +10,8 @@ from retrieval_jax.training.hooks import LogHook
 from retrieval_jax.training.hooks import ProfileHook
 from retrieval_jax.training.hooks import ProgressHook
 from retrieval_jax.training.hooks import ReencodeHook
-from retrieval_jax.training.loop import Run
 from retrieval_jax.training.loop import train
+from retrieval_jax.training.loop import TrainingRun
 from retrieval_jax.training.meter import Meter
 from retrieval_jax.training.meter import num_bytes
 from retrieval_jax.training.metric_writer import MetricWriter

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,7 +39,7 @@ class Checkpoints:
     """Returns the step of the latest complete checkpoint, None without."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state, meta: dict):
+  def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
     """Starts to save; returns once `state` may be donated.
 
     Args:
@@ -50,7 +52,8 @@ class Checkpoints:
     self._manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
-  def restore(self, abstract_state, step: int | None = None):
+  def restore(self, abstract_state: Any, step: int | None = None
+              ) -> tuple[Any, dict[str, Any]]:
     """Returns (state, meta) of a checkpoint.
 
     Args:
@@ -69,7 +72,8 @@ class Checkpoints:
         meta=ocp.args.JsonRestore()))
     return restored.state, restored.meta
 
-  def restore_params(self, abstract_params, step: int | None = None):
+  def restore_params(self, abstract_params: Any, step: int | None = None
+                     ) -> Any:
     """Returns the params of a checkpoint, and reads nothing else of it.
 
     Unlike `restore` it does not care how many rows the table was padded to,
@@ -109,7 +113,7 @@ class Checkpoints:
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     return self._restore_part(step, wanted, on_host)['table']['embeddings']
 
-  def restore_meta(self, step: int | None = None) -> dict:
+  def restore_meta(self, step: int | None = None) -> dict[str, Any]:
     """Returns the meta of a checkpoint, None for the latest, without state."""
     step = self.latest_step() if step is None else step
     if step is None:
@@ -117,12 +121,12 @@ class Checkpoints:
     return self._manager.restore(
         step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
-  def wait(self):
+  def wait(self) -> None:
     """Waits until everything saved is on disk, and raises what went wrong."""
     self._manager.wait_until_finished()
     self._manager.check_for_errors()
 
-  def close(self):
+  def close(self) -> None:
     """Waits, then lets go of the folder."""
     self.wait()
     self._manager.close()
@@ -168,7 +172,8 @@ class Checkpoints:
           + '\n  '.join(wrong))
 
 
-def check_same_config(saved: dict, current: dict, *, ignore=()):
+def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], *,
+                      ignore: Sequence[str] = ()) -> None:
   """Raises if a run is resumed with another configuration.
 
   Args:
@@ -179,13 +184,13 @@ def check_same_config(saved: dict, current: dict, *, ignore=()):
   Raises:
     ValueError: naming every differing option and both values.
   """
-  saved, current = _flat(_jsonable(saved)), _flat(_jsonable(current))
+  before, now = _flat(_jsonable(saved)), _flat(_jsonable(current))
   absent = '(absent)'
   different = [
-      f'{name}: saved {saved.get(name, absent)!r}, '
-      f'now {current.get(name, absent)!r}'
-      for name in sorted(saved | current)
-      if saved.get(name, absent) != current.get(name, absent)
+      f'{name}: saved {before.get(name, absent)!r}, '
+      f'now {now.get(name, absent)!r}'
+      for name in sorted(before | now)
+      if before.get(name, absent) != now.get(name, absent)
       and not any(name == i or name.startswith(i + '.') for i in ignore)]
   if different:
     raise ValueError(

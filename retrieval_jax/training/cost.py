@@ -1,40 +1,140 @@
-"""What a run's steps cost, told to the meter."""
+"""What training computes, told to the meter phase by phase.
 
-import numpy as np
+Components say what they cost:
+  sampler.rows_scored(num_queries, capacity) -> (products <query, row> that a
+    proposal takes, rows that pass the corrector);
+  sampler.reads_embeddings, whether the choice depends on what is remembered;
+  corrector.flops_per_row(dim), of `apply`;
+  corrector.flops_per_update(num_rows, num_queries, dim), of `update`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+
+from retrieval_jax.training import meter as meters
 
 
+@dataclasses.dataclass(frozen=True)
 class Cost:
-  """Tells the meter what encoding costs; FLOPs are at mean text length."""
+  """Counts on `meter` what the phases of training cost.
 
-  def __init__(self, experiment, meter):
-    """Takes text lengths from the experiment's token stores."""
-    self._meter, config = meter, experiment.config
-    flops = lambda store: experiment.model.flops(float(np.mean(store.lengths)))
-    self._target_flops = flops(experiment.target_tokens)
-    self._query_flops = flops(experiment.query_tokens)
-    # Forward and backward are three passes; gradient caching adds a forward.
-    self._passes = 4 if config.encoding.chunk_size else 3
-    self._targets = 0
-    if experiment.method.targets.source == 'encoder':
-      self._targets = config.batch_size * (
-          1 + experiment.method.sampler.num_negatives
-          + experiment.method.num_candidates)
-    self._queries = config.batch_size
+  A text's FLOPs are at mean length. Padding is not counted as a text, be it of
+  a probe or of a draw that found no row; how many there are the device counts,
+  and the meter fetches it later, so that no step waits.
+
+  Attributes:
+    meter: what counts.
+    method: a method.Method.
+    columns: which targets the loss of a query sees, of method.COLUMNS.
+    loss_dims: dimensions that the loss takes products over; the lengths of all
+      prefixes together where it is of prefixes.
+    dim: D, of the embeddings.
+    batch_size: B.
+    query_flops: of one query's forward pass.
+    target_flops: of one target's forward pass.
+    passes: forward passes that one text of the loss is worth, see
+      `passes_of_gradient`.
+    num_taught: candidates per query whose scores are compared with a teacher's.
+  """
+  meter: meters.Meter
+  method: Any
+  columns: str
+  loss_dims: int
+  dim: int
+  batch_size: int
+  query_flops: float
+  target_flops: float
+  passes: int
+  num_taught: int = 0
 
   @property
-  def phase(self):
-    """The meter's `phase`."""
-    return self._meter.phase
+  def reads_memory(self) -> bool:
+    """Whether anything that is trained depends on remembered embeddings."""
+    return (self.method.sampler.reads_embeddings
+            or self.method.targets.source != 'encoder')
 
-  def step(self, num_probes):
-    """Counts one training step that re-encodes `num_probes` rows on top."""
-    self._meter.count_step(
-        targets=self._targets, queries=self._queries,
-        target_flops=self._passes * self._target_flops,
-        query_flops=self._passes * self._query_flops)
-    self.reembedding(num_probes)
+  def step(self, capacity: int, num_negatives: int, negative_ids: jax.Array,
+           probe_ids: jax.Array):
+    """Counts one training step.
 
-  def reembedding(self, num_targets):
+    Args:
+      capacity: M, rows of the table.
+      num_negatives: K, draws and candidates of a query.
+      negative_ids: [B * K] int32, targets encoded for the loss, -1 for none;
+        [0] where it reads targets from the table.
+      probe_ids: [P] int32, targets encoded for the memory, likewise.
+    """
+    scored, corrected = self.method.sampler.rows_scored(
+        self.batch_size, capacity)
+    if scored:  # else nothing asks for the queries, and none is encoded
+      self.meter.count_step(targets=0, queries=self.batch_size,
+                            query_flops=self.query_flops)
+    self.meter.count('flops_scoring', scored, 2. * self.dim)
+    self._loss(num_negatives, negative_ids)
+    if probe_ids.size:
+      self.reembedding(_num_texts(probe_ids))
+    self._correcting(
+        corrected,
+        self.batch_size * (1 + num_negatives) + probe_ids.shape[0])
+
+  def reembedding(self, num_targets: int | jax.Array):
     """Counts targets encoded for the memory alone."""
-    self._meter.count_reembedding(
-        targets=num_targets, target_flops=self._target_flops)
+    self.meter.count_reembedding(
+        targets=num_targets, target_flops=self.target_flops)
+
+  def _loss(self, num_negatives, negative_ids):
+    encoded = self.method.targets.source == 'encoder'
+    self.meter.count_step(
+        targets=self.batch_size if encoded else 0, queries=self.batch_size,
+        target_flops=self.passes * self.target_flops,
+        query_flops=self.passes * self.query_flops)
+    if negative_ids.size:
+      self.meter.count_step(
+          targets=_num_texts(negative_ids), queries=0,
+          target_flops=self.passes * self.target_flops)
+    # A product's gradient is two more, or one where targets have none.
+    products = 2 if self.method.targets.source == 'frozen' else 3
+    scored = 1 + self.num_taught + num_columns(
+        self.columns, self.batch_size, num_negatives)
+    self.meter.count('flops_scoring', products * self.batch_size * scored,
+                     2. * self.loss_dims)
+
+  def _correcting(self, corrected, num_observed):
+    """Counts the rows that a proposal corrects and those a step observes."""
+    corrector = self.method.corrector
+    # Observed rows are corrected once more, to log their drift.
+    self.meter.count('flops_correcting', corrected + num_observed,
+                     corrector.flops_per_row(self.dim))
+    self.meter.count('flops_correcting', 1, corrector.flops_per_update(
+        num_observed, self.batch_size, self.dim))
+
+
+def num_columns(kind: str, batch_size: int, num_negatives: int) -> int:
+  """Returns how many targets a query's loss sees beside its positive.
+
+  Args:
+    kind: one of method.COLUMNS.
+    batch_size: B.
+    num_negatives: K, draws and candidates of a query.
+  """
+  return {'own': num_negatives, 'positives': num_negatives + batch_size,
+          'all': (1 + num_negatives) * batch_size,
+          'draws': num_negatives * batch_size}[kind]
+
+
+def passes_of_gradient(*, chunked: bool, remat: bool) -> int:
+  """Returns the forward passes that a text costs where it has a gradient.
+
+  The backward pass is worth two, and each of gradient caching and `remat`
+  computes the forward pass once more.
+  """
+  return 3 + chunked + remat
+
+
+@jax.jit
+def _num_texts(ids):
+  """Returns how many ids [n] are not -1, [] int32."""
+  return jnp.sum(ids >= 0, dtype=jnp.int32)

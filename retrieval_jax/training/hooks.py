@@ -1,9 +1,9 @@
 """Hooks: all that a run does beside its steps.
 
-The loop calls a hook after every `every` steps with the `loop.Run`, whose
-state it may replace. Hooks are called in the order of their list: what changes
-the state (re-encoding) first, then what measures it, then the log, and the
-checkpoint after everything that it should hold.
+The loop calls a hook after every `every` steps with the `loop.TrainingRun`,
+whose state it may replace. Hooks are called in the order of their list: what
+changes the state (re-encoding) first, then what measures it, then the log, and
+the checkpoint after everything that it should hold.
 """
 
 import dataclasses
@@ -12,13 +12,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
 
 import jax
 import numpy as np
 import tqdm
 
 from retrieval_jax.training import checkpoint
+
+if TYPE_CHECKING:  # the loop imports this module
+  from retrieval_jax.training import loop
 
 
 class Hook(Protocol):
@@ -33,21 +36,22 @@ class Hook(Protocol):
   at_finish: ClassVar[bool] = True
   at_stop: ClassVar[bool] = False
 
-  def __call__(self, run):
+  def __call__(self, run: 'loop.TrainingRun') -> None:
     """Does the work after `run.step` finished steps."""
 
-  def close(self):
+  def close(self) -> None:
     """Lets go of what the hook holds; called however the loop ends."""
+    return
 
 
-def is_due(hook: Hook, run) -> bool:
+def is_due(hook: Hook, run: 'loop.TrainingRun') -> bool:
   """Returns whether the loop calls this hook now."""
   return bool(hook.every and run.step % hook.every == 0
               or hook.at_finish and run.finished
               or hook.at_stop and run.stopped)
 
 
-def fetch_metrics(run) -> dict[str, np.ndarray]:
+def fetch_metrics(run: 'loop.TrainingRun') -> dict[str, np.ndarray]:
   """Returns the metrics since the last log, name -> [steps] float64.
 
   Raises:
@@ -87,7 +91,7 @@ class LogHook(Hook):
   schedule: Callable[[int], jax.Array] | None = None
   at_stop: ClassVar[bool] = True
 
-  def __call__(self, run):
+  def __call__(self, run: 'loop.TrainingRun') -> None:
     fetched = fetch_metrics(run)
     run.metrics.clear()
     if not fetched:
@@ -116,7 +120,7 @@ class ProgressHook(Hook):
   _last: tuple[int, float] | None = dataclasses.field(
       default=None, init=False, repr=False)
 
-  def __call__(self, run):
+  def __call__(self, run: 'loop.TrainingRun') -> None:
     if jax.process_index():
       return
     stream = self.stream or sys.stderr
@@ -139,7 +143,7 @@ class ProgressHook(Hook):
           f'{_clock(left)} left', *(f'{k}={v}' for k, v in news.items()),
           sep='  ', file=stream, flush=True)
 
-  def close(self):
+  def close(self) -> None:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
@@ -162,7 +166,7 @@ class CheckpointHook(Hook):
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   at_stop: ClassVar[bool] = True
 
-  def __call__(self, run):
+  def __call__(self, run: 'loop.TrainingRun') -> None:
     fetch_metrics(run)
     with run.meter.phase('checkpoint', block=False):
       self.checkpoints.save(run.step, run.state, {
@@ -184,7 +188,7 @@ class EvaluateHook(Hook):
   every: int
   phase: str = 'evaluate'
 
-  def __call__(self, run):
+  def __call__(self, run: 'loop.TrainingRun') -> None:
     with run.meter.phase(self.phase, block=True) as hold:
       scalars = hold(self.evaluate(run.state))
     run.write(scalars)
@@ -200,18 +204,21 @@ class DiagnosticsHook(EvaluateHook):
 class ReencodeHook(Hook):
   """Re-encodes the whole table every R steps.
 
-  It runs on multiples of `every` only, at the end too, so that a run that
-  was stopped there and resumed equals the one that was not.
+  It runs on multiples of `every`, where a run may be stopped and resumed too,
+  but not after the last step of the run, when nothing would read the rows.
 
   Attributes:
-    reencode: state -> state; counts its own encoder calls on the meter.
+    reencode: state -> state, whose table it may delete; counts its own encoder
+      calls on the meter.
     every: R.
   """
   reencode: Callable[[Any], Any]
   every: int
   at_finish: ClassVar[bool] = False
 
-  def __call__(self, run):
+  def __call__(self, run: 'loop.TrainingRun') -> None:
+    if run.finished:
+      return
     with run.meter.phase('refresh', block=True) as hold:
       run.state = hold(self.reencode(run.state))
 
@@ -228,11 +235,11 @@ class ProfileHook(Hook):
   folder: str
   first_step: int = 10
   num_steps: int = 5
-  every: ClassVar[int] = 1
+  every: int = dataclasses.field(default=1, init=False)
   at_stop: ClassVar[bool] = True
   _tracing: bool = dataclasses.field(default=False, init=False, repr=False)
 
-  def __call__(self, run):
+  def __call__(self, run: 'loop.TrainingRun') -> None:
     if run.step == self.first_step:
       jax.block_until_ready(run.state)
       os.makedirs(self.folder, exist_ok=True)
@@ -242,13 +249,13 @@ class ProfileHook(Hook):
       jax.block_until_ready(run.state)
       self.close()
 
-  def close(self):
+  def close(self) -> None:
     if self._tracing:
       self._tracing = False
       jax.profiler.stop_trace()
 
 
-def _clock(seconds):
+def _clock(seconds: float) -> str:
   if not math.isfinite(seconds):
     return '?'
   minutes, seconds = divmod(round(seconds), 60)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from retrieval_jax.training import metric_writer
 
 
 @dataclasses.dataclass
-class Run:
+class TrainingRun:
   """What hooks see of a run, and may change.
 
   Attributes:
@@ -44,7 +45,7 @@ class Run:
     """Whether all steps are done."""
     return self.step >= self.num_steps
 
-  def write(self, scalars):
+  def write(self, scalars: Mapping[str, Any]) -> None:
     """Writes scalars of this step beside what the run has cost so far."""
     self.writer.write(self.step, {
         'seconds': self.meter.seconds,
@@ -53,8 +54,12 @@ class Run:
     self.latest.update(scalars)
 
 
-def train(state, batches, step_fn, hooks, *, start_step, num_steps, meter,
-          writer, stop=lambda step: False, transfer_guard='disallow'):
+def train(state: Any, batches: Iterator[Any],
+          step_fn: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]],
+          hooks: Iterable[hooks_lib.Hook], *, start_step: int, num_steps: int,
+          meter: meter_lib.Meter, writer: metric_writer.MetricWriter,
+          stop: Callable[[int], bool] = lambda step: False,
+          transfer_guard: str = 'disallow') -> Any:
   """Trains from `start_step` to `num_steps`, or until `stop` says so.
 
   Args:
@@ -73,7 +78,7 @@ def train(state, batches, step_fn, hooks, *, start_step, num_steps, meter,
   Returns:
     The last state; its `step` tells whether the run was stopped.
   """
-  run = Run(state, start_step, start_step, num_steps, meter, writer)
+  run = TrainingRun(state, start_step, start_step, num_steps, meter, writer)
   del state  # run.state replaces it, and its buffers may be donated
   # XLA:CPU deadlocks when steps with collectives pile up (jax 0.10.2).
   wait = jax.default_backend() == 'cpu'

@@ -4,6 +4,8 @@ import collections
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,12 @@ import jax.numpy as jnp
 STEP_PHASES = ('propose', 'gather', 'update')
 PHASES = STEP_PHASES + ('refresh', 'evaluate', 'prepare')
 
-_COUNTS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
-           'query_encoder_calls', 'flops_in_step', 'flops_reembedding')
+FLOPS = ('flops_in_step', 'flops_reembedding', 'flops_scoring',
+         'flops_correcting')
+"""The parts of what training computes; their sum is all of it."""
+
+_CALLS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
+          'query_encoder_calls')
 
 
 @dataclasses.dataclass
@@ -33,14 +39,23 @@ class _Clock:
 class Meter:
   """Counts encoder calls, FLOPs, bytes and seconds; lives on the host.
 
+  FLOPs are those of matrix products, two for a multiplication and an addition.
+  Encoders are counted by texts: padding is none. What is counted may still be
+  on its way from the device; it is fetched when a count is read.
+
   Attributes:
-    target_encoder_calls_in_step: targets encoded by training steps.
-    target_encoder_calls_reembedding: targets re-encoded outside of them.
-    query_encoder_calls: queries encoded by training steps.
-    flops_in_step: FLOPs of the first and third.
-    flops_reembedding: FLOPs of the second.
     table_bytes: size of the table over all devices.
     index_bytes: size of whatever else is kept to search with.
+
+  The other counts are read by `as_dict`:
+    target_encoder_calls_in_step: targets encoded for the loss.
+    target_encoder_calls_reembedding: targets encoded for the memory alone.
+    query_encoder_calls: queries encoded, to propose and for the loss.
+    flops_in_step: of the first and third.
+    flops_reembedding: of the second.
+    flops_scoring: of products between queries and targets, to choose negatives
+      and for the loss.
+    flops_correcting: of the corrector, applied and updated.
   """
 
   def __init__(self, *, sample_every: int | None = None):
@@ -55,39 +70,68 @@ class Meter:
     if sample_every is None:
       sample_every = 1 if jax.default_backend() == 'cpu' else 32
     self._sample_every = sample_every
-    self._clocks = collections.defaultdict(_Clock)
+    self._clocks: dict[str, _Clock] = collections.defaultdict(_Clock)
     self._started = time.monotonic()
-    self._before = collections.defaultdict(float)  # seconds, before a resume
-    for name in _COUNTS:
-      setattr(self, name, 0.0 if name.startswith('flops') else 0)
+    # Seconds before a resume.
+    self._before: dict[str, float] = collections.defaultdict(float)
+    self._counts: dict[str, Any] = (
+        dict.fromkeys(_CALLS, 0) | dict.fromkeys(FLOPS, 0.0))
+    self._pending: list[tuple[str, Any, float]] = []
     self.table_bytes = 0
     self.index_bytes = 0
 
-  def count_step(self, *, targets, queries, target_flops=0.0,
-                 query_flops=0.0):
-    """Counts the texts that one step encodes.
+  def count(self, name: str, number: int | float | jax.Array, each: float = 1):
+    """Adds `number * each` to a count.
 
     Args:
-      targets: number of targets, over all processes.
-      queries: number of queries, over all processes.
+      name: one of the counts that `as_dict` returns.
+      number: of things, over all processes; a Python number, or [] int32 on
+        the device, which is not waited for.
+      each: of what is counted, such as the FLOPs of one thing.
+    """
+    if name not in self._counts:
+      raise ValueError(f'name={name!r} is not one of {list(self._counts)}.')
+    self._pending.append((name, number, each))
+
+  def count_step(self, *, targets: int | jax.Array, queries: int,
+                 target_flops: float = 0.0, query_flops: float = 0.0):
+    """Counts the texts that one step encodes for its loss.
+
+    Args:
+      targets: number of targets, as of `count`.
+      queries: number of queries.
       target_flops: FLOPs that one target costs in the step (3 times its
         forward pass where a gradient is taken, 4 where it is recomputed).
       query_flops: the same of one query.
     """
-    self.target_encoder_calls_in_step += int(targets)
-    self.query_encoder_calls += int(queries)
-    self.flops_in_step += targets * target_flops + queries * query_flops
+    self.count('target_encoder_calls_in_step', targets)
+    self.count('query_encoder_calls', queries)
+    self.count('flops_in_step', targets, target_flops)
+    self.count('flops_in_step', queries, query_flops)
 
-  def count_reembedding(self, *, targets, target_flops=0.0):
-    """Counts targets encoded outside of the steps; FLOPs are per target."""
-    self.target_encoder_calls_reembedding += int(targets)
-    self.flops_reembedding += targets * target_flops
+  def count_reembedding(self, *, targets: int | jax.Array,
+                        target_flops: float = 0.0):
+    """Counts targets encoded for the memory; FLOPs are per target."""
+    self.count('target_encoder_calls_reembedding', targets)
+    self.count('flops_reembedding', targets, target_flops)
+
+  def counts(self) -> dict[str, Any]:
+    """Returns all counts, with what had been left on the device."""
+    # In the order in which they came: sums of floats then do not depend on
+    # when they are read.
+    for (name, _, each), number in zip(
+        self._pending, jax.device_get([n for _, n, _ in self._pending])):
+      kind = int if name in _CALLS else float
+      self._counts[name] += kind(number * each)
+    self._pending.clear()
+    return dict(self._counts)
 
   @property
   def target_encoder_calls(self) -> int:
     """All target-encoder calls of training."""
-    return (self.target_encoder_calls_in_step
-            + self.target_encoder_calls_reembedding)
+    counts = self.counts()
+    return (counts['target_encoder_calls_in_step']
+            + counts['target_encoder_calls_reembedding'])
 
   @property
   def seconds(self) -> float:
@@ -95,7 +139,8 @@ class Meter:
     return self._before['total'] + time.monotonic() - self._started
 
   @contextlib.contextmanager
-  def phase(self, name: str, *, block: bool | None = None):
+  def phase(self, name: str, *, block: bool | None = None
+            ) -> Iterator[Callable[[Any], Any]]:
     """Times a phase; yields `hold`, to be called with what it computes.
 
       with meter.phase('propose') as hold:
@@ -140,19 +185,19 @@ class Meter:
     phases = dict.fromkeys([*PHASES, *self._before, *self._clocks])
     seconds = {name: self._before[name] + self._clocks[name].total
                for name in phases if name != 'total'}
-    return {name: getattr(self, name) for name in _COUNTS} | {
+    return self.counts() | {
         'table_bytes': self.table_bytes, 'index_bytes': self.index_bytes,
         'seconds': seconds | {'total': self.seconds}}
 
   def state_dict(self) -> dict:
     """Returns what a checkpoint keeps, as plain JSON."""
-    return {'counts': {name: getattr(self, name) for name in _COUNTS},
+    return {'counts': self.counts(),
             'seconds': self.as_dict()['seconds']}
 
   def load_state_dict(self, state: dict):
     """Adds the counts and seconds of the run that is resumed."""
     for name, value in state['counts'].items():
-      setattr(self, name, getattr(self, name) + value)
+      self._counts[name] += value
     for name, value in state['seconds'].items():
       self._before[name] += value
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +41,7 @@ class MetricWriter:
           os.path.join(folder, 'tensorboard'),
           purge_step=0 if resume_step is None else resume_step + 1)
 
-  def write(self, step: int, scalars):
+  def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes the scalars of one step.
 
     Args:
@@ -61,7 +63,7 @@ class MetricWriter:
       for name, value in scalars.items():
         self._events.add_scalar(name, value, int(step))
 
-  def close(self):
+  def close(self) -> None:
     """Closes the files; writing afterwards is an error."""
     if self._lines is not None:
       self._lines.close()
@@ -75,7 +77,7 @@ class MetricWriter:
     self.close()
 
 
-def as_scalar(name, value) -> int | float:
+def as_scalar(name: str, value: Any) -> int | float:
   """Returns a Python number.
 
   Args:
@@ -95,7 +97,7 @@ def as_scalar(name, value) -> int | float:
   return int(number) if array.dtype.kind in 'biu' else float(number)
 
 
-def _drop_after(path, last_step):
+def _drop_after(path: str, last_step: int) -> None:
   """Rewrites a JSONL file without later lines and without a torn last one."""
   if not os.path.exists(path):
     return
@@ -106,7 +108,7 @@ def _drop_after(path, last_step):
   os.replace(path + '.tmp', path)
 
 
-def _is_kept(line, last_step):
+def _is_kept(line: str, last_step: int) -> bool:
   try:
     return line.endswith('\n') and json.loads(line)['step'] <= last_step
   except ValueError:  # the process was killed while it wrote this line

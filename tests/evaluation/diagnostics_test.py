@@ -271,6 +271,35 @@ class DiagnosticsTest(parameterized.TestCase):
           chunk_rows=12)
 
 
+class SampleQueriesTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    # As WordNet's: all nouns come first.
+    self.ids = np.array([f'n{i}' for i in range(800)]
+                        + [f'v{i}' for i in range(200)])
+
+  def chosen(self, ids, num_queries=100):
+    return set(ids[diagnostics.sample_queries(ids, num_queries)])
+
+  def test_is_a_sample_whatever_the_order_of_the_queries(self):
+    chosen = self.chosen(self.ids)
+    self.assertLen(chosen, 100)
+    self.assertEqual(chosen, self.chosen(self.ids[::-1]))
+    # 20 of 100 are expected to be verbs, with a standard deviation below 4.
+    self.assertBetween(sum(name[0] == 'v' for name in chosen), 8, 32)
+
+  def test_rows_ascend_and_more_queries_keep_the_first(self):
+    rows = diagnostics.sample_queries(self.ids, 100)
+    self.assertTrue((np.diff(rows) > 0).all())
+    self.assertLess(self.chosen(self.ids, 20), self.chosen(self.ids))
+
+  def test_few_queries_are_all_taken(self):
+    np.testing.assert_array_equal(
+        diagnostics.sample_queries(['b', 'a'], 64), [0, 1])
+    self.assertEmpty(diagnostics.sample_queries([], 64))
+
+
 class FitToAllTest(absltest.TestCase):
 
   def test_finds_the_map_from_rows_to_the_targets_of_their_ids(self):

@@ -19,6 +19,7 @@ from experiments import evaluate
 from experiments import search
 from experiments import sweep
 from experiments import train as train_script
+import retrieval_jax
 from retrieval_jax import factory
 from retrieval_jax.jobs import sweep as sweep_job
 from retrieval_jax.jobs import train
@@ -84,7 +85,7 @@ def test_evaluating_an_unfinished_run_does_not_finish_it(
   assert list(results['measures']) == ['dev']
   assert results['untrained'] == read_json(tmp_path, 'baselines.json')[
       'untrained']
-  assert results['meter']['query_encoder_calls'] == 2 * config.batch_size
+  assert results['meter']['query_encoder_calls'] == 2 * 2 * config.batch_size
   [trial] = sweep_job.trials('x.py', [{}], '')
   trial = sweep_job.Trial(str(tmp_path), {}, trial.command)
   assert not trial.finished()
@@ -145,6 +146,42 @@ def test_search_prints_the_best_passages(run_copy, beir, capsys):
   assert again[1:4] == lines[1:4]
   assert len(again) == 2 * (2 + tiny.NUM_TARGETS)
   assert os.stat(kept).st_mtime_ns == embedded
+
+
+def test_an_encoder_that_a_config_starts_from_is_used_like_a_run(make_config):
+  retriever = retrieval_jax.from_config(make_config('in_batch'), num_devices=1)
+  assert (retriever.step, retriever.workdir) == (0, None)
+  targets, texts = retriever.embed_targets(), retriever.dataset.corpus_texts
+  np.testing.assert_array_equal(retriever.stored_targets(), targets)
+  queries = retriever.embed_queries(['kabel lodor', 'mifin'])
+  ids, scores, found = retriever.search(['kabel lodor', 'mifin'], 1000)
+  for query, *of_query in zip(queries, ids, scores, found):
+    order = np.argsort(-(targets @ query), kind='stable')
+    assert list(map(len, of_query)) == [tiny.NUM_TARGETS] * 3
+    np.testing.assert_allclose(
+        of_query[1], (targets @ query)[order], atol=1e-5)
+    assert of_query[0][0] == f'd{order[0]}'
+    assert of_query[2] == [texts[int(name[1:])] for name in of_query[0]]
+
+
+def test_the_corpus_is_put_on_the_device_once(make_config):
+  retriever = retrieval_jax.from_config(make_config('in_batch'), num_devices=1)
+  with mock.patch.object(
+      type(retriever), 'embed_targets', autospec=True,
+      side_effect=type(retriever).embed_targets) as embed_targets:
+    first = retriever.search(['kabel'], 3)
+    assert retriever.search(['kabel'], 3) == first
+    assert embed_targets.call_count == 1
+
+
+def test_a_run_or_a_config_is_opened_not_both_or_neither(run_copy):
+  with pytest.raises(SystemExit, match='one of the two, got neither'):
+    call(search)
+  with pytest.raises(SystemExit, match='one of the two, got both'):
+    call(embed, f'--workdir={run_copy}', '--out=x',
+         '--config=configs/in_batch.py:tiny')
+  with pytest.raises(SystemExit, match='--config needs --index=DIR'):
+    call(search, '--config=configs/in_batch.py:tiny')
 
 
 @pytest.mark.parametrize('script', [evaluate, search, embed])

@@ -52,6 +52,14 @@ class HooksTest(absltest.TestCase):
     self.assertLen(glob.glob(
         self.folder + '/plugins/profile/*/*.xplane.pb'), 1)
 
+  def test_re_encoding_is_left_out_after_the_last_step(self):
+    steps = []
+    def reencode(state):
+      steps.append(int(state.step))
+      return state
+    self.train(training.ReencodeHook(reencode, 2))
+    self.assertEqual(steps, [2, 4])
+
   def test_diagnostics_are_timed_apart_from_evaluation(self):
     meter = training.Meter()
     hooks = [training.DiagnosticsHook(lambda state: {'diagnostics/tv': 0}, 4)]

@@ -4,6 +4,7 @@ import json
 import time
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 from absl.testing import absltest
 
@@ -12,6 +13,10 @@ from retrieval_jax.training import meter as meter_lib
 
 
 class MeterTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.on_device = jnp.sum(jnp.ones(5, jnp.int32))
 
   def test_counts_texts_and_flops(self):
     meter = training.Meter()
@@ -31,6 +36,36 @@ class MeterTest(absltest.TestCase):
     self.assertContainsSubset(
         ('propose', 'gather', 'update', 'refresh', 'evaluate', 'prepare',
          'total'), got['seconds'])
+
+  def test_counts_of_the_device_are_fetched_when_they_are_read(self):
+    meter = training.Meter()
+    with jax.transfer_guard('disallow'):
+      meter.count_step(targets=self.on_device, queries=4, target_flops=2.)
+    meter.count_reembedding(targets=self.on_device, target_flops=0.5)
+    meter.count('flops_scoring', 3, 7.)
+    meter.count('flops_correcting', 2, 11.)
+    state = json.loads(json.dumps(meter.state_dict()))
+    self.assertEqual(state['counts'], {
+        'target_encoder_calls_in_step': 5,
+        'target_encoder_calls_reembedding': 5, 'query_encoder_calls': 4,
+        'flops_in_step': 10., 'flops_reembedding': 2.5, 'flops_scoring': 21.,
+        'flops_correcting': 22.})
+    self.assertEqual(meter.target_encoder_calls, 10)  # not fetched twice
+    self.assertEqual(set(meter_lib.FLOPS), {
+        name for name in state['counts'] if name.startswith('flops')})
+
+  def test_sums_do_not_depend_on_when_they_are_read(self):
+    often, once = training.Meter(), training.Meter()
+    for each in (0.1, 1e16, 0.3, -1e16):
+      for meter in (often, once):
+        meter.count('flops_in_step', self.on_device, each)
+        meter.count('flops_in_step', 1, each)
+      often.counts()
+    self.assertEqual(often.counts(), once.counts())
+
+  def test_an_unknown_count_is_named(self):
+    with self.assertRaisesRegex(ValueError, "'flops' is not one of .*scoring"):
+      training.Meter().count('flops', 1)
 
   def test_phases_add_up_and_survive_errors(self):
     meter = training.Meter(sample_every=1)

@@ -1,0 +1,39 @@
+"""Whom the memory is compared for."""
+
+import types
+from unittest import mock
+
+from absl.testing import absltest
+import numpy as np
+
+from retrieval_jax import data
+from retrieval_jax.evaluation import diagnostics
+from retrieval_jax.jobs import diagnose
+
+
+class DiagnoseTest(absltest.TestCase):
+
+  def test_the_probe_is_a_sample_of_the_dev_queries(self):
+    """Not the first, which in many data sets are of one kind."""
+    ids = [f'q{i}' for i in range(40)]
+    asked = np.arange(5, 40)  # the others are of other splits
+    qrels = data.Qrels(asked, asked + 100, np.ones(35, np.int32))
+    config = types.SimpleNamespace(
+        data=types.SimpleNamespace(dev_split='dev'),
+        diagnostics=types.SimpleNamespace(num_queries=8))
+    experiment = mock.Mock(config=config, mesh=None)
+    experiment.dataset = types.SimpleNamespace(
+        qrels={'dev': qrels}, query_ids=ids)
+    with mock.patch.object(
+        diagnostics, 'approximation', return_value={}) as compare:
+      diagnose.against_brute_force(experiment, mock.Mock(), None, None)
+    [rows] = experiment.embed_queries.call_args.args[1:]
+    wanted = asked[diagnostics.sample_queries([ids[i] for i in asked], 8)]
+    np.testing.assert_array_equal(rows, wanted)
+    self.assertFalse(np.array_equal(rows, asked[:8]))
+    np.testing.assert_array_equal(
+        compare.call_args.kwargs['positive_ids'], wanted + 100)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,19 +1,20 @@
 """Corpora, queries, judgements, tokenisation and the input pipeline."""
 
-from retrieval_jax.data import dpr
-from retrieval_jax.data import hugging_face
-from retrieval_jax.data import pairs
-from retrieval_jax.data import tevatron
-from retrieval_jax.data import tfds
-from retrieval_jax.data.beir import BeirReader
 from retrieval_jax.data.dataset import Candidates
 from retrieval_jax.data.dataset import load
 from retrieval_jax.data.dataset import prepare
 from retrieval_jax.data.dataset import Qrels
 from retrieval_jax.data.dataset import RetrievalDataset
 from retrieval_jax.data.errors import DataError
-from retrieval_jax.data.ir_datasets import IrDatasetsReader
-from retrieval_jax.data.msmarco import MsMarcoReader
+from retrieval_jax.data.readers import BeirReader
+from retrieval_jax.data.readers import dpr
+from retrieval_jax.data.readers import hugging_face
+from retrieval_jax.data.readers import IrDatasetsReader
+from retrieval_jax.data.readers import MsMarcoReader
+from retrieval_jax.data.readers import pairs
+from retrieval_jax.data.readers import tevatron
+from retrieval_jax.data.readers import tfds
+from retrieval_jax.data.readers import WordNetReader
 from retrieval_jax.data.strings import StringArray
 from retrieval_jax.data.strings import write_strings
 from retrieval_jax.data.subset import Subset
@@ -22,7 +23,6 @@ from retrieval_jax.data.tokenization import tokenize
 from retrieval_jax.data.tokenization import Tokenizer
 from retrieval_jax.data.tokenization import TokenStore
 from retrieval_jax.data.tokenization import train_tokenizer
-from retrieval_jax.data.wordnet import WordNetReader
 
 __all__ = [
     'BeirReader', 'Candidates', 'DataError', 'dpr', 'hugging_face',

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data.readers import beir
 
 _IDS = {'targets': 'target_ids.txt', 'queries': 'query_ids.txt'}
 _KINDS = ('.npy', '.npz', '.safetensors')

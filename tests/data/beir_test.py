@@ -5,9 +5,9 @@ import os
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data.readers import beir
 from tests.data import fakes
 
 _GOOD = '{"_id": "d1", "text": "t"}\n'

@@ -5,9 +5,9 @@ import os
 import numpy as np
 from absl.testing import absltest
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import subset
+from retrieval_jax.data.readers import beir
 from tests.data import fakes
 
 

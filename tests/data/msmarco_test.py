@@ -7,7 +7,7 @@ from absl.testing import parameterized
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import msmarco
+from retrieval_jax.data.readers import msmarco
 from tests.data import fakes
 from tests.data import formats
 

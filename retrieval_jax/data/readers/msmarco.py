@@ -28,11 +28,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
-from retrieval_jax.data import located
+from retrieval_jax.data.readers import beir
+from retrieval_jax.data.readers import lines
+from retrieval_jax.data.readers import located
 
 _ENDING = r'\.(tsv|txt)(\.gz)?'
 _TRIPLES = 'query-id positive-id negative-id'

@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator
 
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import lines
 
 _QUERY = ('query', 'anchor', 'question')
 _POSITIVE = re.compile('positives?|pos|answer')

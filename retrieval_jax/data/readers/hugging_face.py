@@ -23,8 +23,8 @@ from typing import Any
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import schemas
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import schemas
 
 _SHARD = re.compile(
     r'(?P<split>.+?)(-\d+-of-\d+)?\.(?P<format>parquet|jsonl|csv)')

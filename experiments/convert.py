@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import process
 from retrieval_jax import factory
-from retrieval_jax.data import dataset as datasets
+from retrieval_jax import files
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress
 
@@ -67,7 +67,7 @@ def write(reader, out):
     DataError: for an id that stands twice or is unknown, or malformed data.
   """
   counts, ids = {}, {}
-  with datasets.atomic_folder(out) as folder:
+  with files.new_folder(out) as folder:
     for column in ('corpus', 'queries'):
       ids[column] = set()
       counts['targets' if column == 'corpus' else column] = _write(

@@ -4,20 +4,18 @@
 downstream sees corpus ids and query ids as int32 rows of those files.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
@@ -258,27 +256,7 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
   return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def atomic_folder(folder: str) -> Iterator[str]:
-  """Yields a temporary folder that becomes `folder` if all goes well.
-
-  On any exception the temporary folder is removed. If another process made
-  `folder` in the meantime, that one stays and ours is dropped: both were
-  written from equal inputs, since the name is a hash of them.
-  """
-  parent, name = os.path.split(os.path.abspath(folder))
-  os.makedirs(parent, exist_ok=True)
-  temporary = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
-  try:
-    yield temporary
-    os.chmod(temporary, 0o755)  # mkdtemp makes it private
-    try:
-      os.rename(temporary, folder)
-    except OSError:
-      if not os.path.isdir(folder):
-        raise
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+atomic_folder = files.new_folder  # the name by which scripts know it
 
 
 def prepare(source: Reader, cache_folder: str, *,
@@ -305,15 +283,14 @@ def prepare(source: Reader, cache_folder: str, *,
   fingerprint = source.fingerprint()
   folder = os.path.join(cache_folder, fingerprint)
   if not os.path.isdir(folder):
-    with atomic_folder(folder) as temporary:
+    with files.new_folder(folder) as temporary:
       _write(source, temporary, fingerprint, progress)
   return load(folder)
 
 
 def load(folder: str) -> RetrievalDataset:
   """Maps a folder that `prepare` wrote."""
-  with open(os.path.join(folder, 'dataset.json'), encoding='utf-8') as file:
-    facts = json.load(file)
+  facts = files.read_json(os.path.join(folder, 'dataset.json'))
   column = lambda name: strings.StringArray(os.path.join(folder, name))
   qrels = {
       split: Qrels(*np.load(os.path.join(folder, f'qrels_{i}.npy'),
@@ -350,11 +327,9 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
                                   rows['corpus'])
     if len(candidates):
       np.save(os.path.join(folder, f'candidates_{i}.npy'), candidates)
-  facts = dict(name=source.name, fingerprint=fingerprint,
-               splits=list(source.splits))
-  with open(os.path.join(folder, 'dataset.json'), 'w',
-            encoding='utf-8') as file:
-    json.dump(facts, file, indent=2, ensure_ascii=False)
+  files.write_json(os.path.join(folder, 'dataset.json'), {
+      'name': source.name, 'fingerprint': fingerprint,
+      'splits': list(source.splits)})
 
 
 def _write_records(source, records, column, prefix) -> dict[str, int]:

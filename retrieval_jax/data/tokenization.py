@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from retrieval_jax.data import dataset
+from retrieval_jax import files
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 
@@ -78,14 +78,11 @@ class Tokenizer:
   def save(self, path: str):
     """Writes tokenizer.json; `path` is that file or its folder."""
     if not path.endswith('.json'):
-      os.makedirs(path, exist_ok=True)
       path = os.path.join(path, 'tokenizer.json')
     encoder = _from_definition(self.definition)
     # Padding is written down so that loading finds the same pad token.
     encoder.enable_padding(pad_id=self.pad_id, pad_token=self.pad_token)
-    temporary = f'{path}.{os.getpid()}.tmp'
-    encoder.save(temporary)
-    os.replace(temporary, path)
+    files.write_text(path, encoder.to_str(pretty=True))
 
   @functools.cached_property
   def _splits_at_spaces(self) -> bool:
@@ -196,8 +193,7 @@ def _recorded_pad_token(folder: str) -> str | None:
   file = os.path.join(folder, 'tokenizer_config.json')
   if not os.path.isfile(file):
     return None
-  with open(file, encoding='utf-8') as f:
-    token = json.load(f).get('pad_token')
+  token = files.read_json(file).get('pad_token')
   return token['content'] if isinstance(token, dict) else token
 
 
@@ -324,7 +320,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   name = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
   folder = os.path.join(cache_folder, f'tokens-{name}')
   if not os.path.isdir(folder):
-    with dataset.atomic_folder(folder) as temporary:
+    with files.new_folder(folder) as temporary:
       _write_tokens(texts, tokenizer, max_length, temporary, key, progress)
   tokens = np.load(os.path.join(folder, 'tokens.npy'), mmap_mode='r')
   lengths = np.load(os.path.join(folder, 'lengths.npy'))

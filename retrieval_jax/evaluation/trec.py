@@ -9,13 +9,11 @@ because ids that really contain '%20' are common (URLs); apply `encode_id` to
 ids that shall be compared with a file's.
 """
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.evaluation import runs
 
 Qrels = Mapping[str, Mapping[str, int]]
@@ -39,31 +37,7 @@ def encode_id(text: str) -> str:
       for c in text)
 
 
-@contextlib.contextmanager
-def _replace_when_complete(path: str) -> Iterator:
-  """Opens a temporary neighbour of `path` and renames it at the end."""
-  folder = os.path.dirname(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(
-      dir=folder, prefix=os.path.basename(path) + '.')
-  try:
-    with os.fdopen(handle, 'w', encoding='utf-8', newline='\n') as f:
-      yield f
-    # mkstemp makes files that only their owner can read.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(temporary)
-    raise
-
-
-def write_text(path: str, text: str) -> None:
-  """Writes a whole text file, or leaves what stood there untouched."""
-  with _replace_when_complete(path) as f:
-    f.write(text)
+write_text = files.write_text  # the name by which scripts know it
 
 
 def _encoded_unique(query_id: str, ids: list[str]) -> list[str]:
@@ -87,7 +61,7 @@ def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
     ValueError: if an id is empty or stands twice under one query.
   """
   tag = encode_id(tag)
-  with _replace_when_complete(path) as f:
+  with files.replacing(path) as f:
     for query_id, ids, scores in run.rankings():
       q = encode_id(query_id)
       lines = [
@@ -99,7 +73,7 @@ def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
 
 def write_qrels(path: str, qrels: Qrels) -> None:
   """Writes relevance judgements; the file appears complete or not at all."""
-  with _replace_when_complete(path) as f:
+  with files.replacing(path) as f:
     for query_id, grades in qrels.items():
       q = encode_id(query_id)
       encoded = _encoded_unique(query_id, list(grades))

@@ -171,14 +171,6 @@ class PrepareTest(absltest.TestCase):
     fakes.write(os.path.join(self.source, 'qrels', 'dev.tsv'), 'q1\td1\t1\n')
     self.assertNotEqual(self.prepare().fingerprint, first.fingerprint)
 
-  def test_the_folder_of_a_faster_process_is_kept(self):
-    folder = os.path.join(self.cache, 'x')
-    with dataset.atomic_folder(folder) as temporary:
-      fakes.write(os.path.join(temporary, 'mine'), '')
-      fakes.write(os.path.join(folder, 'theirs'), '')
-    self.assertEqual(os.listdir(folder), ['theirs'])
-    self.assertEqual(os.listdir(self.cache), ['x'])
-
 
 if __name__ == '__main__':
   absltest.main()

@@ -1,7 +1,6 @@
 """TREC files hold what was written, or nothing."""
 
 import os
-from unittest import mock
 
 import ir_measures
 import numpy as np
@@ -65,15 +64,6 @@ class TrecTest(parameterized.TestCase):
   def test_an_empty_id_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'non-empty id'):
       trec.write_qrels(self.path, {'': {'a': 1}})
-
-  def test_an_interrupted_write_leaves_the_old_file(self):
-    trec.write_text(self.path, 'old')
-    with mock.patch.object(os, 'replace', side_effect=KeyboardInterrupt):
-      with self.assertRaises(KeyboardInterrupt):
-        trec.write_text(self.path, 'new')
-    with open(self.path, encoding='utf-8') as f:
-      self.assertEqual(f.read(), 'old')
-    self.assertLen(os.listdir(os.path.dirname(self.path)), 1)
 
   def test_the_score_orders_a_run_whatever_the_ranks_say(self):
     self.write('q Q0 a 1 0.5 t\n\nq Q0 b 2 0.7 t\r\n')

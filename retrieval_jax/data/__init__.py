@@ -1,6 +1,7 @@
 """Corpora, queries, judgements, tokenisation and the input pipeline."""
 
-from retrieval_jax.data.dataset import Candidates
+from retrieval_jax.data.dataset import CandidatePairs
+from retrieval_jax.data.dataset import Collection
 from retrieval_jax.data.dataset import load
 from retrieval_jax.data.dataset import prepare
 from retrieval_jax.data.dataset import Qrels
@@ -25,11 +26,12 @@ from retrieval_jax.data.tokenization import TokenStore
 from retrieval_jax.data.tokenization import train_tokenizer
 
 __all__ = [
-    'BeirReader', 'Candidates', 'DataError', 'dpr', 'hugging_face',
-    'IrDatasetsReader', 'load', 'load_tokenizer', 'MsMarcoReader', 'pairs',
-    'prepare', 'Qrels', 'RetrievalDataset', 'StringArray', 'Subset', 'tevatron',
-    'tfds', 'tokenize', 'Tokenizer', 'TokenStore', 'TrainBatches',
-    'train_tokenizer', 'WordNetReader', 'write_strings',
+    'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
+    'hugging_face', 'IrDatasetsReader', 'load', 'load_tokenizer',
+    'MsMarcoReader', 'pairs', 'prepare', 'Qrels', 'RetrievalDataset',
+    'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize', 'Tokenizer',
+    'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader',
+    'write_strings',
 ]
 
 

@@ -124,7 +124,7 @@ _CANDIDATE = np.dtype([('query_row', np.int32), ('corpus_row', np.int32),
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidatePairs:
   """Targets proposed for the queries of a split, with a teacher's scores.
 
   Sorted by (query_row, corpus_row), each pair once.
@@ -138,11 +138,11 @@ class Candidates:
   corpus_rows: np.ndarray
   scores: np.ndarray
 
-  def negatives(self, qrels: Qrels) -> 'Candidates':
+  def negatives(self, qrels: Qrels) -> 'CandidatePairs':
     """Returns those whose pair is not known: neither relevant nor junk."""
     return self._chosen(~self._judged(qrels, qrels.grades != 0))
 
-  def positives(self, qrels: Qrels) -> 'Candidates':
+  def positives(self, qrels: Qrels) -> 'CandidatePairs':
     """Returns those that the judgements call relevant."""
     return self._chosen(self._judged(qrels, qrels.grades > 0))
 
@@ -183,7 +183,7 @@ class Candidates:
         qrels.query_rows[keep], qrels.corpus_rows[keep]))
 
   def _chosen(self, keep):
-    return Candidates(
+    return CandidatePairs(
         self.query_rows[keep], self.corpus_rows[keep], self.scores[keep])
 
 
@@ -214,30 +214,41 @@ def _padded(grouped, query_rows: np.ndarray) -> np.ndarray:
   return np.where(listed, corpus_rows[index], -1).astype(np.int32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RetrievalDataset:
-  """A prepared dataset; nothing of it is in memory until read.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Collection:
+  """Targets, queries and judgements: what is searched, mined and measured.
 
   Attributes:
-    name: from the reader.
-    corpus_ids: the reader's string ids by corpus row.
-    corpus_texts: texts by corpus row.
+    name: short name for reports and messages.
+    corpus_ids: string ids by corpus row.
     query_ids: string ids by query row.
-    query_texts: texts by query row.
     qrels: split name -> judgements.
-    folder: where the prepared files are.
-    fingerprint: hash of the source; key caches by it.
+    corpus_texts: texts by corpus row; None where only embeddings are known.
+    query_texts: texts by query row; likewise.
     candidates: split name -> candidates, of the splits that have any.
   """
   name: str
   corpus_ids: Sequence[str]
-  corpus_texts: Sequence[str]
   query_ids: Sequence[str]
-  query_texts: Sequence[str]
   qrels: Mapping[str, Qrels]
+  corpus_texts: Sequence[str] | None = None
+  query_texts: Sequence[str] | None = None
+  candidates: Mapping[str, CandidatePairs] = dataclasses.field(
+      default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class RetrievalDataset(Collection):
+  """A collection with texts that `prepare` wrote, in memory only where read.
+
+  Attributes:
+    folder: where the prepared files are.
+    fingerprint: hash of the source; key caches by it.
+  """
+  corpus_texts: Sequence[str]
+  query_texts: Sequence[str]
   folder: str
   fingerprint: str
-  candidates: Mapping[str, Candidates]
 
 
 def hash_files(paths: Iterable[str], *facts: str) -> str:
@@ -301,7 +312,7 @@ def load(folder: str) -> RetrievalDataset:
     path = os.path.join(folder, f'candidates_{i}.npy')
     if os.path.exists(path):
       records = np.load(path, mmap_mode='r')
-      candidates[split] = Candidates(
+      candidates[split] = CandidatePairs(
           *(records[name] for name in _CANDIDATE.names))
   return RetrievalDataset(
       name=facts['name'], corpus_ids=column('corpus_ids'),

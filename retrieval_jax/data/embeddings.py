@@ -177,3 +177,25 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
             'remove the line.')
     triples.append((rows['query'][query_id], rows['target'][target_id], grade))
   return dataset.Qrels.from_triples(triples)
+
+
+def read_collection(folder: str, *, query_ids: Sequence[str],
+                    corpus_ids: Sequence[str],
+                    splits: Sequence[str] | None = None
+                    ) -> dataset.Collection:
+  """Returns what FOLDER/qrels judges, as a collection without texts.
+
+  Args:
+    folder: of embeddings.
+    query_ids: of the rows of the queries' embeddings.
+    corpus_ids: of those of the targets.
+    splits: which to read; None for all.
+
+  Raises:
+    DataError: as `read_splits` and `read_qrels`.
+  """
+  judged = os.path.join(folder, 'qrels')
+  return dataset.Collection(
+      name=folder, corpus_ids=corpus_ids, query_ids=query_ids, qrels={
+          split: read_qrels(judged, split, query_ids, corpus_ids)
+          for split in (read_splits(judged) if splits is None else splits)})

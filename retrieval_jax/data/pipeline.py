@@ -65,7 +65,7 @@ class TrainBatches:
                query_tokens: tokenization.TokenStore,
                target_tokens: tokenization.TokenStore, *, batch_size: int,
                seed: int, num_shards: int = 1, shard_index: int = 0,
-               candidates: dataset.Candidates | None = None,
+               candidates: dataset.CandidatePairs | None = None,
                num_candidates: int = 0):
     _check(qrels, query_tokens, target_tokens)
     if batch_size < 1 or batch_size % num_shards:

@@ -57,7 +57,7 @@ def _parse(measures: Sequence[str]) -> dict[str, ir_measures.Measure]:
   return parsed
 
 
-def per_query(run: runs.Run, qrels: trec.Qrels,
+def per_query(run: runs.Run, qrels: trec.Judgements,
               measures: Sequence[str] = MEASURES, *,
               drop_self_matches: bool = False
               ) -> dict[str, dict[str, float]]:
@@ -99,7 +99,7 @@ def per_query(run: runs.Run, qrels: trec.Qrels,
   return values
 
 
-def evaluate(run: runs.Run, qrels: trec.Qrels,
+def evaluate(run: runs.Run, qrels: trec.Judgements,
              measures: Sequence[str] = MEASURES, *,
              drop_self_matches: bool = False) -> dict[str, float]:
   """Returns the mean of each measure over all judged queries.

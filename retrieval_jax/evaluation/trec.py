@@ -16,7 +16,7 @@ import numpy as np
 from retrieval_jax import files
 from retrieval_jax.evaluation import runs
 
-Qrels = Mapping[str, Mapping[str, int]]
+Judgements = Mapping[str, Mapping[str, int]]
 """query id -> corpus id -> grade; grades above 0 are relevant."""
 
 
@@ -71,7 +71,7 @@ def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
       f.writelines(lines)
 
 
-def write_qrels(path: str, qrels: Qrels) -> None:
+def write_qrels(path: str, qrels: Judgements) -> None:
   """Writes relevance judgements; the file appears complete or not at all."""
   with files.replacing(path) as f:
     for query_id, grades in qrels.items():

@@ -53,7 +53,7 @@ class CandidatesTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     nan = np.float32(np.nan)
-    self.candidates = dataset.Candidates(
+    self.candidates = dataset.CandidatePairs(
         np.array([2, 2, 2, 5, 5]), np.array([0, 3, 8, 1, 2]),
         np.array([4, 3, nan, nan, -1], np.float32))
     self.qrels = dataset.Qrels.from_triples(

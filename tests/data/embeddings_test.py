@@ -107,6 +107,18 @@ class EmbeddingsTest(parameterized.TestCase):
     np.testing.assert_array_equal(found.grades, [2, 0, 1])
     self.assertEqual(embeddings.read_splits(self.path('qrels')), ['dev'])
 
+  def test_a_folder_is_a_collection_without_texts(self):
+    self.write('qrels/dev.tsv', 'q2\td1\t1\n')
+    self.write('qrels/test.tsv', 'q1\td2\t1\n')
+    names = dict(query_ids=['q1', 'q2'], corpus_ids=['d1', 'd2'])
+    found = embeddings.read_collection(self.folder, **names)
+    self.assertEqual(list(found.qrels), ['dev', 'test'])
+    self.assertEqual(found.qrels['dev'].positives(1).tolist(), [0])
+    self.assertEqual((found.query_ids, found.corpus_texts, found.name),
+                     (['q1', 'q2'], None, self.folder))
+    some = embeddings.read_collection(self.folder, splits=['test'], **names)
+    self.assertEqual(list(some.qrels), ['test'])
+
   def test_bad_judgements_are_refused_with_the_line(self):
     self.write('qrels/dev.tsv', 'q1\td1\t1\nq1\td9\t1\n')
     read = lambda split, queries: embeddings.read_qrels(

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
 _FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
+_Rows = Mapping[str, Mapping[str, int]]  # 'queries' or 'corpus' -> id -> row
 
 
 class Reader(Protocol):
@@ -331,11 +332,10 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
     rows[column] = _write_records(
         source, records, column, os.path.join(folder, prefix))
   for i, split in enumerate(source.splits):
-    qrels = _read_qrels(source, split, rows['queries'], rows['corpus'])
+    qrels = _read_qrels(source, split, rows)
     np.save(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
         [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
-    candidates = _read_candidates(source, split, rows['queries'],
-                                  rows['corpus'])
+    candidates = _read_candidates(source, split, rows)
     if len(candidates):
       np.save(os.path.join(folder, f'candidates_{i}.npy'), candidates)
   files.write_json(os.path.join(folder, 'dataset.json'), {
@@ -365,44 +365,63 @@ def _write_records(source, records, column, prefix) -> dict[str, int]:
   return rows
 
 
-def _read_qrels(source, split, query_rows, corpus_rows) -> Qrels:
-  """Returns the judgements of a split as rows, checked."""
-  grades, first_seen, positive = {}, {}, set()
-  for query_id, corpus_id, grade, where in source.qrels(split):
-    pair = (_row(query_id, query_rows, 'queries', where),
-            _row(corpus_id, corpus_rows, 'corpus', where))
+def read_qrels(records: Iterable[tuple[str, str, int, str]],
+               row_of: Callable[[str, str, str], int]) -> Qrels:
+  """Returns judgements by row; a pair that is judged twice alike counts once.
+
+  Args:
+    records: (query id, corpus id, grade, 'file:line') each.
+    row_of: from ('queries' or 'corpus', id, 'file:line') to the id's row;
+      raises DataError where there is none.
+
+  Raises:
+    DataError: with file and line, where a pair is judged twice with different
+      grades.
+  """
+  grades: dict[tuple[int, int], int] = {}
+  for query_id, corpus_id, grade, where in records:
+    pair = (row_of('queries', query_id, where),
+            row_of('corpus', corpus_id, where))
     if grades.setdefault(pair, grade) != grade:
       raise errors.DataError(
           f'{where}: query {query_id!r} and target {corpus_id!r} are judged '
           f'{grade} here but {grades[pair]} further up. Keep one of the two.')
-    first_seen.setdefault(pair[0], (query_id, where))
-    if grade > 0:
-      positive.add(pair[0])
-  missing = [v for k, v in first_seen.items() if k not in positive]
-  if missing:
-    listed = ', '.join(repr(query_id) for query_id, _ in missing[:5])
-    raise errors.DataError(
-        f'{missing[0][1]}: {len(missing)} of {len(first_seen)} queries of '
-        f'split {split!r} have no target with a score above 0 (first: '
-        f'{listed}). Add a positive or remove their lines.')
-  if not grades:
-    raise errors.DataError(
-        f'split {split!r} of {source.name} has no judgements. Add some or '
-        f'remove the file.')
   pairs = np.fromiter((x for pair in grades for x in pair), np.int32)
   values = np.fromiter(grades.values(), np.int32)
   return Qrels.from_triples(np.column_stack([pairs.reshape(-1, 2), values]))
 
 
-def _read_candidates(source, split, query_rows, corpus_rows) -> np.ndarray:
+def _read_qrels(source: Reader, split: str, rows: _Rows) -> Qrels:
+  """Returns the judgements of a split; each of its queries has a positive."""
+  qrels = read_qrels(source.qrels(split), functools.partial(_row, rows))
+  if not len(qrels.grades):
+    raise errors.DataError(
+        f'split {split!r} of {source.name} has no judgements. Add some or '
+        f'remove the file.')
+  judged = np.unique(qrels.query_rows)
+  without = set(np.setdiff1d(judged, qrels.queries()).tolist())
+  if without:
+    places: dict[str, str] = {}  # in the order of the file
+    for query_id, _, _, where in source.qrels(split):
+      if rows['queries'][query_id] in without:
+        places.setdefault(query_id, where)
+    listed = ', '.join(map(repr, itertools.islice(places, 5)))
+    raise errors.DataError(
+        f'{next(iter(places.values()))}: {len(without)} of {len(judged)} '
+        f'queries of split {split!r} have no target with a score above 0 '
+        f'(first: {listed}). Add a positive or remove their lines.')
+  return qrels
+
+
+def _read_candidates(source: Reader, split: str, rows: _Rows) -> np.ndarray:
   """Returns the candidates of a split, checked and sorted, [C] _CANDIDATE."""
   read = getattr(source, 'candidates', None)
   if read is None:
     return np.empty([0], _CANDIDATE)
   # Numbers only, for there may be hundreds of candidates per query.
   records = np.fromiter(
-      ((_row(query_id, query_rows, 'queries', where),
-        _row(corpus_id, corpus_rows, 'corpus', where),
+      ((_row(rows, 'queries', query_id, where),
+        _row(rows, 'corpus', corpus_id, where),
         np.nan if score is None else score)
        for query_id, corpus_id, score, where in read(split)), _CANDIDATE)
   if not len(records):
@@ -425,11 +444,11 @@ def _read_candidates(source, split, query_rows, corpus_rows) -> np.ndarray:
   return records[~again]
 
 
-def _row(name, rows, column, where) -> int:
+def _row(rows: _Rows, column: str, name: str, where: str) -> int:
   """Returns the row of an id, or raises where it is unknown."""
-  if name not in rows:
+  if name not in rows[column]:
     raise errors.DataError(
-        f'{where}: id {name!r} is not in the {column} '
-        f'({len(rows)} ids, the first is {next(iter(rows))!r}). Add the '
-        f'record to the {column} or remove this line.')
-  return rows[name]
+        f'{where}: id {name!r} is not in the {column} ({len(rows[column])} '
+        f'ids, the first is {next(iter(rows[column]))!r}). Add the record to '
+        f'the {column} or remove this line.')
+  return rows[column][name]

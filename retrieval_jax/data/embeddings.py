@@ -157,26 +157,27 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
   """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows of the ids.
 
   Raises:
-    DataError: with file and line, where a line is malformed or an id has no
-      embedding.
+    DataError: with file and line, where a line is malformed, an id has no
+      embedding, or a pair is judged twice with different grades.
   """
-  rows = {kind: {name: row for row, name in enumerate(ids)}
-          for kind, ids in (('query', query_ids), ('target', target_ids))}
+  kinds = {'queries': 'query', 'corpus': 'target'}
+  rows = {column: {name: row for row, name in enumerate(ids)}
+          for column, ids in (('queries', query_ids), ('corpus', target_ids))}
   paths = [os.path.join(folder, split + end) for end in ('.tsv', '.tsv.gz')]
   path = next((path for path in paths if os.path.isfile(path)), None)
   if path is None:
     raise errors.DataError(
         f'{paths[0]}: no such file; there are the splits '
         f'{", ".join(read_splits(folder)) or "none"}.')
-  triples = []
-  for query_id, target_id, grade, where in beir.read_qrels(path):
-    for kind, name in (('query', query_id), ('target', target_id)):
-      if name not in rows[kind]:
-        raise errors.DataError(
-            f'{where}: {kind} {name!r} has no embedding. Embed it too, or '
-            'remove the line.')
-    triples.append((rows['query'][query_id], rows['target'][target_id], grade))
-  return dataset.Qrels.from_triples(triples)
+
+  def row_of(column: str, name: str, where: str) -> int:
+    if name not in rows[column]:
+      raise errors.DataError(
+          f'{where}: {kinds[column]} {name!r} has no embedding. Embed it too, '
+          'or remove the line.')
+    return rows[column][name]
+
+  return dataset.read_qrels(beir.read_qrels(path), row_of)
 
 
 def read_collection(folder: str, *, query_ids: Sequence[str],

@@ -107,6 +107,12 @@ class EmbeddingsTest(parameterized.TestCase):
     np.testing.assert_array_equal(found.grades, [2, 0, 1])
     self.assertEqual(embeddings.read_splits(self.path('qrels')), ['dev'])
 
+  def test_a_judgement_given_twice_counts_once(self):
+    self.write('qrels/dev.tsv', 'q1\td1\t2\nq1\td2\t1\nq1\td1\t2\n')
+    found = embeddings.read_qrels(
+        self.path('qrels'), 'dev', ['q1'], ['d1', 'd2'])
+    self.assertEqual(found.corpus_rows.tolist(), [0, 1])
+
   def test_a_folder_is_a_collection_without_texts(self):
     self.write('qrels/dev.tsv', 'q2\td1\t1\n')
     self.write('qrels/test.tsv', 'q1\td2\t1\n')
@@ -129,6 +135,11 @@ class EmbeddingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.DataError, "dev.tsv:1: query 'q1' has no embedding"):
       read('dev', ['q'])
+    self.write('qrels/dev.tsv', 'q1\td1\t1\nq2\td1\t2\n\nq1\td1\t0\n')
+    with self.assertRaisesRegex(
+        errors.DataError, "dev.tsv:4: query 'q1' and target 'd1' are judged 0 "
+        'here but 1 further up. Keep one'):
+      read('dev', ['q1', 'q2'])
     with self.assertRaisesRegex(
         errors.DataError, 'test.tsv: no such file; there are the splits dev'):
       read('test', ['q1'])

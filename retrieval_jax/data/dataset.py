@@ -58,9 +58,11 @@ class Reader(Protocol):
 class Qrels:
   """Judgements of one split, sorted by (query_row, corpus_row).
 
-  A grade above 0 is relevant. 0 is judged not relevant. A grade below 0 is
-  neither: such a target is no answer, but too close to one to serve as a
-  negative ("junk" in TREC's use); it is masked like a positive.
+  A grade above 0 is relevant, 0 is not relevant. A target with a grade below 0
+  ("junk") is no answer either, and measures count it as one that is not
+  judged: it keeps its rank and gains nothing. But it is too close to an answer
+  to learn from as a negative, so training and mining leave it out like a
+  positive.
 
   Attributes:
     query_rows: [J] int32.

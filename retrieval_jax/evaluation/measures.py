@@ -9,7 +9,10 @@ prints for the files that `trec` writes of the same run and judgements:
     id in the measures that trec_eval computes (R, Success, nDCG), ascending id
     in RR@k, which ir-measures takes from the MS MARCO script. A constant
     scorer therefore gets no more than luck;
-  * nDCG uses graded gains; the others count grades of 1 and more as relevant.
+  * nDCG uses graded gains; the others count grades of 1 and more as relevant;
+  * a passage of grade 0 or below keeps its rank and gains nothing in
+    `MEASURES`, as one that is not judged: junk (a grade below 0) is not taken
+    out of the ranking.
 """
 
 from collections.abc import Mapping, Sequence

@@ -28,7 +28,9 @@ from collections.abc import Callable, Container, Mapping
 import dataclasses
 import json
 import os
+import re
 from typing import Any
+from urllib import parse
 
 from absl import app
 from absl import flags
@@ -325,8 +327,8 @@ def _listed(num_queries, query_rows, found, scores):
 def _from_run(path, names, query_rows, depth):
   """Returns the results of a TREC run file as mining.Listed."""
   run = trec.read_run(path).top(depth)
-  rows = {trec.encode_id(names.query_ids[row]): row
-          for row in query_rows.tolist()}
+  queries = {names.query_ids[row]: row for row in query_rows.tolist()}
+  rows = {_as_in_urls(name): row for name, row in queries.items()} | queries
   places = [i for i, name in enumerate(run.query_ids) if name in rows]
   if not places:
     raise ValueError(
@@ -334,7 +336,8 @@ def _from_run(path, names, query_rows, depth):
         f'none of the {len(query_rows)} that are mined (the first is '
         f'{next(iter(rows))!r}); is it of another data set or split?')
   sought = set(run.ids[places].ravel()) - {''}
-  targets = _rows_of(names.corpus_ids, sought, trec.encode_id)
+  targets = (_rows_of(names.corpus_ids, sought, _as_in_urls)
+             | _rows_of(names.corpus_ids, sought))
   if len(targets) < len(sought):
     raise ValueError(
         f'{_line_of(path, sought - set(targets))}: the corpus has no such '
@@ -348,12 +351,18 @@ def _from_run(path, names, query_rows, depth):
                  run.scores[places])
 
 
+def _as_in_urls(name):
+  """Returns an id with '%20' for a space, as other tools write run files."""
+  return re.sub(r'\s', lambda found: parse.quote(found[0]), name)
+
+
 def _line_of(path, corpus_ids: Container[str]):
   """Returns 'file:line' and the id of the first line with one of the ids."""
   with open(path, encoding='utf-8', newline='\n') as f:
     return next(f'{path}:{number}: {line.split()[2]!r}'
                 for number, line in enumerate(f, 1)
-                if line.split()[2:3] and line.split()[2] in corpus_ids)
+                if line.split()[2:3]
+                and trec.decode_id(line.split()[2]) in corpus_ids)
 
 
 if __name__ == '__main__':

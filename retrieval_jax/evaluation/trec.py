@@ -2,14 +2,16 @@
 
 A run line is `query_id Q0 corpus_id rank score tag`, a qrels line
 `query_id 0 corpus_id grade`, both separated by white space. The format cannot
-hold an id with white space in it, so such characters (and nothing else) are
-written percent-encoded: 'a b' as 'a%20b'. Every other id is written as it is,
-so files agree with other people's qrels. Reading does not undo the encoding,
-because ids that really contain '%20' are common (URLs); apply `encode_id` to
-ids that shall be compared with a file's.
+hold an id with white space in it, so such a character is written as its code
+point, in hexadecimal between `%{` and `}`: 'a b' as 'a%{20}b'. A `%` that
+stands before a `{` is written the same way, `%{25}`, so different ids are never
+written alike; reading undoes both. Every other id is written as it is, so files
+agree with other people's, whose ids may well hold '%20' (URLs).
 """
 
-from collections.abc import Iterator, Mapping
+import collections
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,8 +22,12 @@ Judgements = Mapping[str, Mapping[str, int]]
 """query id -> corpus id -> grade; grades above 0 are relevant."""
 
 
+_NOT_PLAIN = re.compile(r'\s|%(?={)')
+_ESCAPE = re.compile(r'%{([0-9A-F]{1,5})}')
+
+
 def encode_id(text: str) -> str:
-  """Returns an id with its white-space characters percent-encoded.
+  """Returns an id as TREC files hold it, without white space.
 
   Raises:
     ValueError: if the id is empty, which no TREC file can hold.
@@ -30,26 +36,24 @@ def encode_id(text: str) -> str:
     raise ValueError(
         'Expected a non-empty id for a TREC file, got an empty string; give '
         'that query or passage an id.')
-  if not any(c.isspace() for c in text):
-    return text
-  return ''.join(
-      ''.join(f'%{byte:02X}' for byte in c.encode()) if c.isspace() else c
-      for c in text)
+  return _NOT_PLAIN.sub(lambda found: f'%{{{ord(found[0]):X}}}', text)
+
+
+def decode_id(text: str) -> str:
+  """Returns the id that `encode_id` made `text` of."""
+  return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 write_text = files.write_text  # the name by which scripts know it
 
 
-def _encoded_unique(query_id: str, ids: list[str]) -> list[str]:
-  encoded = [encode_id(i) for i in ids]
-  if len(set(encoded)) != len(encoded):
-    seen = set()
-    twice = next(i for i in encoded if i in seen or seen.add(i))
+def _encoded_unique(query_id: str, ids: Sequence[str]) -> list[str]:
+  if len(set(ids)) != len(ids):
+    [(twice, _)] = collections.Counter(ids).most_common(1)
     raise ValueError(
-        f'Query {query_id!r} has the id {twice!r} more than once (white space '
-        'is percent-encoded in TREC files); a run lists each passage at most '
-        'once per query.')
-  return encoded
+        f'Query {query_id!r} has the id {twice!r} more than once; a file lists '
+        'each passage at most once per query.')
+  return [encode_id(name) for name in ids]
 
 
 def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
@@ -122,13 +126,13 @@ def read_run(path: str) -> runs.Run:
   results = {}
   layout = 'query-id Q0 corpus-id rank score tag'
   for where, fields in _fields(path, 6, layout):
-    query_id, _, corpus_id, _, score, _ = fields
+    query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
     scored = results.setdefault(query_id, {})
     if corpus_id in scored:
       raise ValueError(
           f'{where}: passage {corpus_id!r} stands twice under query '
           f'{query_id!r}; keep one of the lines.')
-    scored[corpus_id] = _number(float, score, where, 'a number as score')
+    scored[corpus_id] = _number(float, fields[4], where, 'a number as score')
   width = max((len(scored) for scored in results.values()), default=0)
   ids = np.full((len(results), width), '', dtype=object)
   scores = np.full((len(results), width), -np.inf, dtype=np.float64)
@@ -148,11 +152,11 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
   """
   qrels = {}
   for where, fields in _fields(path, 4, 'query-id 0 corpus-id grade'):
-    query_id, _, corpus_id, grade = fields
+    query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
     grades = qrels.setdefault(query_id, {})
     if corpus_id in grades:
       raise ValueError(
           f'{where}: passage {corpus_id!r} is judged twice for query '
           f'{query_id!r}; keep one of the lines.')
-    grades[corpus_id] = _number(int, grade, where, 'an integer grade')
+    grades[corpus_id] = _number(int, fields[3], where, 'an integer grade')
   return qrels

@@ -47,17 +47,48 @@ class TrecTest(parameterized.TestCase):
   def test_ir_measures_reads_the_files(self):
     trec.write_run(self.path, make_run(['q\u2003x'], [['a b']], [[2]]))
     [document] = ir_measures.read_trec_run(self.path)
-    self.assertEqual(document.query_id, 'q%E2%80%83x')
-    self.assertEqual(document.doc_id, 'a%20b')
+    self.assertEqual(document.query_id, 'q%{2003}x')
+    self.assertEqual(document.doc_id, 'a%{20}b')
 
   def test_qrels_read_back(self):
     qrels = {'q': {'a': 2, 'b': 0}, 'r': {'c"': -1}}
     trec.write_qrels(self.path, qrels)
     self.assertEqual(trec.read_qrels(self.path), qrels)
 
-  def test_two_ids_that_are_encoded_alike_are_refused(self):
-    run = make_run(['q'], [['a b', 'a%20b']], [[2, 1]])
-    with self.assertRaisesRegex(ValueError, "'a%20b' more than once"):
+  def test_ids_that_look_like_encoded_ones_stay_apart(self):
+    ids = ['a b', 'a%20b', 'a%{20}b', 'a%{25}{20}b', 'a%2520b', 'a%%{20}b']
+    trec.write_run(self.path, make_run(['q'], [ids], [range(6, 0, -1)]))
+    self.assertEqual(trec.read_run(self.path).ids.tolist(), [ids])
+    trec.write_qrels(self.path, {name: dict.fromkeys(ids, 1) for name in ids})
+    self.assertEqual(list(trec.read_qrels(self.path)), ids)
+
+  def test_any_ids_read_back(self):
+    random = np.random.default_rng(0)
+    signs = np.array(list('%{}20a5 \t\n\r\x1c\x85\u2003\u3000ü'))
+    ids = list(dict.fromkeys(
+        ''.join(random.choice(signs, random.integers(1, 9)))
+        for _ in range(5000)))
+    self.assertLen({trec.encode_id(name) for name in ids}, len(ids))
+    trec.write_run(self.path, make_run(ids, [[name] for name in ids[::-1]],
+                                       np.zeros([len(ids), 1])))
+    run = trec.read_run(self.path)
+    self.assertEqual(list(run.query_ids), ids)
+    self.assertEqual(run.ids[:, 0].tolist(), ids[::-1])
+    # Others split at white space of every kind, and get the same columns.
+    with open(self.path, encoding='utf-8', newline='\n') as f:
+      self.assertEqual({len(line.split()) for line in f}, {6})
+
+  def test_ids_without_white_space_are_written_as_they_are(self):
+    for name in ('a%20b', '100%', 'x{1}', 'http://x/%E2%80%83?q={a}', 'é,"'):
+      self.assertEqual(trec.encode_id(name), name)
+    self.write('q%20 Q0 a%20b 1 0.5 t\nq%20 Q0 %{zz} 1 0.4 t\n')
+    run = trec.read_run(self.path)
+    self.assertEqual(run.query_ids, ('q%20',))
+    self.assertEqual(run.ids.tolist(), [['a%20b', '%{zz}']])
+
+  def test_an_id_that_stands_twice_is_refused(self):
+    run = make_run(['q'], [['a b', 'a b']], [[2, 1]])
+    with self.assertRaisesRegex(ValueError, "'q' has the id 'a b' more than o"):
       trec.write_run(self.path, run)
     self.assertEqual(os.listdir(os.path.dirname(self.path)), [])
 

@@ -220,7 +220,7 @@ class FormatsTest(parameterized.TestCase):
   def test_a_trec_run_holds_the_negatives(self):
     run = trec.read_run(self.read('trec')[0])
     self.assertEqual(run.query_ids, ('qä', 'q2'))
-    self.assertEqual(run.ids.tolist(), [['d4', 'd%203'], ['d0', '']])
+    self.assertEqual(run.ids.tolist(), [['d4', 'd 3'], ['d0', '']])
 
 
 if __name__ == '__main__':

@@ -219,7 +219,8 @@ def evaluate_bm25(experiment):
   rows = np.concatenate([dataset.qrels[split].queries() for split in splits])
   texts = [dataset.query_texts[row] for row in rows]
   found, scores = bm25.bm25_run(
-      dataset.corpus_texts, texts, config.evaluation.depth)
+      dataset.corpus_texts, texts,
+      config.evaluation.depth + config.evaluation.drop_self_matches)
   return evaluate.measure_by_split(experiment, splits, rows, found, scores)
 
 

@@ -146,6 +146,23 @@ class PrepareTest(absltest.TestCase):
     self.assertEqual(
         [line[:3] for line in reader.candidates('train')], wanted)
 
+  def test_a_subset_knows_the_lines_of_what_it_keeps(self):
+    path = os.path.join(self.source, 'corpus.jsonl')
+    reader = subset.Subset(beir.BeirReader(self.source), 2)
+    kept = [name for name, _ in reader.corpus()]
+    names = [name for name, *_ in fakes.CORPUS]
+    self.assertBetween(len(kept), 1, len(names) - 1)
+    self.assertEqual(
+        [reader.where('corpus', row) for row in range(len(kept))],
+        [f'{path}:{names.index(name) + 1}' for name in kept])
+    line = fakes.jsonl([{'_id': kept[-1], 'text': 'again'}])
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(line)
+    with self.assertRaisesRegex(
+        ValueError, f'corpus.jsonl:5: id {kept[-1]!r}'):
+      dataset.prepare(subset.Subset(beir.BeirReader(self.source), 3),
+                      self.cache, progress=False)
+
   def test_is_prepared_once(self):
     first = self.prepare()
     mark = os.path.join(first.folder, 'dataset.json')

@@ -21,9 +21,9 @@ def replacing(path: str, *, binary: bool = False) -> Iterator[Any]:
   """
   temporary = _beside(path)
   os.makedirs(os.path.dirname(temporary), exist_ok=True)
-  text = {} if binary else {'encoding': 'utf-8', 'newline': '\n'}
   try:
-    with open(temporary, 'xb' if binary else 'x', **text) as file:
+    with (open(temporary, 'xb') if binary else
+          open(temporary, 'x', encoding='utf-8', newline='\n')) as file:
       yield file
     os.replace(temporary, path)
   except BaseException:

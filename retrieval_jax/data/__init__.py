@@ -1,5 +1,7 @@
 """Corpora, queries, judgements, tokenisation and the input pipeline."""
 
+from typing import Any
+
 from retrieval_jax.data.dataset import CandidatePairs
 from retrieval_jax.data.dataset import Collection
 from retrieval_jax.data.dataset import load
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
   """Imports `TrainBatches` late: it alone needs jax, for `types.Batch`."""
   if name == 'TrainBatches':
     from retrieval_jax.data import pipeline  # pylint: disable=g-import-not-at-top

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from retrieval_jax import files
 from retrieval_jax.data import errors
@@ -35,8 +36,13 @@ class Reader(Protocol):
     name: short name for reports.
     splits: names of the splits that have judgements.
   """
-  name: str
-  splits: Sequence[str]
+  @property
+  def name(self) -> str:
+    ...
+
+  @property
+  def splits(self) -> Sequence[str]:
+    ...
 
   def fingerprint(self) -> str:
     """Returns a hash that changes whenever anything the reader yields does."""
@@ -74,7 +80,7 @@ class Qrels:
   grades: np.ndarray
 
   @classmethod
-  def from_triples(cls, triples) -> 'Qrels':
+  def from_triples(cls, triples: ArrayLike) -> 'Qrels':
     """Builds from rows (query_row, corpus_row, grade) in any order."""
     triples = np.asarray(triples, np.int32).reshape(-1, 3)
     order = np.lexsort((triples[:, 1], triples[:, 0]))
@@ -108,22 +114,23 @@ class Qrels:
     return _padded(self._known, query_rows)
 
   @functools.cached_property
-  def _relevant(self):
+  def _relevant(self) -> '_Grouped':
     return self._grouped(self.grades > 0)
 
   @functools.cached_property
-  def _known(self):
+  def _known(self) -> '_Grouped':
     return self._grouped(self.grades != 0)
 
-  def _grouped(self, keep: np.ndarray):
-    """Returns unique query rows [Q], starts [Q + 1] and corpus rows."""
+  def _grouped(self, keep: np.ndarray) -> '_Grouped':
     rows, starts = np.unique(self.query_rows[keep], return_index=True)
     corpus_rows = self.corpus_rows[keep]
     return rows, np.append(starts, len(corpus_rows)), corpus_rows
 
 
-_CANDIDATE = np.dtype([('query_row', np.int32), ('corpus_row', np.int32),
-                       ('score', np.float32)])
+_COLUMNS = ('query_row', 'corpus_row', 'score')
+_CANDIDATE = np.dtype(list(zip(_COLUMNS, (np.int32, np.int32, np.float32))))
+# Sorted rows [Q], starts [Q + 1] and the items of each row, one after another.
+_Grouped = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,30 +179,31 @@ class CandidatePairs:
                     np.float32(np.nan))
 
   @functools.cached_property
-  def _sorted_pairs(self):
+  def _sorted_pairs(self) -> np.ndarray:
     return _pairs(self.query_rows, self.corpus_rows)
 
   @functools.cached_property
-  def _places(self):
+  def _places(self) -> _Grouped:
     rows, starts = np.unique(self.query_rows, return_index=True)
     return rows, np.append(starts, len(self.scores)), np.arange(
         len(self.scores))
 
-  def _judged(self, qrels, keep):
+  def _judged(self, qrels: Qrels, keep: np.ndarray) -> np.ndarray:
+    """Returns [C] bool, whether a pair is one of the judgements to keep."""
     return np.isin(self._sorted_pairs, _pairs(
         qrels.query_rows[keep], qrels.corpus_rows[keep]))
 
-  def _chosen(self, keep):
+  def _chosen(self, keep: np.ndarray) -> 'CandidatePairs':
     return CandidatePairs(
         self.query_rows[keep], self.corpus_rows[keep], self.scores[keep])
 
 
-def _pairs(query_rows, corpus_rows) -> np.ndarray:
+def _pairs(query_rows: np.ndarray, corpus_rows: np.ndarray) -> np.ndarray:
   """Returns one int64 per pair, in the order of (query_row, corpus_row)."""
   return (np.asarray(query_rows, np.int64) << 32) | corpus_rows
 
 
-def _listed(grouped, query_row: int) -> np.ndarray:
+def _listed(grouped: _Grouped, query_row: int) -> np.ndarray:
   rows, starts, corpus_rows = grouped
   i = np.searchsorted(rows, query_row)
   if i == len(rows) or rows[i] != query_row:
@@ -203,7 +211,7 @@ def _listed(grouped, query_row: int) -> np.ndarray:
   return corpus_rows[starts[i]:starts[i + 1]]
 
 
-def _padded(grouped, query_rows: np.ndarray) -> np.ndarray:
+def _padded(grouped: _Grouped, query_rows: ArrayLike) -> np.ndarray:
   rows, starts, corpus_rows = grouped
   query_rows = np.asarray(query_rows)
   if not len(rows):
@@ -316,7 +324,7 @@ def load(folder: str) -> RetrievalDataset:
     if os.path.exists(path):
       records = np.load(path, mmap_mode='r')
       candidates[split] = CandidatePairs(
-          *(records[name] for name in _CANDIDATE.names))
+          *(records[name] for name in _COLUMNS))
   return RetrievalDataset(
       name=facts['name'], corpus_ids=column('corpus_ids'),
       corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
@@ -324,7 +332,8 @@ def load(folder: str) -> RetrievalDataset:
       fingerprint=facts['fingerprint'], candidates=candidates)
 
 
-def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
+def _write(source: Reader, folder: str, fingerprint: str, progress: bool
+           ) -> None:
   """Writes all files of a prepared dataset."""
   rows = {}
   for column, prefix in (('corpus', 'corpus'), ('queries', 'query')):
@@ -345,11 +354,12 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
       'splits': list(source.splits)})
 
 
-def _write_records(source, records, column, prefix) -> dict[str, int]:
+def _write_records(source: Reader, records: Iterable[tuple[str, str]],
+                   column: str, prefix: str) -> dict[str, int]:
   """Writes ids and texts of one column; returns the row of each id."""
-  rows = {}
+  rows: dict[str, int] = {}
 
-  def texts():
+  def texts() -> Iterator[str]:
     for row, (name, text) in enumerate(records):
       if rows.setdefault(name, row) != row:
         raise errors.DataError(

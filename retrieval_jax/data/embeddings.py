@@ -125,7 +125,7 @@ def read_ids(path: str) -> list[str]:
   """
   with open(path, encoding='utf-8', newline='\n') as file:
     ids = [line.rstrip('\r\n') for line in file]
-  seen = {}
+  seen: dict[str, int] = {}
   for line, name in enumerate(ids, 1):
     if not name:
       raise errors.DataError(f'{path}:{line}: expected an id, got nothing.')

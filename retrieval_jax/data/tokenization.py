@@ -8,8 +8,10 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from retrieval_jax import files
 from retrieval_jax.data import errors
@@ -75,7 +77,7 @@ class Tokenizer:
         itertools.chain.from_iterable(ids), np.int32, lengths.sum())
     return tokens, lengths
 
-  def save(self, path: str):
+  def save(self, path: str) -> None:
     """Writes tokenizer.json; `path` is that file or its folder."""
     if not path.endswith('.json'):
       path = os.path.join(path, 'tokenizer.json')
@@ -100,10 +102,10 @@ class Tokenizer:
                         for token in parts['added_tokens']))
 
   @functools.cached_property
-  def _encoders(self):
+  def _encoders(self) -> dict[int | None, Any]:
     return {}
 
-  def _of_length(self, max_length: int | None):
+  def _of_length(self, max_length: int | None) -> Any:
     """Returns the tokenizer that cuts at `max_length`.
 
     One object per length, since cutting is a state of the object and another
@@ -121,11 +123,11 @@ class Tokenizer:
       self._encoders[max_length] = encoder
     return self._encoders[max_length]
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     return {field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     for name, value in state.items():
       object.__setattr__(self, name, value)
 
@@ -136,12 +138,12 @@ def _head(text: str, length: int) -> str:
   return text if end < 0 else text[:end]
 
 
-def _from_definition(definition: str):
+def _from_definition(definition: str) -> Any:
   import tokenizers  # pylint: disable=g-import-not-at-top
   return tokenizers.Tokenizer.from_str(definition)
 
 
-def _wrap(encoder, pad_token: str | None, origin: str) -> Tokenizer:
+def _wrap(encoder: Any, pad_token: str | None, origin: str) -> Tokenizer:
   """Strips truncation and padding and finds the pad token."""
   padding = encoder.padding
   candidates = [pad_token] if pad_token else [
@@ -249,16 +251,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   return _wrap(encoder, '[PAD]', 'the trained tokenizer')
 
 
-def _characters(texts, normalizer, vocab_size: int) -> list[str]:
+def _characters(texts: Iterable[str], normalizer: Any, vocab_size: int
+                ) -> list[str]:
   """Returns the most frequent characters after normalisation, sorted.
 
   A 16th of the vocabulary or 96, whichever is more, so that the rare signs of
   a multilingual corpus do not fill a small vocabulary; the rest is [UNK].
   """
-  raw = collections.Counter()
+  raw: collections.Counter[str] = collections.Counter()
   for text in texts:
     raw.update(text)
-  counts = collections.Counter()
+  counts: collections.Counter[str] = collections.Counter()
   for character, count in raw.items():
     for part in normalizer.normalize_str(character):
       if not part.isspace():
@@ -284,7 +287,7 @@ class TokenStore:
   def __len__(self) -> int:
     return len(self.lengths)
 
-  def __getitem__(self, rows) -> np.ndarray:
+  def __getitem__(self, rows: slice | ArrayLike) -> np.ndarray:
     """Returns tokens [..., L] int32; row -1 ("none") is all padding."""
     if isinstance(rows, slice):
       return self.tokens[rows].astype(np.int32)
@@ -332,7 +335,8 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   return TokenStore(tokens, lengths, tokenizer.pad_id)
 
 
-def _write_tokens(texts, tokenizer, max_length, folder, key, progress):
+def _write_tokens(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
+                  folder: str, key: str, progress: bool) -> None:
   """Writes tokens.npy and lengths.npy, a chunk of texts at a time."""
   n = len(texts)
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32

@@ -7,6 +7,7 @@ corrector takes back.
 
 from collections.abc import Iterator
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +95,9 @@ def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
     (1 - p+) form of the gradient that of Lindgren et al., NeurIPS 2021. The
     bounds and the choice of numbers are ours.
   """
-  arguments = {'queries': (queries, 'B D'), 'fresh': (fresh, 'N D'),
-               'table.embeddings': (view.table.embeddings, 'M D')}
+  arguments: dict[str, tuple[Any, str]] = {
+      'queries': (queries, 'B D'), 'fresh': (fresh, 'N D'),
+      'table.embeddings': (view.table.embeddings, 'M D')}
   if known_positives is not None:
     arguments['known_positives'] = (known_positives, 'B E')
   if positive_ids is not None:
@@ -228,14 +230,13 @@ class _Probe:
     log_z, log_z_live, log_z_hat = (
         self._everywhere(first[name])
         for name in ('log_z', 'log_z_live', 'log_z_hat'))
-    totals = None
+    totals: dict[str, np.ndarray] = {}
     for chunk in self._chunks():
       sums = jax.device_get(_sums_given_partition(
           self.queries, self.scale, self.known_positives, log_z, log_z_live,
           log_z_hat, *chunk))
       sums = {name: np.asarray(x, np.float64) for name, x in sums.items()}
-      totals = sums if totals is None else {
-          name: totals[name] + x for name, x in sums.items()}
+      totals = {name: totals.get(name, 0) + x for name, x in sums.items()}
     return totals
 
 

@@ -40,7 +40,7 @@ def qrels_from_rows(query_rows: np.ndarray, corpus_rows: np.ndarray,
     query_ids: strings of all queries.
     corpus_ids: strings of all passages.
   """
-  qrels = {}
+  qrels: dict[str, dict[str, int]] = {}
   for query_row, corpus_row, grade in zip(
       query_rows.tolist(), corpus_rows.tolist(), grades.tolist()):
     judged = qrels.setdefault(query_ids[query_row], {})
@@ -96,7 +96,7 @@ def per_query(run: runs.Run, qrels: trec.Judgements,
       for query_id, ids, scores in run.rankings() if query_id in qrels}
   judged = {query_id: dict(grades) for query_id, grades in qrels.items()}
   names = {measure: name for name, measure in parsed.items()}
-  values = {name: {} for name in parsed}
+  values: dict[str, dict[str, float]] = {name: {} for name in parsed}
   for metric in ir_measures.iter_calc(list(names), judged, answers):
     values[names[metric.measure]][metric.query_id] = float(metric.value)
   return values

@@ -12,12 +12,14 @@ agree with other people's, whose ids may well hold '%20' (URLs).
 import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from retrieval_jax import files
 from retrieval_jax.evaluation import runs
 
+T = TypeVar('T', int, float)
 Judgements = Mapping[str, Mapping[str, int]]
 """query id -> corpus id -> grade; grades above 0 are relevant."""
 
@@ -86,7 +88,8 @@ def write_qrels(path: str, qrels: Judgements) -> None:
           for i, grade in zip(encoded, grades.values()))
 
 
-def _fields(path: str, count: int, layout: str) -> Iterator[tuple[str, list]]:
+def _fields(path: str, count: int, layout: str
+            ) -> Iterator[tuple[str, list[str]]]:
   # Binary: only ASCII white space separates, and only \n ends a line.
   with open(path, 'rb') as f:
     for number, line in enumerate(f, 1):
@@ -106,7 +109,7 @@ def _fields(path: str, count: int, layout: str) -> Iterator[tuple[str, list]]:
         ) from error
 
 
-def _number(kind, text: str, where: str, what: str):
+def _number(kind: type[T], text: str, where: str, what: str) -> T:
   try:
     return kind(text)
   except ValueError:
@@ -123,7 +126,7 @@ def read_run(path: str) -> runs.Run:
   Raises:
     ValueError: file and line of the first malformed or repeated entry.
   """
-  results = {}
+  results: dict[str, dict[str, float]] = {}
   layout = 'query-id Q0 corpus-id rank score tag'
   for where, fields in _fields(path, 6, layout):
     query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
@@ -134,7 +137,7 @@ def read_run(path: str) -> runs.Run:
           f'{query_id!r}; keep one of the lines.')
     scored[corpus_id] = _number(float, fields[4], where, 'a number as score')
   width = max((len(scored) for scored in results.values()), default=0)
-  ids = np.full((len(results), width), '', dtype=object)
+  ids = np.full((len(results), width), '', object)
   scores = np.full((len(results), width), -np.inf, dtype=np.float64)
   for row, scored in enumerate(results.values()):
     ordered = sorted(scored.items(), key=lambda item: -item[1])
@@ -150,7 +153,7 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
   Raises:
     ValueError: file and line of the first malformed or repeated entry.
   """
-  qrels = {}
+  qrels: dict[str, dict[str, int]] = {}
   for where, fields in _fields(path, 4, 'query-id 0 corpus-id grade'):
     query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
     grades = qrels.setdefault(query_id, {})

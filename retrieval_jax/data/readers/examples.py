@@ -50,8 +50,13 @@ class Rows(Protocol):
     name: short name for reports.
     parts: names of the splits, and CORPUS if there is one.
   """
-  name: str
-  parts: Sequence[str]
+  @property
+  def name(self) -> str:
+    ...
+
+  @property
+  def parts(self) -> Sequence[str]:
+    ...
 
   def fingerprint(self) -> str:
     """Returns a hash that changes whenever any row does."""
@@ -107,10 +112,11 @@ class ExamplesReader(located.LocatedReader):
         yield example.query_id, passage.id, passage.score, where
 
   def records(self, column: str) -> Iterator[located.Record]:
+    found: Iterator[located.Record]
     if column == 'queries':
       found = ((example.query_id, example.query, where)
-                 for split in self.splits
-                 for where, example in self._examples(split))
+               for split in self.splits
+               for where, example in self._examples(split))
     elif CORPUS in self.source.parts:
       return (_target(where, row) for where, row in self.source.rows(CORPUS))
     else:
@@ -243,7 +249,7 @@ class FileRows:
   tsv: Callable[[str], Iterator[tuple[str, Row]]] | None = None
   corpus_name: str = CORPUS
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if set(self.parts) <= {CORPUS}:
       raise errors.DataError(
           f'{self.path}: expected a file, or a folder with files, of examples '
@@ -278,5 +284,6 @@ class FileRows:
 
   def rows(self, part: str) -> Iterator[tuple[str, Row]]:
     path = self._files[part]
-    is_tsv = path.removesuffix('.gz').endswith('.tsv')
-    return self.tsv(path) if is_tsv else _json_rows(path)
+    if self.tsv and path.removesuffix('.gz').endswith('.tsv'):
+      return self.tsv(path)
+    return _json_rows(path)

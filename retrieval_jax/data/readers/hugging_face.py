@@ -49,7 +49,7 @@ class HuggingFaceRows:
   """
   path: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     self.parts  # loads
 
   @property
@@ -101,7 +101,7 @@ def _load(path: str) -> Mapping[str, Any]:
 
 def _shards(folder: str) -> dict[str, list[str]]:
   """Returns the files of each split."""
-  shards = {}
+  shards: dict[str, list[str]] = {}
   for file in sorted(os.listdir(folder)):
     match = _SHARD.fullmatch(file)
     if match:

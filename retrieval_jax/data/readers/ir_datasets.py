@@ -37,7 +37,7 @@ class IrDatasetsReader(located.LocatedReader):
   """
   path: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, split in self._sets.items():
       for kind in ('docs', 'queries', 'qrels'):
         if not getattr(split, f'has_{kind}')():
@@ -141,5 +141,5 @@ class IrDatasetsReader(located.LocatedReader):
          for where, pair in self._rows(split, 'docpairs')))
 
 
-def _package():
+def _package() -> Any:
   return errors.import_extra('ir_datasets', 'ir_datasets')

@@ -10,14 +10,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from retrieval_jax.data import errors
 
 _CHUNK = 1 << 20  # characters read at a time
 _LARGEST_SCORE = 3e38  # scores are stored as float32
-_SPACE = re.compile(r'[ \t\r\n]*')
+_NO_SPACE = re.compile(r'[^ \t\r\n]')
 # A lone surrogate is valid JSON but no Unicode text: it has no utf-8 form.
 _SURROGATE = re.compile('[\ud800-\udfff]')
 # What may stand after a token of an array of objects.
@@ -87,7 +87,8 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   with _opened(path, lambda: line) as file:
     buffer, at = file.read(_CHUNK), 0
     while True:
-      end = _SPACE.match(buffer, at).end()
+      found = _NO_SPACE.search(buffer, at)
+      end = found.start() if found else len(buffer)
       line += buffer.count('\n', at, end)
       at = end
       if at == len(buffer):
@@ -130,13 +131,13 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
       at, allowed = end, ',]'
 
 
-def shown(value) -> str:
+def shown(value: Any) -> str:
   """Returns a value as an error message shows it."""
   text = repr(value)
   return text if len(text) <= 60 else f'{text[:57]}...'
 
 
-def string(where: str, record: dict[str, Any], *names: str) -> str:
+def string(where: str, record: Mapping[str, Any], *names: str) -> str:
   """Returns the field of a record that `first` names, checked.
 
   Raises:
@@ -151,7 +152,7 @@ def string(where: str, record: dict[str, Any], *names: str) -> str:
   return text(where, name, record[name])
 
 
-def first(record: dict[str, Any], names: Sequence[str]) -> str:
+def first(record: Mapping[str, Any], names: Sequence[str]) -> str:
   """Returns the first of `names` that a record has, not null where one is.
 
   Where rows come from columns, the fields that they lack are null.
@@ -174,7 +175,7 @@ def text(where: str, name: str, value: Any) -> str:
   return value
 
 
-def titled(where: str, record: dict[str, Any], body: str) -> str:
+def titled(where: str, record: Mapping[str, Any], body: str) -> str:
   """Returns 'title body' where a record has a title that is not empty."""
   title = text(where, 'title', record.get('title') or '')
   return f'{title} {body}' if title else body
@@ -251,7 +252,7 @@ def named_files(folder: str, pattern: str) -> dict[str, str]:
   Raises:
     DataError: if two files have the same NAME.
   """
-  files = {}
+  files: dict[str, str] = {}
   for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
     match = re.fullmatch(pattern, file)
     if match and not file.startswith('.'):

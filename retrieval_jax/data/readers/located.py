@@ -12,6 +12,11 @@ Record = tuple[str, str, str]
 class LocatedReader(abc.ABC):
   """The columns of a `dataset.Reader`, made from records with their places."""
 
+  @property
+  @abc.abstractmethod
+  def name(self) -> str:
+    """Short name for reports."""
+
   @abc.abstractmethod
   def records(self, column: str) -> Iterator[Record]:
     """Yields the records of 'corpus' or 'queries'."""

@@ -45,7 +45,8 @@ def parse(where: str, row: examples.Row) -> examples.Example:
       _passages(where, row, _NEGATIVE, 'neg_scores'))
 
 
-def _passages(where: str, row: examples.Row, names: re.Pattern, scores: str):
+def _passages(where: str, row: examples.Row, names: re.Pattern[str],
+              scores: str) -> list[examples.Passage]:
   """Returns the passages of the fields that `names` matches, with scores."""
   texts = []
   for name, value in row.items():

@@ -34,7 +34,8 @@ def parse(where: str, row: examples.Row) -> examples.Example:
       _passages(where, row, 'positive'), _passages(where, row, 'negative'))
 
 
-def _passages(where: str, row: examples.Row, kind: str):
+def _passages(where: str, row: examples.Row, kind: str
+              ) -> list[examples.Passage]:
   found = []
   for name in examples.listed(where, row, f'{kind}_document_ids'):
     name = examples.identifier(where, {f'{kind}_document_ids': name},

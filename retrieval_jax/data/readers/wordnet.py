@@ -73,7 +73,7 @@ class WordNetReader:
     return list(_records(self._builders['queries'], split))
 
 
-def _records(builder, split: str) -> Iterator[dict[str, Any]]:
+def _records(builder: Any, split: str) -> Iterator[dict[str, Any]]:
   """Yields the decoded records of a split in order."""
   source = builder.as_data_source(split=split)
   for start in range(0, len(source), _READ):
@@ -82,7 +82,7 @@ def _records(builder, split: str) -> Iterator[dict[str, Any]]:
       yield {name: _text(value) for name, value in record.items()}
 
 
-def _text(value):
+def _text(value: Any) -> Any:
   """Returns str or a list of str: mock data is str, real data bytes."""
   if isinstance(value, (bytes, str)):
     return value.decode() if isinstance(value, bytes) else value

@@ -175,7 +175,10 @@ def _stands(lemma: str, sentence: str) -> str:
 
 def make_queries(synsets: Sequence[Synset]) -> list[Query]:
   """Returns the queries of all splits, in the order of the synsets."""
-  queries, listed = {}, collections.defaultdict(dict)
+  queries: dict[tuple[str, str], Query] = {}
+  # Sentence -> ids of the synsets that list it, in order.
+  listed: dict[tuple[str, ...], dict[str, None]] = (
+      collections.defaultdict(dict))
   for synset in synsets:
     for number, sentence in enumerate(synset.examples):
       listed[_normalised(sentence)][synset.id] = None
@@ -186,13 +189,13 @@ def make_queries(synsets: Sequence[Synset]) -> list[Query]:
           f'{synset.id}/{number}', lemma, sentence, [], []))
       if synset.id not in query.positives:
         query.positives.append(synset.id)
-  queries = list(queries.values())
-  splits = near_duplicates.split([q.sentence for q in queries], SPLITS)
-  for query, split in zip(queries, splits):
+  found = list(queries.values())
+  splits = near_duplicates.split([q.sentence for q in found], SPLITS)
+  for query, split in zip(found, splits):
     query.split = split
     query.related = [name for name in listed[_normalised(query.sentence)]
                      if name not in query.positives]
-  return queries
+  return found
 
 
 def _normalised(sentence: str) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -46,7 +48,7 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
           name='queries', description='Usage examples and their synsets.'),
   ]
 
-  def __init__(self, *, wordnet_folder: str | None = None, **kwargs):
+  def __init__(self, *, wordnet_folder: str | None = None, **kwargs: Any):
     self._wordnet_folder = wordnet_folder
     kwargs.setdefault('file_format', 'array_record')
     super().__init__(**kwargs)
@@ -67,11 +69,11 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
         metadata=tfds.core.MetadataDict(),  # See `content_hash`.
         disable_shuffling=True)  # Rows keep WordNet's order.
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager  # Nothing is downloaded.
     synsets = _read_synsets(
         self._wordnet_folder or wordnet_files.find_wordnet())
-    records = collections.defaultdict(list)
+    records: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     if self.builder_config.name == 'targets':
       records['corpus'] = [{'id': s.id, 'text': s.text} for s in synsets]
     else:
@@ -96,7 +98,8 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
     """
     return self.info.metadata['content_hash']
 
-  def _generate_examples(self, records):
+  def _generate_examples(self, records: list[dict[str, Any]]
+                         ) -> Iterator[tuple[int, dict[str, Any]]]:
     return enumerate(records)
 
 
@@ -107,7 +110,7 @@ def _read_synsets(folder: str) -> list[wordnet_files.Synset]:
 
 
 @contextlib.contextmanager
-def _silence():
+def _silence() -> Iterator[None]:
   """Keeps tfds from printing a banner, bars and needless warnings."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)

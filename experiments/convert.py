@@ -5,9 +5,9 @@ r"""Writes data of any format that we read as a folder in BEIR layout.
   python -m experiments.convert --source=wordnet --out=data/wordnet
 
 The sources are those of --config.data.source; `beir` is one of them. OUT gets
-corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, where the source tells of hard
+corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, where the source has hard
 negatives or scores, candidates/SPLIT.tsv (query-id, corpus-id, score; the last
-may be empty). A title stands before its text already.
+may be empty). A title is part of the text already.
 """
 
 import json
@@ -64,7 +64,7 @@ def write(reader, out):
     {what: number of lines written}.
 
   Raises:
-    DataError: for an id that stands twice or is unknown, or malformed data.
+    DataError: for an id that occurs twice or is unknown, or malformed data.
   """
   counts, ids = {}, {}
   with files.new_folder(out) as folder:
@@ -110,8 +110,8 @@ def _records(reader, column, ids):
   for row, (name, text) in enumerate(getattr(reader, column)()):
     if name in ids:
       raise errors.DataError(
-          f'{reader.where(column, row)}: id {name!r} stands here a second '
-          f'time; ids must be unique within {column}. Remove or rename one.')
+          f'{reader.where(column, row)}: id {name!r} occurs again; ids must '
+          f'be unique within the {column}. Remove or rename one.')
     ids.add(name)
     record = {'_id': name, 'text': text}
     yield json.dumps(record, ensure_ascii=False) + '\n'

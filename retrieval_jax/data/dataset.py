@@ -157,7 +157,7 @@ class CandidatePairs:
     return self._chosen(self._judged(qrels, qrels.grades > 0))
 
   def padded_places(self, query_rows: np.ndarray) -> np.ndarray:
-    """Returns where the candidates of queries stand, padded with -1.
+    """Returns the places of the candidates of queries, padded with -1.
 
     Args:
       query_rows: [n] integers.
@@ -286,7 +286,7 @@ def prepare(source: Reader, cache_folder: str, *,
   """Converts a source once into `cache_folder`/<fingerprint> and maps it.
 
   The fingerprint hashes the contents of the source's files, so a changed file
-  is prepared afresh and an unchanged one, wherever it lies, is reused. Texts
+  is prepared afresh and an unchanged one, wherever it is, is reused. Texts
   stream; while preparing, the string ids are held in memory.
 
   Args:
@@ -363,9 +363,9 @@ def _write_records(source: Reader, records: Iterable[tuple[str, str]],
     for row, (name, text) in enumerate(records):
       if rows.setdefault(name, row) != row:
         raise errors.DataError(
-            f'{source.where(column, row)}: id {name!r} stands here a second '
-            f'time (first at {source.where(column, rows[name])}); ids must be '
-            f'unique within {column}. Remove or rename one of the two.')
+            f'{source.where(column, row)}: id {name!r} occurs again (first at '
+            f'{source.where(column, rows[name])}); ids must be unique within '
+            f'the {column}. Remove or rename one of the two.')
       yield text
 
   strings.write_strings(f'{prefix}_texts', texts())
@@ -439,7 +439,7 @@ def _read_candidates(source: Reader, split: str, rows: _Rows) -> np.ndarray:
   if not len(records):
     return records
   pairs = _pairs(records['query_row'], records['corpus_row'])
-  # Of a pair that stands several times those with a score come first.
+  # Of a pair that occurs several times the records with a score come first.
   order = np.lexsort((np.isnan(records['score']), pairs))
   records, pairs = records[order], pairs[order]
   again = np.append(False, pairs[1:] == pairs[:-1])

@@ -1,13 +1,13 @@
 """Embeddings of any encoder as files: vectors, their ids, judgements.
 
-  DIR/targets.npy       [N, D]; or targets.npz, targets.safetensors, in which
-                        stands one matrix
+  DIR/targets.npy       [N, D]; or targets.npz or targets.safetensors, with
+                        one matrix in it
   DIR/target_ids.txt    one id per line; without it ids are '0', '1', ...
   DIR/queries.npy, DIR/query_ids.txt   the same of all queries
   DIR/qrels/SPLIT.tsv   query-id <tab> corpus-id <tab> score
 
-What experiments/embed.py writes, and what a service that gives out nothing but
-vectors can be made to fill.
+This is what experiments/embed.py writes. For an encoder that is only a service
+returning vectors, write the same files yourself.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def read(folder: str, side: str) -> Embeddings:
   """Returns the embeddings of one side: 'targets' or 'queries'.
 
   Raises:
-    DataError: where files are missing or do not fit each other, an id stands
+    DataError: where files are missing or do not fit each other, an id occurs
       twice, or there is not exactly one matrix of floats.
   """
   paths = [os.path.join(folder, side + kind) for kind in _KINDS]
@@ -121,7 +121,7 @@ def read_ids(path: str) -> list[str]:
   """Returns the ids of a file, one per line.
 
   Raises:
-    DataError: with file and line, where an id is empty or stands twice.
+    DataError: with file and line, where an id is empty or occurs twice.
   """
   with open(path, encoding='utf-8', newline='\n') as file:
     ids = [line.rstrip('\r\n') for line in file]
@@ -131,7 +131,7 @@ def read_ids(path: str) -> list[str]:
       raise errors.DataError(f'{path}:{line}: expected an id, got nothing.')
     if seen.setdefault(name, line) != line:
       raise errors.DataError(
-          f'{path}:{line}: id {name!r} stands already in line {seen[name]}; '
+          f'{path}:{line}: id {name!r} already occurs in line {seen[name]}; '
           'rows must have different ids.')
   return ids
 

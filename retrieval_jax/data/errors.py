@@ -5,7 +5,7 @@ import types
 
 
 class DataError(ValueError):
-  """Malformed input; the message says where it stands and what to do."""
+  """Malformed input; the message says where and what to do."""
 
 
 def import_extra(module: str, extra: str) -> types.ModuleType:

@@ -31,7 +31,7 @@ class Tokenizer:
   Attributes:
     definition: the JSON text, without truncation and padding.
     pad_id: the id that fills rows up.
-    prompt: stands before every text, as it is: 'query: ' with its space.
+    prompt: put before every text as it is, so with its space: 'query: '.
   """
   definition: str = dataclasses.field(repr=False)
   pad_id: int

@@ -76,7 +76,7 @@ def per_query(run: runs.Run, qrels: trec.Judgements,
       two kinds of ids are equal by accident; so it is a choice here.
 
   Raises:
-    ValueError: if nothing is judged, a query id stands twice in the run, or a
+    ValueError: if nothing is judged, a query id occurs twice in the run, or a
       measure is unknown.
   """
   if not qrels:

@@ -3,9 +3,9 @@
 A run line is `query_id Q0 corpus_id rank score tag`, a qrels line
 `query_id 0 corpus_id grade`, both separated by white space. The format cannot
 hold an id with white space in it, so such a character is written as its code
-point, in hexadecimal between `%{` and `}`: 'a b' as 'a%{20}b'. A `%` that
-stands before a `{` is written the same way, `%{25}`, so different ids are never
-written alike; reading undoes both. Every other id is written as it is, so files
+point, in hexadecimal between `%{` and `}`: 'a b' as 'a%{20}b'. A `%` before a
+`{` is written the same way, as `%{25}`, so different ids are never written
+alike; reading undoes both. Every other id is written as it is, so files
 agree with other people's, whose ids may well hold '%20' (URLs).
 """
 
@@ -64,7 +64,7 @@ def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
   Scores are written with the digits that read back as the same float32.
 
   Raises:
-    ValueError: if an id is empty or stands twice under one query.
+    ValueError: if an id is empty or occurs twice for one query.
   """
   tag = encode_id(tag)
   with files.replacing(path) as f:
@@ -133,7 +133,7 @@ def read_run(path: str) -> runs.Run:
     scored = results.setdefault(query_id, {})
     if corpus_id in scored:
       raise ValueError(
-          f'{where}: passage {corpus_id!r} stands twice under query '
+          f'{where}: passage {corpus_id!r} occurs twice for query '
           f'{query_id!r}; keep one of the lines.')
     scored[corpus_id] = _number(float, fields[4], where, 'a number as score')
   width = max((len(scored) for scored in results.values()), default=0)

@@ -91,7 +91,7 @@ class EmbeddingsTest(parameterized.TestCase):
       embeddings.read(self.folder, 'targets')
     self.write('target_ids.txt', 'a\nb\na\n')
     with self.assertRaisesRegex(
-        errors.DataError, r"ids.txt:3: id 'a' stands already in line 1"):
+        errors.DataError, r"ids.txt:3: id 'a' already occurs in line 1"):
       embeddings.read(self.folder, 'targets')
     self.write('target_ids.txt', 'a\n\nb\n')
     with self.assertRaisesRegex(errors.DataError, 'ids.txt:2: expected an id'):

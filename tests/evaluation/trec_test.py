@@ -103,7 +103,7 @@ class TrecTest(parameterized.TestCase):
   @parameterized.parameters(
       ('q Q0 a 1 0.5\n', r'b\.run:1: expected 6 columns .* got 5'),
       ('q Q0 a 1 0.5 t\nq Q0 b 2 x t\n', r'b\.run:2: .* number .* got .x.'),
-      ('q Q0 a 1 1 t\nq Q0 a 2 0 t\n', r'b\.run:2: .*\'a\' stands twice'),
+      ('q Q0 a 1 1 t\nq Q0 a 2 0 t\n', r'b\.run:2: .*\'a\' occurs twice'),
   )
   def test_a_malformed_run_names_the_line(self, text, message):
     self.write(text)

@@ -11,7 +11,7 @@
 Other fields are ignored, blank lines skipped. The text of a target is
 'title text' where the title is not empty, as sentence encoders and BEIR's own
 dense baselines join them. Ids are any strings: there is no quoting in the
-judgements, so quote marks, commas and any Unicode stand for themselves.
+judgements, so quote marks, commas and all of Unicode have no special meaning.
 """
 
 import dataclasses
@@ -169,12 +169,12 @@ def read_texts(path: str, field: str, known: Set[str]
 
   Args:
     path: of lines {"_id": target id, field: text}.
-    field: where the text stands.
+    field: the name of the field with the text.
     known: the ids of all targets.
 
   Raises:
-    DataError: with file and line, where a record is malformed or names no
-      target.
+    DataError: with file and line, where a record is malformed or its id is
+      not in the corpus.
   """
   for line, record in lines.json_lines(path):
     name, text = _fields(f'{path}:{line}', record, field)

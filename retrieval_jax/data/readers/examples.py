@@ -1,11 +1,11 @@
 """Training sets whose rows hold a query, its positives and hard negatives.
 
-A format of this kind is two things: rows (of JSON files, of a Hugging Face or a
-TFDS set), and a function that parses a row into an `Example`. `ExamplesReader`
-makes a `dataset.Reader` of the two. The passages of all rows are the corpus,
-unless the source has a part named 'corpus'; then its rows are, one target each:
-an id ("docid", "doc_id", "_id", "id" or "passage_id"), an optional "title", and
-the text ("document_text", "text", "contents" or "passage").
+A format of this kind consists of rows (of JSON files, of a Hugging Face or a
+TFDS set) and a function that parses a row into an `Example`. `ExamplesReader`
+makes a `dataset.Reader` of the two. The corpus consists of the passages of all
+rows, unless the source has a part named 'corpus'; then each row of that is a
+target: an id ("docid", "doc_id", "_id", "id" or "passage_id"), an optional
+"title", and the text ("document_text", "text", "contents" or "passage").
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from retrieval_jax.data.readers import located
 Row = Mapping[str, Any]
 Part = TypeVar('Part')
 CORPUS = 'corpus'  # the part of a source that holds the targets
-# Of 'biencoder-nq-train.json' the split is 'train'.
+# The split of 'biencoder-nq-train.json' is 'train'.
 _FILE = r'(?:.*-)?(?P<name>[^-]+?)\.(?:{endings})(?:\.gz)?'
 
 
@@ -36,7 +36,7 @@ class Passage(NamedTuple):
 
 
 class Example(NamedTuple):
-  """What a row says."""
+  """The content of a row."""
   query_id: str
   query: str
   positives: Sequence[Passage]
@@ -69,8 +69,8 @@ class Rows(Protocol):
 class ExamplesReader(located.LocatedReader):
   """Reads rows of examples; implements `dataset.Reader` with candidates.
 
-  A query or passage that stands in several rows with the same id and text is
-  one. Iterators stream; they hold ids of what must not come twice.
+  A query or passage that occurs in several rows with the same id and text is
+  one. Iterators stream; they hold the ids of what must not come twice.
 
   Attributes:
     source: the rows.

@@ -1,4 +1,4 @@
-"""Text files read line by line or record by record, with where each stands.
+"""Text files read line by line or record by record, with their line numbers.
 
 What the readers of all formats share: lines, JSON records and tables of any
 size in bounded memory, checked fields, and files named after their split.
@@ -20,7 +20,7 @@ _LARGEST_SCORE = 3e38  # scores are stored as float32
 _NO_SPACE = re.compile(r'[^ \t\r\n]')
 # A lone surrogate is valid JSON but no Unicode text: it has no utf-8 form.
 _SURROGATE = re.compile('[\ud800-\udfff]')
-# What may stand after a token of an array of objects.
+# What may follow a token of an array of objects.
 _AFTER = {'[': '{]', ',': '{', ']': ''}
 
 
@@ -31,7 +31,7 @@ def _opened(path: str, line: Callable[[], int]) -> Iterator[io.TextIOWrapper]:
   try:
     with opener(path, 'rb') as raw:
       # utf-8-sig: spreadsheets put a byte order mark in front. newline='\n':
-      # other line ends, such as U+2028, may stand inside a text.
+      # other line ends, such as U+2028, may be part of a text.
       with io.TextIOWrapper(raw, 'utf-8-sig', newline='\n') as file:
         yield file
   except UnicodeDecodeError as error:
@@ -39,9 +39,9 @@ def _opened(path: str, line: Callable[[], int]) -> Iterator[io.TextIOWrapper]:
         f'{path}:{line()}: expected utf-8 text at or soon after this '
         f'line, got {error}. Convert the file to utf-8.') from error
   except (EOFError, OSError) as error:
-    # gzip tells of a cut or broken file by either.
+    # gzip raises either for a truncated or damaged file.
     raise errors.DataError(
-        f'{path}:{line()}: cannot read on: {error}. Is the file '
+        f'{path}:{line()}: cannot read further: {error}. Is the file '
         'complete?') from error
 
 
@@ -63,8 +63,8 @@ def json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     except json.JSONDecodeError as error:
       raise errors.DataError(
           f'{path}:{number}: expected one JSON object per line, got '
-          f'{shown(line)} ({error.msg} at column {error.colno}). Mend or '
-          'remove the line.') from None
+          f'{shown(line)} ({error.msg} at column {error.colno}). Correct '
+          'or remove the line.') from None
     if not isinstance(record, dict):
       raise errors.DataError(
           f'{path}:{number}: expected a JSON object, got {shown(record)}.')
@@ -104,7 +104,7 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         wanted = ' or '.join(allowed) or 'nothing more'
         raise errors.DataError(
             f'{path}:{line}: expected a JSON array of JSON objects, and here '
-            f'{wanted}, got {shown(buffer[at:at + 60])}. Mend the file.')
+            f'{wanted}, got {shown(buffer[at:at + 60])}. Correct it.')
       if buffer[at] != '{':
         allowed = _AFTER[buffer[at]]
         at += 1
@@ -123,8 +123,8 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             line += buffer.count('\n', at, error.pos)
             raise errors.DataError(
                 f'{path}:{line}: broken JSON: {error.msg}, got '
-                f'{shown(buffer[error.pos:error.pos + 60])}. Mend it; is the '
-                'file complete?') from None
+                f'{shown(buffer[error.pos:error.pos + 60])}. Correct it; is '
+                'the file complete?') from None
           buffer, at = buffer[at:] + more, 0
       yield line, record
       line += buffer.count('\n', at, end)

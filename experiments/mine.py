@@ -24,7 +24,7 @@ Memory beyond the targets is that of --batch_size queries, see mining.mine; the
 results of BM25 and of a run file are held whole.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 import dataclasses
 import json
 import os
@@ -137,23 +137,24 @@ def write(out, rules, values):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
   source = _open(values)
   splits = values.splits or [source.train_split]
-  unknown = set(splits) - set(source.qrels)
+  unknown = set(splits) - set(source.data.qrels)
   if unknown:
-    raise ValueError(f'--splits names {sorted(unknown)}; {source.name} has '
-                     f'{sorted(source.qrels)}.')
+    raise ValueError(
+        f'--splits names {sorted(unknown)}; {source.data.name} has '
+        f'{sorted(source.data.qrels)}.')
   textual = [form for form in values.format if form in formats.TEXTUAL]
-  if source.names.corpus_texts is None and (
+  if source.data.corpus_texts is None and (
       textual or (values.index == 'bm25' and not values.run)):
     raise ValueError(
         f'--embeddings={values.embeddings} has no texts, which '
         f'{"--format=" + textual[0] if textual else "--index=bm25"} needs; '
         'give the --config of its data, too.')
-  qrels = {split: source.qrels[split] for split in splits}
+  qrels = {split: source.data.qrels[split] for split in splits}
   barred = {}
   if values.drop_self_matches:
-    barred['own'] = _own(source.names)
-  if source.names.corpus_texts is not None:
-    barred['twins'] = mining.same_texts(source.names.corpus_texts, {
+    barred['own'] = _own(source.data)
+  if source.data.corpus_texts is not None:
+    barred['twins'] = mining.same_texts(source.data.corpus_texts, {
         int(row) for one in qrels.values()
         for row in one.corpus_rows[one.grades > 0]})
   depth = max(mining.depth(one, rules, **barred) for one in qrels.values())
@@ -166,17 +167,17 @@ def write(out, rules, values):
       with progress.counter(f'mining {split}', unit='queries',
                             total=len(qrels[split].queries())) as add:
         mined = mining.mine(
-            results, qrels[split], source.names.query_ids, rules,
+            results, qrels[split], source.data.query_ids, rules,
             batch_size=values.batch_size, progress=add, **barred)
       for form in dict.fromkeys(values.format):
-        formats.write(folder, split, form, mined, source.names)
+        formats.write(folder, split, form, mined, source.data)
       summaries[split] = summary(mined)
       _print(split, summaries[split], rules)
     if 'twins' not in barred:
       print('Copies of positives are not barred, for there are no texts; '
             '--config would give them.')
     trec.write_text(os.path.join(folder, 'mining.json'), json.dumps({
-        'data': source.name, 'depth': depth,
+        'data': source.data.name, 'depth': depth,
         **{name: values[name].value for name in (
             'workdir', 'embeddings', 'run', 'index', 'drop_self_matches')},
         'rules': dataclasses.asdict(rules), 'splits': summaries},
@@ -222,16 +223,12 @@ class _Source:
   """Data to mine, and its embeddings.
 
   Attributes:
-    name: for messages.
-    names: formats.Names.
-    qrels: split -> datasets.Qrels.
+    data: with texts where they are known.
     train_split: what is mined by default.
     embeddings: query rows -> (queries [Q, D], of which those rows are filled,
       targets [N, D]).
   """
-  name: str
-  names: formats.Names
-  qrels: Mapping[str, datasets.Qrels]
+  data: datasets.Collection
   train_split: str
   embeddings: Callable[[np.ndarray], tuple[Any, Any]]
 
@@ -240,11 +237,8 @@ def _open(values):
   """Returns the _Source that the flags name."""
   if values.embeddings:
     targets, queries = embeddings_lib.read_both(values.embeddings)
-    judged = os.path.join(values.embeddings, 'qrels')
-    qrels = {split: embeddings_lib.read_qrels(
-        judged, split, queries.ids, targets.ids)
-             for split in embeddings_lib.read_splits(judged)}
-    texts = ()
+    found = embeddings_lib.read_collection(
+        values.embeddings, query_ids=queries.ids, corpus_ids=targets.ids)
     if values.config:
       dataset = factory.make_dataset(values.config)
       for column, ours, theirs in (
@@ -255,10 +249,11 @@ def _open(values):
               f'--embeddings={values.embeddings} was not made of the data of '
               f'--config: the ids of the {column} differ ({len(ours)} and '
               f'{len(theirs)}).')
-      texts = dataset.query_texts, dataset.corpus_texts
+      found = dataclasses.replace(
+          found, query_texts=dataset.query_texts,
+          corpus_texts=dataset.corpus_texts)
     return _Source(
-        values.embeddings, formats.Names(queries.ids, targets.ids, *texts),
-        qrels, 'train', lambda rows: (queries.vectors, targets.vectors))
+        found, 'train', lambda rows: (queries.vectors, targets.vectors))
   config = (saved.read_config(values.workdir) if values.workdir
             else values.config)
   dataset = factory.make_dataset(config)
@@ -275,11 +270,7 @@ def _open(values):
     queries[rows] = experiment.embed_queries(params, rows)
     return queries, targets
 
-  return _Source(
-      dataset.name, formats.Names(
-          dataset.query_ids, dataset.corpus_ids, dataset.query_texts,
-          dataset.corpus_texts),
-      dataset.qrels, config.data.train_split, embed)
+  return _Source(dataset, config.data.train_split, embed)
 
 
 def _own(names):
@@ -296,7 +287,7 @@ def _rows_of(ids, wanted, shown=lambda name: name):
 
 def _results(values, source, query_rows, depth):
   """Returns the mining.Results that the flags ask for."""
-  names = source.names
+  names = source.data
   if values.run:
     return _from_run(values.run, names, query_rows, depth)
   if values.index == 'bm25':

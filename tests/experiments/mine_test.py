@@ -13,8 +13,8 @@ import pytest
 from configs import base
 from experiments import embed
 from experiments import mine
+from retrieval_jax import data
 from retrieval_jax.evaluation import trec
-from retrieval_jax.mining import formats
 from tests.experiments import tiny
 
 _CONFIG = os.path.join(os.path.dirname(os.path.dirname(base.__file__)),
@@ -262,7 +262,9 @@ def test_a_run_file_may_write_white_space_as_we_do_or_as_urls(
   with open(path, 'w', encoding='utf-8') as f:
     f.write(f'q%202 Q0 {spaced} 1 3 x\nq%202 Q0 d%202 2 2 x\n'
             f'q%{{9}}3 Q0 {spaced} 1 1 x\n')
-  names = formats.Names(['q 2', 'q\t3'], ['d 1', 'd 2', 'd%202'])
+  names = data.Collection(
+      name='', qrels={}, query_ids=['q 2', 'q\t3'],
+      corpus_ids=['d 1', 'd 2', 'd%202'])
   found = mine._from_run(path, names, np.arange(2), 10)  # pylint: disable=protected-access
   # 'd%202' is an id of its own, so it is not 'd 2'.
   np.testing.assert_array_equal(found.ids, [[0, 2], [0, -1]])

@@ -1,13 +1,13 @@
-"""What every reader must do, and what `experiments.convert` makes of it."""
+"""What every reader must do, and what `beir_folder` makes of it."""
 
 import os
 
 import pytest
 
 from configs import base
-from experiments import convert
 from retrieval_jax import data
 from retrieval_jax import factory
+from retrieval_jax.data import beir_folder
 from retrieval_jax.data.readers import wordnet_files
 from tests.data import formats
 
@@ -115,7 +115,7 @@ def test_prepare_takes_it(reader, tmp_path):
 
 def test_converted_it_reads_the_same(reader, tmp_path):
   out = str(tmp_path / 'out')
-  counts = convert.write(reader, out)
+  counts = beir_folder.write(reader, out)
   again = data.BeirReader(out)
   assert list(again.corpus()) == list(reader.corpus())
   assert list(again.queries()) == list(reader.queries())

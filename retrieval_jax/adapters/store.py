@@ -6,7 +6,6 @@
   and for PEFA-XL  train_queries.npy, label_starts.npy, label_rows.npy
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.adapters import methods
 from retrieval_jax.adapters import moved
 from retrieval_jax.adapters import pairs as pairs_lib
 from retrieval_jax.adapters import pefa_xl
-from retrieval_jax.data import dataset
 from retrieval_jax.data import embeddings
-from retrieval_jax.evaluation import trec
 from retrieval_jax.indexes import exact
 from retrieval_jax.indexes import faiss as faiss_index
 
@@ -49,7 +47,7 @@ def save(folder: str, index: Any, targets: np.ndarray,
     knn: of PEFA-XL, which of `QUERY_INDEXES` its queries are searched by.
     facts: further entries of index.json, of JSON types.
   """
-  with dataset.atomic_folder(os.path.abspath(folder)) as temporary:
+  with files.new_folder(folder) as temporary:
     path = lambda name: os.path.join(temporary, name)
     if isinstance(index, pefa_xl.PefaXL):
       pairs.check_targets(targets)
@@ -67,7 +65,7 @@ def save(folder: str, index: Any, targets: np.ndarray,
       out.flush()
     embeddings.write_ids(path('target_ids.txt'), target_ids)
     content = {'kind': kind, 'options': options, 'knn': knn, **facts}
-    trec.write_text(path(_FILE), json.dumps(content, indent=2) + '\n')
+    files.write_json(path(_FILE), content)
 
 
 def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
@@ -87,8 +85,7 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
     raise ValueError(
         f'{folder} holds no {_FILE}; it is not an adapted index. Make one '
         'with python -m experiments.adapt.')
-  with open(path, encoding='utf-8') as f:
-    saved = json.load(f)
+  saved = files.read_json(path)
   read = lambda name: np.load(os.path.join(folder, f'{name}.npy'),
                               mmap_mode='r')
   targets = read('targets')

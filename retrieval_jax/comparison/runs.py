@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retrieval_jax import files
 from retrieval_jax.evaluation import report
 
 _CALLS = 'meter/target_encoder_calls'
@@ -107,13 +108,7 @@ def read_run(workdir: str, name: str, split: str, measure: str) -> FinishedRun:
   config = results.get('config') or {}
   config_path = os.path.join(workdir, 'config.json')
   if os.path.exists(config_path):
-    with open(config_path, encoding='utf-8') as f:
-      try:
-        config = json.load(f)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-            f'{config_path}:{error.lineno}: expected JSON ({error.msg}).'
-        ) from error
+    config = files.read_json(config_path)
   run = FinishedRun(name, results, config, read_log(workdir), ())
   return dataclasses.replace(run, curve=_curve(run, split, measure))
 

@@ -25,8 +25,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from retrieval_jax import files
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation import trec
 
 _OVERRIDES_FILE = 'sweep.json'
 _LOG_FILE = 'log.txt'
@@ -179,8 +179,7 @@ def check_same_command(trial: Trial) -> None:
   path = os.path.join(trial.workdir, _OVERRIDES_FILE)
   if not os.path.exists(path):
     return
-  with open(path, encoding='utf-8') as f:
-    before = json.load(f)['arguments']
+  before = files.read_json(path)['arguments']
   now = _settings(trial)
   if before != now:
     raise ValueError(
@@ -246,7 +245,7 @@ def start(trial: Trial, cores: frozenset[int] | None = None, *,
     to_log: whether its output goes to the end of log.txt in its folder.
   """
   os.makedirs(trial.workdir, exist_ok=True)
-  trec.write_text(
+  files.write_text(
       os.path.join(trial.workdir, _OVERRIDES_FILE),
       json.dumps({'arguments': _settings(trial),
                   'overrides': trial.overrides}, indent=2, default=str) + '\n')

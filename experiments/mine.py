@@ -10,15 +10,14 @@ r"""Mines hard negatives: search results that are not the answer, but near it.
 What is searched: the corpus of a run by its last checkpoint, that of a config
 by the encoder it starts from, or embeddings that experiments.embed wrote, which
 saves embedding for each try. By what: --index exact, faiss_flat, faiss_hnsw or
-bm25. Or the results stand in a TREC run file already. DIR gets a folder for
-each --format, see retrieval_jax/mining/formats.py, and mining.json, the options
-and what was found. To train on them, move DIR/candidates into the data's
-folder.
+bm25. Or the results come from a TREC run file. DIR gets a folder for each
+--format, see retrieval_jax/mining/formats.py, and mining.json, the options and
+what was found. To train on them, move DIR/candidates into the data's folder.
 
-What is barred always: every target that the split's judgements call relevant,
-or junk, and where texts are known the copies of positives. What the other
-options mean is in retrieval_jax/mining/negatives.py. A known recipe is
---relative_margin=0.05 (NV-Retriever).
+Always barred are targets that the split's judgements call relevant or junk and,
+where texts are known, copies of positives. What the other options mean is in
+retrieval_jax/mining/negatives.py. A known recipe is --relative_margin=0.05
+(NV-Retriever).
 
 Memory beyond the targets is that of --batch_size queries, see mining.mine; the
 results of BM25 and of a run file are held whole.
@@ -113,8 +112,8 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
             'workdir', 'config', 'embeddings', 'run', 'index', 'splits',
             'drop_self_matches', 'batch_size')}), say=_print)
     if not facts['copies_of_positives_barred']:
-      print('Copies of positives are not barred, for there are no texts; '
-            '--config would give them.')
+      print('Copies of positives are not barred, because there are no texts; '
+            '--config gives them.')
   print(f'{values.out}: {", ".join(dict.fromkeys(values.format))}.')
 
 

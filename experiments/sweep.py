@@ -13,7 +13,7 @@ dicts of dotted overrides:
              'optimizer.learning_rate': 3e-5}
 
 An entry 'name' is not an override but the name of the run; otherwise the
-overrides name it. Runs stand in WORKDIR/NNN_name, one after the other, each a
+overrides name it. Runs go to WORKDIR/NNN_name, one after the other, each in a
 process of its own. A finished run (it has results.json) is skipped, an
 unfinished one resumes, a failed one does not stop the others. At the end the
 finished runs are compared in WORKDIR/comparison. What follows `--` goes to

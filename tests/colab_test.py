@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from retrieval_jax.data import errors
-from retrieval_jax.data import wordnet
+from retrieval_jax.data.readers import wordnet_files
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOTEBOOKS = sorted(
@@ -43,7 +43,7 @@ def index_of(notebook, tag):
 @pytest.fixture(name='needs_wordnet')
 def fixture_needs_wordnet():
   try:
-    wordnet.find_wordnet()
+    wordnet_files.find_wordnet()
   except errors.DataError as error:
     pytest.skip(str(error))
 

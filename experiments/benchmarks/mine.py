@@ -7,9 +7,10 @@ From given embeddings, or random unit vectors. Each arm runs in its own process,
 so that its peak memory is its own; the arms take turns `--rounds` times, so
 that a busy machine slows all. Time is from embeddings to chosen negatives,
 building the index included, of the first call (ours compiles in it) and of a
-second one; extra memory is the peak of the first call above what was resident before it,
-which has the embeddings, but not the copy that an index makes of them. Seconds
-of CPU, of all threads, say more than others where the machine is busy.
+second one; extra memory is the peak of the first call above what was resident
+before it, which has the embeddings, but not the copy that an index makes of
+them. Seconds of CPU, of all threads, say more than others where the machine is
+busy.
 
 sentence-transformers gets a model that looks its embeddings up, and ids in
 place of texts; 'batched' is its option faiss_batch_size at our --batch_size.

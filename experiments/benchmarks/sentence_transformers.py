@@ -40,7 +40,7 @@ from configs import in_batch
 from retrieval_jax import factory
 from retrieval_jax import sharding
 from retrieval_jax import types
-from retrieval_jax.data import wordnet
+from retrieval_jax.data.readers import wordnet_files
 from retrieval_jax.evaluation import trec
 from retrieval_jax.models import pretrained
 
@@ -147,7 +147,7 @@ def make_pairs(source, num_pairs, max_length):
   # Different synsets may have the same text: a dict keeps one of each.
   pairs = list({
       synset.text: (f'{synset.lemmas[0]}: {synset.examples[0]}', synset.text)
-      for synset in wordnet.read_synsets(wordnet.find_wordnet())
+      for synset in wordnet_files.read_synsets(wordnet_files.find_wordnet())
       if synset.examples}.values())
   if num_pairs > len(pairs):
     raise ValueError(

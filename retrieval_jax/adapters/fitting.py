@@ -1,4 +1,4 @@
-"""Chooses the constants of adapters on dev queries, and measures what they gain.
+"""Chooses constants of adapters on dev queries, and measures what they gain.
 
 Constants come from a grid, in one pass over it; test queries are searched once,
 by what was chosen.
@@ -60,7 +60,8 @@ class Fitting:
       chunk_rows: targets scored at a time on each device.
       seed: of the choice of dev queries.
     """
-    self.problem, self.grid = problem, []
+    self.problem = problem
+    self.grid: list[dict[str, Any]] = []
     self.encoder = exact.ExactIndex(problem.mesh, chunk_rows)
     self._values, self._fixed, self._choose_by = values, fixed, choose_by
     self._query_index = store.QUERY_INDEXES[knn](self.encoder)

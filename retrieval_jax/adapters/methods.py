@@ -44,7 +44,7 @@ def options(adapter: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def constants(index: Any) -> dict[str, Any]:
   """Returns what, beside embeddings, decides what an adapted index finds."""
-  adapter = index.move if isinstance(index, moved.Moved) else index
+  adapter: Any = index.move if isinstance(index, moved.Moved) else index
   return {field.name: getattr(adapter, field.name)
           for field in dataclasses.fields(adapter)
           if field.name not in ('index', 'query_index', 'batch_size')}

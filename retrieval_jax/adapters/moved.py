@@ -27,7 +27,8 @@ class Move(Protocol):
     """
 
 
-def move_targets(move: Move, targets, pairs: pairs_lib.Pairs, *, out=None,
+def move_targets(move: Move, targets: np.ndarray, pairs: pairs_lib.Pairs, *,
+                 out: np.ndarray | None = None,
                  chunk_rows: int = CHUNK_ROWS) -> np.ndarray:
   """Returns all targets moved: [N, D] float32.
 
@@ -62,11 +63,12 @@ class Moved:
   move: Move
   index: Any
 
-  def build(self, targets, pairs: pairs_lib.Pairs) -> Any:
+  def build(self, targets: np.ndarray, pairs: pairs_lib.Pairs) -> Any:
     """Returns the inner index's state for targets [N, D] and their queries."""
     return self.index.build(move_targets(self.move, targets, pairs))
 
-  def search(self, state: Any, queries, k: int, exclude=None
+  def search(self, state: Any, queries: np.ndarray, k: int,
+             exclude: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
     """Searches as the inner index does."""
     return self.index.search(state, queries, k, exclude)

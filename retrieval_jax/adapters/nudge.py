@@ -89,9 +89,9 @@ class NudgeN:
 
 
 def best_step(queries: np.ndarray, query_rows: np.ndarray,
-              target_rows: np.ndarray, targets, pairs: pairs_lib.Pairs, *,
-              mesh: jax.sharding.Mesh, chunk_rows: int = 16384,
-              batch_size: int = 512) -> float:
+              target_rows: np.ndarray, targets: np.ndarray,
+              pairs: pairs_lib.Pairs, *, mesh: jax.sharding.Mesh,
+              chunk_rows: int = 16384, batch_size: int = 512) -> float:
   """Returns the gamma of NUDGE-M that answers most validation queries.
 
   A judged pair (query, target) has the target first for an interval of gammas,
@@ -115,8 +115,11 @@ def best_step(queries: np.ndarray, query_rows: np.ndarray,
   return most_crossed(low, high)
 
 
-def intervals(queries, query_rows, target_rows, targets, pairs, *, mesh,
-              chunk_rows, batch_size) -> tuple[np.ndarray, np.ndarray]:
+def intervals(queries: np.ndarray, query_rows: np.ndarray,
+              target_rows: np.ndarray, targets: np.ndarray,
+              pairs: pairs_lib.Pairs, *, mesh: jax.sharding.Mesh,
+              chunk_rows: int, batch_size: int
+              ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the gammas [low, high] at which each pair's target is first.
 
   Arguments are those of `best_step`; low > high where it never is.
@@ -186,7 +189,7 @@ def most_crossed(low: np.ndarray, high: np.ndarray) -> float:
   inside = (np.searchsorted(low, starts, 'right')
             - np.searchsorted(high, starts, 'left'))
   start = starts[np.argmax(inside)]
-  ends = [a[np.searchsorted(a, start, side):][:1]
-          for a, side in ((low, 'right'), (high, 'left'))]
+  ends = [low[np.searchsorted(low, start, 'right'):][:1],
+          high[np.searchsorted(high, start, 'left'):][:1]]
   end = min([float(e[0]) for e in ends if len(e)], default=np.inf)
   return float((start + end) / 2 if np.isfinite(end) else start * 1.001 + 1e-6)

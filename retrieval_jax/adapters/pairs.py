@@ -14,7 +14,7 @@ UNIT_TOLERANCE = 2e-3
 class Pairs:
   """Queries, and the sparse label matrix Y [m, N] of their positives.
 
-  A pair may stand several times, as Y may hold numbers above one.
+  A pair may occur several times: Y may hold numbers above one.
 
   Attributes:
     queries: [m, D] float, rows of norm 1.
@@ -61,7 +61,7 @@ class Pairs:
         np.concatenate([self.query_rows, other.query_rows + len(self.queries)]),
         np.concatenate([self.target_rows, other.target_rows]))
 
-  def check_targets(self, targets) -> None:
+  def check_targets(self, targets: np.ndarray) -> None:
     """Raises ValueError unless `targets` [N, D] has all rows, of norm 1."""
     if targets.shape[1] != self.dim:
       raise ValueError(
@@ -125,7 +125,8 @@ def check_unit(rows: np.ndarray, name: str, chunk_rows: int = 65536) -> None:
           'their norms (--normalize).')
 
 
-def _grouped(keys, values, num_keys):
+def _grouped(keys: np.ndarray, values: np.ndarray, num_keys: int
+             ) -> tuple[np.ndarray, np.ndarray]:
   order = np.argsort(keys, kind='stable')
   counts = np.bincount(keys, minlength=num_keys)
   return (np.concatenate([[0], np.cumsum(counts)]),

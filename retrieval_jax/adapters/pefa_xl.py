@@ -19,6 +19,10 @@ NEIGHBOURS = (16, 32, 64)
 """Values of k to choose from."""
 
 
+Found = tuple[np.ndarray, np.ndarray]
+"""Scores [n, k] and ids [n, k]."""
+
+
 class XLState(NamedTuple):
   """What `PefaXL.build` makes.
 
@@ -90,7 +94,7 @@ class PefaXL:
             f'{option} is {getattr(self, option)!r}, expected one of '
             f'{list(allowed)}.')
 
-  def build(self, targets, pairs: pairs_lib.Pairs) -> XLState:
+  def build(self, targets: np.ndarray, pairs: pairs_lib.Pairs) -> XLState:
     """Returns the state for targets [N, D] and their training queries.
 
     Raises:
@@ -110,7 +114,8 @@ class PefaXL:
           f'k is {self.num_neighbours} nearest training queries, but there are '
           f'{num_queries}; lower k.')
 
-  def search(self, state: XLState, queries, k: int, exclude=None
+  def search(self, state: XLState, queries: np.ndarray, k: int,
+             exclude: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k targets of largest f; arguments as of `ExactIndex`.
 
@@ -123,8 +128,9 @@ class PefaXL:
     found = self.look_up(state, queries, k, exclude)
     return self.merge(state, queries, found, k, exclude)
 
-  def look_up(self, state: XLState, queries, k: int, exclude=None):
-    """Returns what both indexes find, for `merge`: ((scores, ids), (s, i)).
+  def look_up(self, state: XLState, queries: np.ndarray, k: int,
+              exclude: np.ndarray | None = None) -> tuple[Found, Found]:
+    """Returns what the index of targets and that of queries find, for `merge`.
 
     It depends on no option but `depth` and, as an upper bound, on
     `num_neighbours`: a grid over the others searches once.
@@ -134,7 +140,9 @@ class PefaXL:
             self.query_index.search(state.queries, queries,
                                     self.num_neighbours))
 
-  def merge(self, state: XLState, queries, found, k: int, exclude=None
+  def merge(self, state: XLState, queries: np.ndarray,
+            found: tuple[Found, Found], k: int,
+            exclude: np.ndarray | None = None
             ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k targets of largest f among what `look_up` found."""
     self._check_neighbours(len(state.label_starts) - 1)
@@ -143,9 +151,10 @@ class PefaXL:
     ids = np.full((len(queries), k), -1, np.int32)
     for first in range(0, len(queries), self.batch_size):
       part = slice(first, first + self.batch_size)
+      of_targets, of_queries = ((s[part], i[part]) for s, i in found)
       scores[part], ids[part] = self._merge(
-          state, queries[part], *((s[part], i[part]) for s, i in found),
-          k, None if exclude is None else np.asarray(exclude)[part])
+          state, queries[part], of_targets, of_queries, k,
+          None if exclude is None else np.asarray(exclude)[part])
     return scores, ids
 
   def _merge(self, state, queries, of_targets, of_queries, k, exclude):

@@ -6,7 +6,6 @@
   and for PEFA-XL  train_queries.npy, label_starts.npy, label_rows.npy
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.adapters import methods
 from retrieval_jax.adapters import moved
 from retrieval_jax.adapters import pairs as pairs_lib
 from retrieval_jax.adapters import pefa_xl
-from retrieval_jax.data import dataset
 from retrieval_jax.data import embeddings
-from retrieval_jax.evaluation import trec
 from retrieval_jax.indexes import exact
 from retrieval_jax.indexes import faiss as faiss_index
 
@@ -35,21 +33,21 @@ QUERY_INDEXES = {
 """Ways to search training queries, given the index of the targets."""
 
 
-def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
+def save(folder: str, index: Any, targets: np.ndarray,
          pairs: pairs_lib.Pairs, target_ids: Sequence[str],
          facts: Mapping[str, Any], knn: str = 'exact') -> None:
   """Fits `index` and writes it as `folder`, whole or not at all.
 
   Args:
     folder: must not exist.
-    index: the adapter with its constants.
+    index: PefaXL, or Moved with its move.
     targets: [N, D], before they are moved.
     pairs: training queries and their targets.
     target_ids: N strings.
     knn: of PEFA-XL, which of `QUERY_INDEXES` its queries are searched by.
-    facts: whatever else index.json shall say, of JSON types.
+    facts: further entries of index.json, of JSON types.
   """
-  with dataset.atomic_folder(os.path.abspath(folder)) as temporary:
+  with files.new_folder(folder) as temporary:
     path = lambda name: os.path.join(temporary, name)
     if isinstance(index, pefa_xl.PefaXL):
       pairs.check_targets(targets)
@@ -67,7 +65,7 @@ def save(folder: str, index: moved.Moved | pefa_xl.PefaXL, targets,
       out.flush()
     embeddings.write_ids(path('target_ids.txt'), target_ids)
     content = {'kind': kind, 'options': options, 'knn': knn, **facts}
-    trec.write_text(path(_FILE), json.dumps(content, indent=2) + '\n')
+    files.write_json(path(_FILE), content)
 
 
 def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
@@ -87,8 +85,7 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
     raise ValueError(
         f'{folder} holds no {_FILE}; it is not an adapted index. Make one '
         'with python -m experiments.adapt.')
-  with open(path, encoding='utf-8') as f:
-    saved = json.load(f)
+  saved = files.read_json(path)
   read = lambda name: np.load(os.path.join(folder, f'{name}.npy'),
                               mmap_mode='r')
   targets = read('targets')
@@ -97,13 +94,13 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
     raise ValueError(
         f'{folder}: {len(ids)} ids for {len(targets)} targets; the folder is '
         'damaged, fit it again.')
-  index = exact.ExactIndex(mesh, chunk_rows)
+  inner = exact.ExactIndex(mesh, chunk_rows)
   if saved['kind'] == 'moved':
-    return index, index.build(targets), ids
+    return inner, inner.build(targets), ids
   index = pefa_xl.PefaXL(
-      index, QUERY_INDEXES[saved['knn']](index), **saved['options'])
+      inner, QUERY_INDEXES[saved['knn']](inner), **saved['options'])
   state = pefa_xl.XLState(
-      index.index.build(targets),
+      inner.build(targets),
       index.query_index.build(read('train_queries')), read('label_starts'),
       read('label_rows'), targets if index.missing == 'exact' else None,
       len(targets))

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
 
 from scipy import special
 
@@ -90,7 +89,7 @@ def difference(groups: runs_lib.Groups, method: str, against: str, split: str,
 
 
 def choose(groups: runs_lib.Groups, split: str, measure: str
-           ) -> tuple[dict[str, list[runs_lib.FinishedRun]], list[str]]:
+           ) -> tuple[runs_lib.Groups, list[str]]:
   """Keeps the best setting of every method.
 
   Settings of one method have the same 'method' in results.json and differ
@@ -99,13 +98,13 @@ def choose(groups: runs_lib.Groups, split: str, measure: str
   Returns:
     The groups that are kept, and a sentence for each method that had a choice.
   """
-  settings = collections.defaultdict(dict)
+  settings: dict[str, dict[str, float]] = collections.defaultdict(dict)
   for name, members in groups.items():
     settings[members[0].results.get('method', name)][name] = statistics.fmean(
         run.measure(split, measure) for run in members)
   kept, sentences = {}, []
   for quality in settings.values():
-    best = max(quality, key=quality.get)
+    best = max(quality, key=quality.__getitem__)
     kept[best] = groups[best]
     if len(quality) > 1:
       others = ', '.join(f'{name} ({value:.4f})'

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib import figure as figures
@@ -24,7 +25,7 @@ _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00',
             '#000000')
 _MARKERS = 'osD^vPX*'
 _DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1)))
-_STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.grid': True,
+_STYLE: Any = {'font.size': 9, 'axes.spines.top': False, 'axes.grid': True,
           'axes.spines.right': False, 'grid.alpha': 0.3, 'grid.linewidth': 0.6,
           'savefig.dpi': 200, 'axes.axisbelow': True}
 _DECADES = 5  # a log axis shows no more; what is smaller is as good as 0
@@ -98,11 +99,13 @@ def quality_against_cost(path: str, groups: runs_lib.Groups,
         _legend_name(name, members): statistics.fmean(
             run.curve[-1].quality for run in members)
         for name, members in groups.items()}
-    _legend(figure, panels, sorted(quality, key=quality.get, reverse=True))
+    _legend(figure, panels, sorted(quality, key=quality.__getitem__,
+                                   reverse=True))
     _save(figure, path)
 
 
-def over_steps(path: str, groups: runs_lib.Groups, names: Sequence[str]) -> None:
+def over_steps(path: str, groups: runs_lib.Groups,
+               names: Sequence[str]) -> None:
   """Draws logged scalars over training steps, one panel each.
 
   The axis is logarithmic where positive values span more than a decade.
@@ -180,7 +183,7 @@ def _cost_curve(members: Sequence[runs_lib.FinishedRun], axis: str,
 def _logged_curve(members: Sequence[runs_lib.FinishedRun], name: str
                   ) -> list[Spread]:
   """Returns a scalar by step; members that never logged it do not count."""
-  curves = [{line['step']: (line['step'], line[name]) for line in run.log
+  curves = [{int(line['step']): (line['step'], line[name]) for line in run.log
              if line.get(name) is not None} for run in members]
   return spreads([curve for curve in curves if curve])
 
@@ -224,7 +227,7 @@ def _legend_name(name: str, members: Sequence[runs_lib.FinishedRun]) -> str:
 
 def _legend(figure, panels, order: Sequence[str]) -> None:
   """Draws one legend for all panels beside them, as a column."""
-  handles = {}
+  handles: dict[str, Any] = {}
   for axes in panels:  # a group may have points in one of the panels only
     handles |= dict(reversed(pair) for pair in zip(
         *axes.get_legend_handles_labels()))
@@ -264,7 +267,7 @@ def _set_log(axes, axis, form) -> None:
 
 
 def _save(figure, path: str) -> None:
-  """Writes the whole PNG, or leaves what stood there untouched."""
+  """Writes the whole PNG, or leaves an earlier one untouched."""
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   temporary = path + '.partial.png'
   try:

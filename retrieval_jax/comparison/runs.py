@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retrieval_jax import files
 from retrieval_jax.evaluation import report
 
 _CALLS = 'meter/target_encoder_calls'
@@ -26,7 +27,7 @@ _TRACES = ('config.json', 'metrics.jsonl', 'sweep.json')
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One evaluation during a run: where it stood and how good it was."""
+  """One evaluation during a run: when, at what cost, and how good it was."""
   step: int
   seconds: float | None
   calls: float | None
@@ -107,13 +108,7 @@ def read_run(workdir: str, name: str, split: str, measure: str) -> FinishedRun:
   config = results.get('config') or {}
   config_path = os.path.join(workdir, 'config.json')
   if os.path.exists(config_path):
-    with open(config_path, encoding='utf-8') as f:
-      try:
-        config = json.load(f)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-            f'{config_path}:{error.lineno}: expected JSON ({error.msg}).'
-        ) from error
+    config = files.read_json(config_path)
   run = FinishedRun(name, results, config, read_log(workdir), ())
   return dataclasses.replace(run, curve=_curve(run, split, measure))
 
@@ -148,13 +143,14 @@ def _curve(run: FinishedRun, split: str, measure: str) -> tuple[Point, ...]:
   no evaluation gets one point, its end.
   """
   final, meter = run.measure(split, measure), run.results.get('meter', {})
-  points, seconds, calls = {}, None, None
+  points: dict[int, Point] = {}
+  seconds, calls = None, None
   for logged in run.log:
     seconds = logged.get('seconds', seconds)
     calls = _logged_calls(logged, calls)
     quality = logged.get(f'{split}/{measure}')
     if quality is not None:
-      step = logged['step']
+      step = int(logged['step'])
       points[step] = Point(step, seconds, calls,
                            _flops(run.results, step, calls), quality)
   if not points:
@@ -249,7 +245,8 @@ def group_seeds(finished: Sequence[FinishedRun]
   A group has each seed once: the second run of a config and seed opens, or
   joins, a second group of that config.
   """
-  alike, times = {}, collections.Counter()
+  alike: dict[tuple, list[FinishedRun]] = {}
+  times: collections.Counter[tuple] = collections.Counter()
   for run in finished:
     key = (run.results.get('method'),
            json.dumps(_method_part(run.config), sort_keys=True)

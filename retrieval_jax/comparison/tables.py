@@ -39,7 +39,7 @@ def method_row(members: Sequence[runs_lib.FinishedRun], split: str,
                names: Sequence[str]) -> dict[str, Any]:
   """Returns means over seeds, and their spread in columns such as 'R@1 sd'."""
   rows = [run_row(run, split, names) for run in members]
-  found = {'seeds': len(rows)}
+  found: dict[str, Any] = {'seeds': len(rows)}
   for column in rows[0]:
     values = [row[column] for row in rows]
     if None in values:
@@ -58,7 +58,7 @@ def baselines(loaded: Sequence[runs_lib.FinishedRun], split: str
   """Returns BM25 and untrained measures; one entry per distinct outcome."""
   found = {}
   for label, field in (('BM25', 'bm25'), ('untrained', 'untrained')):
-    outcomes = {}
+    outcomes: dict[str, tuple[str, Mapping[str, float]]] = {}
     for run in loaded:
       values = (run.results.get(field) or {}).get(split)
       if values:

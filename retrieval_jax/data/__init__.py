@@ -1,19 +1,23 @@
 """Corpora, queries, judgements, tokenisation and the input pipeline."""
 
-from retrieval_jax.data import dpr
-from retrieval_jax.data import hugging_face
-from retrieval_jax.data import pairs
-from retrieval_jax.data import tevatron
-from retrieval_jax.data import tfds
-from retrieval_jax.data.beir import BeirReader
-from retrieval_jax.data.dataset import Candidates
+from typing import Any
+
+from retrieval_jax.data.dataset import CandidatePairs
+from retrieval_jax.data.dataset import Collection
 from retrieval_jax.data.dataset import load
 from retrieval_jax.data.dataset import prepare
 from retrieval_jax.data.dataset import Qrels
 from retrieval_jax.data.dataset import RetrievalDataset
 from retrieval_jax.data.errors import DataError
-from retrieval_jax.data.ir_datasets import IrDatasetsReader
-from retrieval_jax.data.msmarco import MsMarcoReader
+from retrieval_jax.data.readers import BeirReader
+from retrieval_jax.data.readers import dpr
+from retrieval_jax.data.readers import hugging_face
+from retrieval_jax.data.readers import IrDatasetsReader
+from retrieval_jax.data.readers import MsMarcoReader
+from retrieval_jax.data.readers import pairs
+from retrieval_jax.data.readers import tevatron
+from retrieval_jax.data.readers import tfds
+from retrieval_jax.data.readers import WordNetReader
 from retrieval_jax.data.strings import StringArray
 from retrieval_jax.data.strings import write_strings
 from retrieval_jax.data.subset import Subset
@@ -22,18 +26,18 @@ from retrieval_jax.data.tokenization import tokenize
 from retrieval_jax.data.tokenization import Tokenizer
 from retrieval_jax.data.tokenization import TokenStore
 from retrieval_jax.data.tokenization import train_tokenizer
-from retrieval_jax.data.wordnet import WordNetReader
 
 __all__ = [
-    'BeirReader', 'Candidates', 'DataError', 'dpr', 'hugging_face',
-    'IrDatasetsReader', 'load', 'load_tokenizer', 'MsMarcoReader', 'pairs',
-    'prepare', 'Qrels', 'RetrievalDataset', 'StringArray', 'Subset', 'tevatron',
-    'tfds', 'tokenize', 'Tokenizer', 'TokenStore', 'TrainBatches',
-    'train_tokenizer', 'WordNetReader', 'write_strings',
+    'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
+    'hugging_face', 'IrDatasetsReader', 'load', 'load_tokenizer',
+    'MsMarcoReader', 'pairs', 'prepare', 'Qrels', 'RetrievalDataset',
+    'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize', 'Tokenizer',
+    'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader',
+    'write_strings',
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
   """Imports `TrainBatches` late: it alone needs jax, for `types.Batch`."""
   if name == 'TrainBatches':
     from retrieval_jax.data import pipeline  # pylint: disable=g-import-not-at-top

@@ -4,25 +4,25 @@
 downstream sees corpus ids and query ids as int32 rows of those files.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from retrieval_jax import files
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
 _FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
+_Rows = Mapping[str, Mapping[str, int]]  # 'queries' or 'corpus' -> id -> row
 
 
 class Reader(Protocol):
@@ -36,8 +36,13 @@ class Reader(Protocol):
     name: short name for reports.
     splits: names of the splits that have judgements.
   """
-  name: str
-  splits: Sequence[str]
+  @property
+  def name(self) -> str:
+    ...
+
+  @property
+  def splits(self) -> Sequence[str]:
+    ...
 
   def fingerprint(self) -> str:
     """Returns a hash that changes whenever anything the reader yields does."""
@@ -59,9 +64,11 @@ class Reader(Protocol):
 class Qrels:
   """Judgements of one split, sorted by (query_row, corpus_row).
 
-  A grade above 0 is relevant. 0 is judged not relevant. A grade below 0 is
-  neither: such a target is no answer, but too close to one to serve as a
-  negative ("junk" in TREC's use); it is masked like a positive.
+  A grade above 0 is relevant, 0 is not relevant. A target with a grade below 0
+  ("junk") is no answer either, and measures count it as one that is not
+  judged: it keeps its rank and gains nothing. But it is too close to an answer
+  to learn from as a negative, so training and mining leave it out like a
+  positive.
 
   Attributes:
     query_rows: [J] int32.
@@ -73,7 +80,7 @@ class Qrels:
   grades: np.ndarray
 
   @classmethod
-  def from_triples(cls, triples) -> 'Qrels':
+  def from_triples(cls, triples: ArrayLike) -> 'Qrels':
     """Builds from rows (query_row, corpus_row, grade) in any order."""
     triples = np.asarray(triples, np.int32).reshape(-1, 3)
     order = np.lexsort((triples[:, 1], triples[:, 0]))
@@ -107,26 +114,27 @@ class Qrels:
     return _padded(self._known, query_rows)
 
   @functools.cached_property
-  def _relevant(self):
+  def _relevant(self) -> '_Grouped':
     return self._grouped(self.grades > 0)
 
   @functools.cached_property
-  def _known(self):
+  def _known(self) -> '_Grouped':
     return self._grouped(self.grades != 0)
 
-  def _grouped(self, keep: np.ndarray):
-    """Returns unique query rows [Q], starts [Q + 1] and corpus rows."""
+  def _grouped(self, keep: np.ndarray) -> '_Grouped':
     rows, starts = np.unique(self.query_rows[keep], return_index=True)
     corpus_rows = self.corpus_rows[keep]
     return rows, np.append(starts, len(corpus_rows)), corpus_rows
 
 
-_CANDIDATE = np.dtype([('query_row', np.int32), ('corpus_row', np.int32),
-                       ('score', np.float32)])
+_COLUMNS = ('query_row', 'corpus_row', 'score')
+_CANDIDATE = np.dtype(list(zip(_COLUMNS, (np.int32, np.int32, np.float32))))
+# Sorted rows [Q], starts [Q + 1] and the items of each row, one after another.
+_Grouped = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Candidates:
+class CandidatePairs:
   """Targets proposed for the queries of a split, with a teacher's scores.
 
   Sorted by (query_row, corpus_row), each pair once.
@@ -140,16 +148,16 @@ class Candidates:
   corpus_rows: np.ndarray
   scores: np.ndarray
 
-  def negatives(self, qrels: Qrels) -> 'Candidates':
+  def negatives(self, qrels: Qrels) -> 'CandidatePairs':
     """Returns those whose pair is not known: neither relevant nor junk."""
     return self._chosen(~self._judged(qrels, qrels.grades != 0))
 
-  def positives(self, qrels: Qrels) -> 'Candidates':
+  def positives(self, qrels: Qrels) -> 'CandidatePairs':
     """Returns those that the judgements call relevant."""
     return self._chosen(self._judged(qrels, qrels.grades > 0))
 
   def padded_places(self, query_rows: np.ndarray) -> np.ndarray:
-    """Returns where the candidates of queries stand, padded with -1.
+    """Returns the places of the candidates of queries, padded with -1.
 
     Args:
       query_rows: [n] integers.
@@ -171,30 +179,31 @@ class Candidates:
                     np.float32(np.nan))
 
   @functools.cached_property
-  def _sorted_pairs(self):
+  def _sorted_pairs(self) -> np.ndarray:
     return _pairs(self.query_rows, self.corpus_rows)
 
   @functools.cached_property
-  def _places(self):
+  def _places(self) -> _Grouped:
     rows, starts = np.unique(self.query_rows, return_index=True)
     return rows, np.append(starts, len(self.scores)), np.arange(
         len(self.scores))
 
-  def _judged(self, qrels, keep):
+  def _judged(self, qrels: Qrels, keep: np.ndarray) -> np.ndarray:
+    """Returns [C] bool, whether a pair is one of the judgements to keep."""
     return np.isin(self._sorted_pairs, _pairs(
         qrels.query_rows[keep], qrels.corpus_rows[keep]))
 
-  def _chosen(self, keep):
-    return Candidates(
+  def _chosen(self, keep: np.ndarray) -> 'CandidatePairs':
+    return CandidatePairs(
         self.query_rows[keep], self.corpus_rows[keep], self.scores[keep])
 
 
-def _pairs(query_rows, corpus_rows) -> np.ndarray:
+def _pairs(query_rows: np.ndarray, corpus_rows: np.ndarray) -> np.ndarray:
   """Returns one int64 per pair, in the order of (query_row, corpus_row)."""
   return (np.asarray(query_rows, np.int64) << 32) | corpus_rows
 
 
-def _listed(grouped, query_row: int) -> np.ndarray:
+def _listed(grouped: _Grouped, query_row: int) -> np.ndarray:
   rows, starts, corpus_rows = grouped
   i = np.searchsorted(rows, query_row)
   if i == len(rows) or rows[i] != query_row:
@@ -202,7 +211,7 @@ def _listed(grouped, query_row: int) -> np.ndarray:
   return corpus_rows[starts[i]:starts[i + 1]]
 
 
-def _padded(grouped, query_rows: np.ndarray) -> np.ndarray:
+def _padded(grouped: _Grouped, query_rows: ArrayLike) -> np.ndarray:
   rows, starts, corpus_rows = grouped
   query_rows = np.asarray(query_rows)
   if not len(rows):
@@ -216,30 +225,41 @@ def _padded(grouped, query_rows: np.ndarray) -> np.ndarray:
   return np.where(listed, corpus_rows[index], -1).astype(np.int32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RetrievalDataset:
-  """A prepared dataset; nothing of it is in memory until read.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Collection:
+  """Targets, queries and judgements: what is searched, mined and measured.
 
   Attributes:
-    name: from the reader.
-    corpus_ids: the reader's string ids by corpus row.
-    corpus_texts: texts by corpus row.
+    name: short name for reports and messages.
+    corpus_ids: string ids by corpus row.
     query_ids: string ids by query row.
-    query_texts: texts by query row.
     qrels: split name -> judgements.
-    folder: where the prepared files are.
-    fingerprint: hash of the source; key caches by it.
+    corpus_texts: texts by corpus row; None where only embeddings are known.
+    query_texts: texts by query row; likewise.
     candidates: split name -> candidates, of the splits that have any.
   """
   name: str
   corpus_ids: Sequence[str]
-  corpus_texts: Sequence[str]
   query_ids: Sequence[str]
-  query_texts: Sequence[str]
   qrels: Mapping[str, Qrels]
+  corpus_texts: Sequence[str] | None = None
+  query_texts: Sequence[str] | None = None
+  candidates: Mapping[str, CandidatePairs] = dataclasses.field(
+      default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class RetrievalDataset(Collection):
+  """A collection with texts that `prepare` wrote, in memory only where read.
+
+  Attributes:
+    folder: where the prepared files are.
+    fingerprint: hash of the source; key caches by it.
+  """
+  corpus_texts: Sequence[str]
+  query_texts: Sequence[str]
   folder: str
   fingerprint: str
-  candidates: Mapping[str, Candidates]
 
 
 def hash_files(paths: Iterable[str], *facts: str) -> str:
@@ -258,27 +278,7 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
   return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def atomic_folder(folder: str) -> Iterator[str]:
-  """Yields a temporary folder that becomes `folder` if all goes well.
-
-  On any exception the temporary folder is removed. If another process made
-  `folder` in the meantime, that one stays and ours is dropped: both were
-  written from equal inputs, since the name is a hash of them.
-  """
-  parent, name = os.path.split(os.path.abspath(folder))
-  os.makedirs(parent, exist_ok=True)
-  temporary = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
-  try:
-    yield temporary
-    os.chmod(temporary, 0o755)  # mkdtemp makes it private
-    try:
-      os.rename(temporary, folder)
-    except OSError:
-      if not os.path.isdir(folder):
-        raise
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+atomic_folder = files.new_folder  # the name by which scripts know it
 
 
 def prepare(source: Reader, cache_folder: str, *,
@@ -286,7 +286,7 @@ def prepare(source: Reader, cache_folder: str, *,
   """Converts a source once into `cache_folder`/<fingerprint> and maps it.
 
   The fingerprint hashes the contents of the source's files, so a changed file
-  is prepared afresh and an unchanged one, wherever it lies, is reused. Texts
+  is prepared afresh and an unchanged one, wherever it is, is reused. Texts
   stream; while preparing, the string ids are held in memory.
 
   Args:
@@ -305,15 +305,14 @@ def prepare(source: Reader, cache_folder: str, *,
   fingerprint = source.fingerprint()
   folder = os.path.join(cache_folder, fingerprint)
   if not os.path.isdir(folder):
-    with atomic_folder(folder) as temporary:
+    with files.new_folder(folder) as temporary:
       _write(source, temporary, fingerprint, progress)
   return load(folder)
 
 
 def load(folder: str) -> RetrievalDataset:
   """Maps a folder that `prepare` wrote."""
-  with open(os.path.join(folder, 'dataset.json'), encoding='utf-8') as file:
-    facts = json.load(file)
+  facts = files.read_json(os.path.join(folder, 'dataset.json'))
   column = lambda name: strings.StringArray(os.path.join(folder, name))
   qrels = {
       split: Qrels(*np.load(os.path.join(folder, f'qrels_{i}.npy'),
@@ -324,8 +323,8 @@ def load(folder: str) -> RetrievalDataset:
     path = os.path.join(folder, f'candidates_{i}.npy')
     if os.path.exists(path):
       records = np.load(path, mmap_mode='r')
-      candidates[split] = Candidates(
-          *(records[name] for name in _CANDIDATE.names))
+      candidates[split] = CandidatePairs(
+          *(records[name] for name in _COLUMNS))
   return RetrievalDataset(
       name=facts['name'], corpus_ids=column('corpus_ids'),
       corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
@@ -333,7 +332,8 @@ def load(folder: str) -> RetrievalDataset:
       fingerprint=facts['fingerprint'], candidates=candidates)
 
 
-def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
+def _write(source: Reader, folder: str, fingerprint: str, progress: bool
+           ) -> None:
   """Writes all files of a prepared dataset."""
   rows = {}
   for column, prefix in (('corpus', 'corpus'), ('queries', 'query')):
@@ -343,31 +343,29 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool):
     rows[column] = _write_records(
         source, records, column, os.path.join(folder, prefix))
   for i, split in enumerate(source.splits):
-    qrels = _read_qrels(source, split, rows['queries'], rows['corpus'])
+    qrels = _read_qrels(source, split, rows)
     np.save(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
         [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
-    candidates = _read_candidates(source, split, rows['queries'],
-                                  rows['corpus'])
+    candidates = _read_candidates(source, split, rows)
     if len(candidates):
       np.save(os.path.join(folder, f'candidates_{i}.npy'), candidates)
-  facts = dict(name=source.name, fingerprint=fingerprint,
-               splits=list(source.splits))
-  with open(os.path.join(folder, 'dataset.json'), 'w',
-            encoding='utf-8') as file:
-    json.dump(facts, file, indent=2, ensure_ascii=False)
+  files.write_json(os.path.join(folder, 'dataset.json'), {
+      'name': source.name, 'fingerprint': fingerprint,
+      'splits': list(source.splits)})
 
 
-def _write_records(source, records, column, prefix) -> dict[str, int]:
+def _write_records(source: Reader, records: Iterable[tuple[str, str]],
+                   column: str, prefix: str) -> dict[str, int]:
   """Writes ids and texts of one column; returns the row of each id."""
-  rows = {}
+  rows: dict[str, int] = {}
 
-  def texts():
+  def texts() -> Iterator[str]:
     for row, (name, text) in enumerate(records):
       if rows.setdefault(name, row) != row:
         raise errors.DataError(
-            f'{source.where(column, row)}: id {name!r} stands here a second '
-            f'time (first at {source.where(column, rows[name])}); ids must be '
-            f'unique within {column}. Remove or rename one of the two.')
+            f'{source.where(column, row)}: id {name!r} occurs again (first at '
+            f'{source.where(column, rows[name])}); ids must be unique within '
+            f'the {column}. Remove or rename one of the two.')
       yield text
 
   strings.write_strings(f'{prefix}_texts', texts())
@@ -379,50 +377,69 @@ def _write_records(source, records, column, prefix) -> dict[str, int]:
   return rows
 
 
-def _read_qrels(source, split, query_rows, corpus_rows) -> Qrels:
-  """Returns the judgements of a split as rows, checked."""
-  grades, first_seen, positive = {}, {}, set()
-  for query_id, corpus_id, grade, where in source.qrels(split):
-    pair = (_row(query_id, query_rows, 'queries', where),
-            _row(corpus_id, corpus_rows, 'corpus', where))
+def read_qrels(records: Iterable[tuple[str, str, int, str]],
+               row_of: Callable[[str, str, str], int]) -> Qrels:
+  """Returns judgements by row; a pair that is judged twice alike counts once.
+
+  Args:
+    records: (query id, corpus id, grade, 'file:line') each.
+    row_of: from ('queries' or 'corpus', id, 'file:line') to the id's row;
+      raises DataError where there is none.
+
+  Raises:
+    DataError: with file and line, where a pair is judged twice with different
+      grades.
+  """
+  grades: dict[tuple[int, int], int] = {}
+  for query_id, corpus_id, grade, where in records:
+    pair = (row_of('queries', query_id, where),
+            row_of('corpus', corpus_id, where))
     if grades.setdefault(pair, grade) != grade:
       raise errors.DataError(
           f'{where}: query {query_id!r} and target {corpus_id!r} are judged '
           f'{grade} here but {grades[pair]} further up. Keep one of the two.')
-    first_seen.setdefault(pair[0], (query_id, where))
-    if grade > 0:
-      positive.add(pair[0])
-  missing = [v for k, v in first_seen.items() if k not in positive]
-  if missing:
-    listed = ', '.join(repr(query_id) for query_id, _ in missing[:5])
-    raise errors.DataError(
-        f'{missing[0][1]}: {len(missing)} of {len(first_seen)} queries of '
-        f'split {split!r} have no target with a score above 0 (first: '
-        f'{listed}). Add a positive or remove their lines.')
-  if not grades:
-    raise errors.DataError(
-        f'split {split!r} of {source.name} has no judgements. Add some or '
-        f'remove the file.')
   pairs = np.fromiter((x for pair in grades for x in pair), np.int32)
   values = np.fromiter(grades.values(), np.int32)
   return Qrels.from_triples(np.column_stack([pairs.reshape(-1, 2), values]))
 
 
-def _read_candidates(source, split, query_rows, corpus_rows) -> np.ndarray:
+def _read_qrels(source: Reader, split: str, rows: _Rows) -> Qrels:
+  """Returns the judgements of a split; each of its queries has a positive."""
+  qrels = read_qrels(source.qrels(split), functools.partial(_row, rows))
+  if not len(qrels.grades):
+    raise errors.DataError(
+        f'split {split!r} of {source.name} has no judgements. Add some or '
+        f'remove the file.')
+  judged = np.unique(qrels.query_rows)
+  without = set(np.setdiff1d(judged, qrels.queries()).tolist())
+  if without:
+    places: dict[str, str] = {}  # in the order of the file
+    for query_id, _, _, where in source.qrels(split):
+      if rows['queries'][query_id] in without:
+        places.setdefault(query_id, where)
+    listed = ', '.join(map(repr, itertools.islice(places, 5)))
+    raise errors.DataError(
+        f'{next(iter(places.values()))}: {len(without)} of {len(judged)} '
+        f'queries of split {split!r} have no target with a score above 0 '
+        f'(first: {listed}). Add a positive or remove their lines.')
+  return qrels
+
+
+def _read_candidates(source: Reader, split: str, rows: _Rows) -> np.ndarray:
   """Returns the candidates of a split, checked and sorted, [C] _CANDIDATE."""
   read = getattr(source, 'candidates', None)
   if read is None:
     return np.empty([0], _CANDIDATE)
   # Numbers only, for there may be hundreds of candidates per query.
   records = np.fromiter(
-      ((_row(query_id, query_rows, 'queries', where),
-        _row(corpus_id, corpus_rows, 'corpus', where),
+      ((_row(rows, 'queries', query_id, where),
+        _row(rows, 'corpus', corpus_id, where),
         np.nan if score is None else score)
        for query_id, corpus_id, score, where in read(split)), _CANDIDATE)
   if not len(records):
     return records
   pairs = _pairs(records['query_row'], records['corpus_row'])
-  # Of a pair that stands several times those with a score come first.
+  # Of a pair that occurs several times the records with a score come first.
   order = np.lexsort((np.isnan(records['score']), pairs))
   records, pairs = records[order], pairs[order]
   again = np.append(False, pairs[1:] == pairs[:-1])
@@ -439,11 +456,11 @@ def _read_candidates(source, split, query_rows, corpus_rows) -> np.ndarray:
   return records[~again]
 
 
-def _row(name, rows, column, where) -> int:
+def _row(rows: _Rows, column: str, name: str, where: str) -> int:
   """Returns the row of an id, or raises where it is unknown."""
-  if name not in rows:
+  if name not in rows[column]:
     raise errors.DataError(
-        f'{where}: id {name!r} is not in the {column} '
-        f'({len(rows)} ids, the first is {next(iter(rows))!r}). Add the '
-        f'record to the {column} or remove this line.')
-  return rows[name]
+        f'{where}: id {name!r} is not in the {column} ({len(rows[column])} '
+        f'ids, the first is {next(iter(rows[column]))!r}). Add the record to '
+        f'the {column} or remove this line.')
+  return rows[column][name]

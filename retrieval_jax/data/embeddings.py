@@ -1,13 +1,13 @@
 """Embeddings of any encoder as files: vectors, their ids, judgements.
 
-  DIR/targets.npy       [N, D]; or targets.npz, targets.safetensors, in which
-                        stands one matrix
+  DIR/targets.npy       [N, D]; or targets.npz or targets.safetensors, with
+                        one matrix in it
   DIR/target_ids.txt    one id per line; without it ids are '0', '1', ...
   DIR/queries.npy, DIR/query_ids.txt   the same of all queries
   DIR/qrels/SPLIT.tsv   query-id <tab> corpus-id <tab> score
 
-What experiments/embed.py writes, and what a service that gives out nothing but
-vectors can be made to fill.
+This is what experiments/embed.py writes. For an encoder that is only a service
+returning vectors, write the same files yourself.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data.readers import beir
 
 _IDS = {'targets': 'target_ids.txt', 'queries': 'query_ids.txt'}
 _KINDS = ('.npy', '.npz', '.safetensors')
@@ -42,7 +42,7 @@ def read(folder: str, side: str) -> Embeddings:
   """Returns the embeddings of one side: 'targets' or 'queries'.
 
   Raises:
-    DataError: where files are missing or do not fit each other, an id stands
+    DataError: where files are missing or do not fit each other, an id occurs
       twice, or there is not exactly one matrix of floats.
   """
   paths = [os.path.join(folder, side + kind) for kind in _KINDS]
@@ -121,17 +121,17 @@ def read_ids(path: str) -> list[str]:
   """Returns the ids of a file, one per line.
 
   Raises:
-    DataError: with file and line, where an id is empty or stands twice.
+    DataError: with file and line, where an id is empty or occurs twice.
   """
   with open(path, encoding='utf-8', newline='\n') as file:
     ids = [line.rstrip('\r\n') for line in file]
-  seen = {}
+  seen: dict[str, int] = {}
   for line, name in enumerate(ids, 1):
     if not name:
       raise errors.DataError(f'{path}:{line}: expected an id, got nothing.')
     if seen.setdefault(name, line) != line:
       raise errors.DataError(
-          f'{path}:{line}: id {name!r} stands already in line {seen[name]}; '
+          f'{path}:{line}: id {name!r} already occurs in line {seen[name]}; '
           'rows must have different ids.')
   return ids
 
@@ -157,23 +157,46 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
   """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows of the ids.
 
   Raises:
-    DataError: with file and line, where a line is malformed or an id has no
-      embedding.
+    DataError: with file and line, where a line is malformed, an id has no
+      embedding, or a pair is judged twice with different grades.
   """
-  rows = {kind: {name: row for row, name in enumerate(ids)}
-          for kind, ids in (('query', query_ids), ('target', target_ids))}
+  kinds = {'queries': 'query', 'corpus': 'target'}
+  rows = {column: {name: row for row, name in enumerate(ids)}
+          for column, ids in (('queries', query_ids), ('corpus', target_ids))}
   paths = [os.path.join(folder, split + end) for end in ('.tsv', '.tsv.gz')]
   path = next((path for path in paths if os.path.isfile(path)), None)
   if path is None:
     raise errors.DataError(
         f'{paths[0]}: no such file; there are the splits '
         f'{", ".join(read_splits(folder)) or "none"}.')
-  triples = []
-  for query_id, target_id, grade, where in beir.read_qrels(path):
-    for kind, name in (('query', query_id), ('target', target_id)):
-      if name not in rows[kind]:
-        raise errors.DataError(
-            f'{where}: {kind} {name!r} has no embedding. Embed it too, or '
-            'remove the line.')
-    triples.append((rows['query'][query_id], rows['target'][target_id], grade))
-  return dataset.Qrels.from_triples(triples)
+
+  def row_of(column: str, name: str, where: str) -> int:
+    if name not in rows[column]:
+      raise errors.DataError(
+          f'{where}: {kinds[column]} {name!r} has no embedding. Embed it too, '
+          'or remove the line.')
+    return rows[column][name]
+
+  return dataset.read_qrels(beir.read_qrels(path), row_of)
+
+
+def read_collection(folder: str, *, query_ids: Sequence[str],
+                    corpus_ids: Sequence[str],
+                    splits: Sequence[str] | None = None
+                    ) -> dataset.Collection:
+  """Returns what FOLDER/qrels judges, as a collection without texts.
+
+  Args:
+    folder: of embeddings.
+    query_ids: of the rows of the queries' embeddings.
+    corpus_ids: of those of the targets.
+    splits: which to read; None for all.
+
+  Raises:
+    DataError: as `read_splits` and `read_qrels`.
+  """
+  judged = os.path.join(folder, 'qrels')
+  return dataset.Collection(
+      name=folder, corpus_ids=corpus_ids, query_ids=query_ids, qrels={
+          split: read_qrels(judged, split, query_ids, corpus_ids)
+          for split in (read_splits(judged) if splits is None else splits)})

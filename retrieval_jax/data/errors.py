@@ -1,13 +1,14 @@
 """The error that malformed or missing data raises."""
 
 import importlib
+import types
 
 
 class DataError(ValueError):
-  """Malformed input; the message says where it stands and what to do."""
+  """Malformed input; the message says where and what to do."""
 
 
-def import_extra(module: str, extra: str):
+def import_extra(module: str, extra: str) -> types.ModuleType:
   """Imports an optional package, or says by which extra it is installed."""
   try:
     return importlib.import_module(module)

@@ -9,8 +9,10 @@ number of processes, under any version of numpy.
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from retrieval_jax import types
 from retrieval_jax.data import dataset
@@ -27,7 +29,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
-def _hash(seed: int, purpose: int, epoch, *items) -> np.ndarray:
+def _hash(seed: int, purpose: int, epoch: ArrayLike, *items: ArrayLike
+          ) -> np.ndarray:
   """Returns uint64 hashes of (seed, purpose, epoch, *items), elementwise."""
   state = np.full([1], seed, np.int64).astype(np.uint64)
   for value in (purpose, epoch, *items):
@@ -65,7 +68,7 @@ class TrainBatches:
                query_tokens: tokenization.TokenStore,
                target_tokens: tokenization.TokenStore, *, batch_size: int,
                seed: int, num_shards: int = 1, shard_index: int = 0,
-               candidates: dataset.Candidates | None = None,
+               candidates: dataset.CandidatePairs | None = None,
                num_candidates: int = 0):
     _check(qrels, query_tokens, target_tokens)
     if batch_size < 1 or batch_size % num_shards:
@@ -92,7 +95,7 @@ class TrainBatches:
     self._num_positives = (positives >= 0).sum(axis=1)
     self._positives = positives
     self._num_candidates = num_candidates
-    if num_candidates:
+    if num_candidates and candidates is not None:
       self._negatives = candidates.negatives(qrels)
       self._scored = candidates.positives(qrels)
     # An argsort per epoch; prefetching threads may straddle two epochs.
@@ -123,15 +126,17 @@ class TrainBatches:
     picks = (_hash(self.seed, _PICK, epochs, queries)
              % self._num_positives[items].astype(np.uint64)).astype(np.int64)
     targets = self._positives[items, picks]
-    return types.Batch(
+    arrays: dict[str, Any] = dict(  # of numpy until they are on devices
         query_tokens=self._query_tokens[queries],
         target_tokens=self._target_tokens[targets],
         query_ids=queries.astype(np.int32),
         target_ids=targets.astype(np.int32),
-        known_positives=self._qrels.padded_known(queries),
-        candidates=self._pick_candidates(epochs, queries, targets))
+        known_positives=self._qrels.padded_known(queries))
+    return types.Batch(
+        **arrays, candidates=self._pick_candidates(epochs, queries, targets))
 
-  def _pick_candidates(self, epochs, queries, targets):
+  def _pick_candidates(self, epochs: np.ndarray, queries: np.ndarray,
+                       targets: np.ndarray) -> types.Candidates | None:
     """Returns types.Candidates of visits to queries; None where none is asked.
 
     Args:
@@ -153,10 +158,11 @@ class TrainBatches:
     places = np.where(listed, places, 0)
     of = lambda values, default: np.where(
         listed, values[places] if len(values) else default, default)
-    return types.Candidates(
+    arrays: dict[str, Any] = dict(
         ids=of(self._negatives.corpus_rows, np.int32(-1)),
         scores=of(self._negatives.scores, np.float32(np.nan)),
         positive_scores=self._scored.scores_of(queries, targets))
+    return types.Candidates(**arrays)
 
   def iterate(self, start_step: int, *, num_threads: int = 2,
               prefetch: int = 8) -> Iterator[types.Batch]:
@@ -176,7 +182,8 @@ class TrainBatches:
     return np.argsort(hashes, kind='stable')
 
 
-def _check(qrels, query_tokens, target_tokens):
+def _check(qrels: dataset.Qrels, query_tokens: tokenization.TokenStore,
+           target_tokens: tokenization.TokenStore) -> None:
   """Raises where the judgements cannot be trained on."""
   if not len(qrels.query_rows):
     raise errors.DataError(

@@ -57,12 +57,12 @@ def counter(what: str, *, total: int | None = None, unit: str = 'texts',
 class _Lines:
   """Prints a line every ten seconds."""
 
-  def __init__(self, what, total, unit):
+  def __init__(self, what: str, total: int | None, unit: str):
     self._what, self._unit, self._count = what, unit, 0
     self._of_total = f' of {total:,}' if total else ''
     self._started = self._shown = time.monotonic()
 
-  def add(self, count):
+  def add(self, count: int) -> None:
     """Counts `count` items more, and prints when it is time."""
     self._count += count
     now = time.monotonic()

@@ -6,6 +6,7 @@ these cost nothing until they are read.
 
 import array
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def write_strings(folder_prefix: str, strings: Iterable[str]) -> int:
   return len(offsets) - 1
 
 
-class StringArray(Sequence):
+class StringArray(Sequence[str]):
   """Strings that `write_strings` wrote, memory-mapped.
 
   `strings[i]` is a str; a slice or an integer array gives a list of str.
@@ -50,7 +51,7 @@ class StringArray(Sequence):
   def __len__(self) -> int:
     return len(self._offsets) - 1
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: Any) -> Any:
     if isinstance(index, slice):
       start, stop, step = index.indices(len(self))
       if step == 1:
@@ -72,7 +73,7 @@ class StringArray(Sequence):
   def __repr__(self) -> str:
     return f'StringArray({self._prefix!r}, {len(self)} strings)'
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[type['StringArray'], tuple[str]]:
     return StringArray, (self._prefix,)
 
   def _run(self, start: int, stop: int) -> list[str]:

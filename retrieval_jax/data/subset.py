@@ -1,6 +1,11 @@
 """A reader's data cut down to a few targets, for quick looks and tests."""
 
+import functools
 import hashlib
+import itertools
+from collections.abc import Iterator
+
+from retrieval_jax.data import dataset
 
 
 class Subset:
@@ -8,10 +13,11 @@ class Subset:
 
   A target stays when the hash of its id falls below the wanted share; a query
   stays when every one of its judged targets does. The choice depends on ids
-  only, so it is the same everywhere and grows monotonically.
+  only, so it is the same everywhere and grows monotonically. Implements
+  `dataset.Reader`.
   """
 
-  def __init__(self, reader, num_targets):
+  def __init__(self, reader: dataset.Reader, num_targets: int):
     """Wraps `reader`; `num_targets` is the expected number kept, at least 1."""
     if num_targets < 1:
       raise ValueError(
@@ -20,56 +26,66 @@ class Subset:
     self._reader, self._num_targets = reader, num_targets
     self.name = f'{reader.name}[{num_targets}]'
     self.splits = reader.splits
-    self._kept = None
 
-  def fingerprint(self):
+  def fingerprint(self) -> str:
     """Returns the reader's fingerprint and the size, hashed."""
     text = f'{self._reader.fingerprint()} subset {self._num_targets}'
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-  def corpus(self):
+  def corpus(self) -> Iterator[tuple[str, str]]:
     """Yields the kept (id, text) pairs."""
-    kept = self._kept_targets()
+    kept = self._kept_targets
     return (pair for pair in self._reader.corpus() if pair[0] in kept)
 
-  def queries(self):
+  def queries(self) -> Iterator[tuple[str, str]]:
     """Yields (id, text) of queries whose judged targets are all kept."""
-    judged = {}
-    for split in self.splits:
-      for query_id, target_id, _, _ in self._reader.qrels(split):
-        judged.setdefault(query_id, []).append(target_id)
-    kept = self._kept_targets()
-    whole = {query_id for query_id, targets in judged.items()
-             if all(target in kept for target in targets)}
-    return (pair for pair in self._reader.queries() if pair[0] in whole)
+    kept = self._kept_queries()
+    return (pair for pair in self._reader.queries() if pair[0] in kept)
 
-  def qrels(self, split):
+  def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
     """Yields the judgements of kept queries."""
-    queries = {query_id for query_id, _ in self.queries()}
+    queries = self._kept_queries()
     return (row for row in self._reader.qrels(split) if row[0] in queries)
 
-  def candidates(self, split):
+  def candidates(self, split: str) -> Iterator[
+      tuple[str, str, float | None, str]]:
     """Yields the kept candidates of kept queries, where the reader has any."""
     read = getattr(self._reader, 'candidates', None)
     if read is None:
       return
-    queries = {query_id for query_id, _ in self.queries()}
-    kept = self._kept_targets()
+    queries, kept = self._kept_queries(), self._kept_targets
     yield from (row for row in read(split)
                 if row[0] in queries and row[1] in kept)
 
-  def _kept_targets(self):
-    if self._kept is None:
-      ids = [target_id for target_id, _ in self._reader.corpus()]
-      share = min(1.0, self._num_targets / max(len(ids), 1))
-      self._kept = {i for i in ids if _unit_hash(i) < share}
-      if not self._kept:
-        raise ValueError(
-            f'--config.data.num_targets={self._num_targets} keeps none of the '
-            f'{len(ids)} targets of {self._reader.name}; raise it.')
-    return self._kept
+  def where(self, column: str, row: int) -> str:
+    """Returns 'file:line' of a row of 'corpus' or 'queries', for errors."""
+    kept = self._kept_targets if column == 'corpus' else self._kept_queries()
+    rows = (i for i, (name, _) in enumerate(getattr(self._reader, column)())
+            if name in kept)
+    return self._reader.where(
+        column, next(itertools.islice(rows, row, None), row))
+
+  def _kept_queries(self) -> set[str]:
+    judged: dict[str, list[str]] = {}
+    for split in self.splits:
+      for query_id, target_id, _, _ in self._reader.qrels(split):
+        judged.setdefault(query_id, []).append(target_id)
+    kept = self._kept_targets
+    return {query_id for query_id, targets in judged.items()
+            if all(target in kept for target in targets)}
+
+  @functools.cached_property
+  def _kept_targets(self) -> set[str]:
+    ids = [target_id for target_id, _ in self._reader.corpus()]
+    share = min(1.0, self._num_targets / max(len(ids), 1))
+    kept = {i for i in ids if _unit_hash(i) < share}
+    if not kept:
+      raise ValueError(
+          f'--config.data.num_targets={self._num_targets} keeps none of the '
+          f'{len(ids)} targets of {self._reader.name}; raise it.')
+    return kept
 
 
-def _unit_hash(text):
+def _unit_hash(text: str) -> float:
   digest = hashlib.sha256(text.encode()).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64

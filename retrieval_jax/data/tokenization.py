@@ -8,10 +8,12 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from retrieval_jax.data import dataset
+from retrieval_jax import files
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 
@@ -29,7 +31,7 @@ class Tokenizer:
   Attributes:
     definition: the JSON text, without truncation and padding.
     pad_id: the id that fills rows up.
-    prompt: stands before every text, as it is: 'query: ' with its space.
+    prompt: put before every text as it is, so with its space: 'query: '.
   """
   definition: str = dataclasses.field(repr=False)
   pad_id: int
@@ -75,17 +77,14 @@ class Tokenizer:
         itertools.chain.from_iterable(ids), np.int32, lengths.sum())
     return tokens, lengths
 
-  def save(self, path: str):
+  def save(self, path: str) -> None:
     """Writes tokenizer.json; `path` is that file or its folder."""
     if not path.endswith('.json'):
-      os.makedirs(path, exist_ok=True)
       path = os.path.join(path, 'tokenizer.json')
     encoder = _from_definition(self.definition)
     # Padding is written down so that loading finds the same pad token.
     encoder.enable_padding(pad_id=self.pad_id, pad_token=self.pad_token)
-    temporary = f'{path}.{os.getpid()}.tmp'
-    encoder.save(temporary)
-    os.replace(temporary, path)
+    files.write_text(path, encoder.to_str(pretty=True))
 
   @functools.cached_property
   def _splits_at_spaces(self) -> bool:
@@ -103,10 +102,10 @@ class Tokenizer:
                         for token in parts['added_tokens']))
 
   @functools.cached_property
-  def _encoders(self):
+  def _encoders(self) -> dict[int | None, Any]:
     return {}
 
-  def _of_length(self, max_length: int | None):
+  def _of_length(self, max_length: int | None) -> Any:
     """Returns the tokenizer that cuts at `max_length`.
 
     One object per length, since cutting is a state of the object and another
@@ -124,11 +123,11 @@ class Tokenizer:
       self._encoders[max_length] = encoder
     return self._encoders[max_length]
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     return {field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     for name, value in state.items():
       object.__setattr__(self, name, value)
 
@@ -139,12 +138,12 @@ def _head(text: str, length: int) -> str:
   return text if end < 0 else text[:end]
 
 
-def _from_definition(definition: str):
+def _from_definition(definition: str) -> Any:
   import tokenizers  # pylint: disable=g-import-not-at-top
   return tokenizers.Tokenizer.from_str(definition)
 
 
-def _wrap(encoder, pad_token: str | None, origin: str) -> Tokenizer:
+def _wrap(encoder: Any, pad_token: str | None, origin: str) -> Tokenizer:
   """Strips truncation and padding and finds the pad token."""
   padding = encoder.padding
   candidates = [pad_token] if pad_token else [
@@ -196,8 +195,7 @@ def _recorded_pad_token(folder: str) -> str | None:
   file = os.path.join(folder, 'tokenizer_config.json')
   if not os.path.isfile(file):
     return None
-  with open(file, encoding='utf-8') as f:
-    token = json.load(f).get('pad_token')
+  token = files.read_json(file).get('pad_token')
   return token['content'] if isinstance(token, dict) else token
 
 
@@ -253,16 +251,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   return _wrap(encoder, '[PAD]', 'the trained tokenizer')
 
 
-def _characters(texts, normalizer, vocab_size: int) -> list[str]:
+def _characters(texts: Iterable[str], normalizer: Any, vocab_size: int
+                ) -> list[str]:
   """Returns the most frequent characters after normalisation, sorted.
 
   A 16th of the vocabulary or 96, whichever is more, so that the rare signs of
   a multilingual corpus do not fill a small vocabulary; the rest is [UNK].
   """
-  raw = collections.Counter()
+  raw: collections.Counter[str] = collections.Counter()
   for text in texts:
     raw.update(text)
-  counts = collections.Counter()
+  counts: collections.Counter[str] = collections.Counter()
   for character, count in raw.items():
     for part in normalizer.normalize_str(character):
       if not part.isspace():
@@ -288,7 +287,7 @@ class TokenStore:
   def __len__(self) -> int:
     return len(self.lengths)
 
-  def __getitem__(self, rows) -> np.ndarray:
+  def __getitem__(self, rows: slice | ArrayLike) -> np.ndarray:
     """Returns tokens [..., L] int32; row -1 ("none") is all padding."""
     if isinstance(rows, slice):
       return self.tokens[rows].astype(np.int32)
@@ -324,7 +323,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   name = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
   folder = os.path.join(cache_folder, f'tokens-{name}')
   if not os.path.isdir(folder):
-    with dataset.atomic_folder(folder) as temporary:
+    with files.new_folder(folder) as temporary:
       _write_tokens(texts, tokenizer, max_length, temporary, key, progress)
   tokens = np.load(os.path.join(folder, 'tokens.npy'), mmap_mode='r')
   lengths = np.load(os.path.join(folder, 'lengths.npy'))
@@ -336,7 +335,8 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   return TokenStore(tokens, lengths, tokenizer.pad_id)
 
 
-def _write_tokens(texts, tokenizer, max_length, folder, key, progress):
+def _write_tokens(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
+                  folder: str, key: str, progress: bool) -> None:
   """Writes tokens.npy and lengths.npy, a chunk of texts at a time."""
   n = len(texts)
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32

@@ -109,7 +109,7 @@ def _count_words(texts: Sequence[str], lemmas: Sequence[str] | None,
   """Returns [n, V] float32, how often each query has each indexed word."""
   # Queries go through bm25s's tokenizer too; its words are looked up in the
   # corpus's vocabulary, and unknown ones are dropped.
-  def counts(some):
+  def counts(some: list[str]) -> scipy.sparse.csr_array:
     tokens = bm25s.tokenize(
         some, stopwords=stopwords or [], show_progress=False)
     column = np.full(len(tokens.vocab), -1, np.int64)

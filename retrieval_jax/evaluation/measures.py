@@ -9,7 +9,10 @@ prints for the files that `trec` writes of the same run and judgements:
     id in the measures that trec_eval computes (R, Success, nDCG), ascending id
     in RR@k, which ir-measures takes from the MS MARCO script. A constant
     scorer therefore gets no more than luck;
-  * nDCG uses graded gains; the others count grades of 1 and more as relevant.
+  * nDCG uses graded gains; the others count grades of 1 and more as relevant;
+  * a passage of grade 0 or below keeps its rank and gains nothing in
+    `MEASURES`, as one that is not judged: junk (a grade below 0) is not taken
+    out of the ranking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +40,7 @@ def qrels_from_rows(query_rows: np.ndarray, corpus_rows: np.ndarray,
     query_ids: strings of all queries.
     corpus_ids: strings of all passages.
   """
-  qrels = {}
+  qrels: dict[str, dict[str, int]] = {}
   for query_row, corpus_row, grade in zip(
       query_rows.tolist(), corpus_rows.tolist(), grades.tolist()):
     judged = qrels.setdefault(query_ids[query_row], {})
@@ -57,7 +60,7 @@ def _parse(measures: Sequence[str]) -> dict[str, ir_measures.Measure]:
   return parsed
 
 
-def per_query(run: runs.Run, qrels: trec.Qrels,
+def per_query(run: runs.Run, qrels: trec.Judgements,
               measures: Sequence[str] = MEASURES, *,
               drop_self_matches: bool = False
               ) -> dict[str, dict[str, float]]:
@@ -73,7 +76,7 @@ def per_query(run: runs.Run, qrels: trec.Qrels,
       two kinds of ids are equal by accident; so it is a choice here.
 
   Raises:
-    ValueError: if nothing is judged, a query id stands twice in the run, or a
+    ValueError: if nothing is judged, a query id occurs twice in the run, or a
       measure is unknown.
   """
   if not qrels:
@@ -93,13 +96,13 @@ def per_query(run: runs.Run, qrels: trec.Qrels,
       for query_id, ids, scores in run.rankings() if query_id in qrels}
   judged = {query_id: dict(grades) for query_id, grades in qrels.items()}
   names = {measure: name for name, measure in parsed.items()}
-  values = {name: {} for name in parsed}
+  values: dict[str, dict[str, float]] = {name: {} for name in parsed}
   for metric in ir_measures.iter_calc(list(names), judged, answers):
     values[names[metric.measure]][metric.query_id] = float(metric.value)
   return values
 
 
-def evaluate(run: runs.Run, qrels: trec.Qrels,
+def evaluate(run: runs.Run, qrels: trec.Judgements,
              measures: Sequence[str] = MEASURES, *,
              drop_self_matches: bool = False) -> dict[str, float]:
   """Returns the mean of each measure over all judged queries.

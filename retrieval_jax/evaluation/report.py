@@ -1,6 +1,5 @@
 """What a run leaves behind and prints at its end."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from retrieval_jax.evaluation import trec
+from retrieval_jax import files
 
 RESULTS_FILE = 'results.json'
 LABELS = {'RR@10': 'MRR@10', 'R@1': 'Recall@1', 'R@20': 'Recall@20',
@@ -24,8 +23,7 @@ def write_results(workdir: str, results: Mapping[str, Any]) -> str:
   because strict JSON has no word for them.
   """
   path = os.path.join(workdir, RESULTS_FILE)
-  trec.write_text(
-      path, json.dumps(_plain(results), indent=2, allow_nan=False) + '\n')
+  files.write_json(path, _plain(results))
   return path
 
 
@@ -46,20 +44,14 @@ def read_results(workdir: str) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if the run has not finished.
-    ValueError: if the file is not JSON.
+    ValueError: with file and line, if the file is not JSON.
   """
   path = os.path.join(workdir, RESULTS_FILE)
   if not os.path.exists(path):
     raise FileNotFoundError(
         f'Expected {path}, which a run writes at its end; finish the run (the '
         'same command resumes it) or leave this folder out.')
-  with open(path, encoding='utf-8') as f:
-    try:
-      return json.load(f)
-    except json.JSONDecodeError as error:
-      raise ValueError(
-          f'{path}:{error.lineno}: expected JSON ({error.msg}); evaluate the '
-          'run again.') from error
+  return files.read_json(path)
 
 
 def _plain(value: Any) -> Any:

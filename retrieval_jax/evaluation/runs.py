@@ -20,7 +20,7 @@ class Run:
   ids: np.ndarray
   scores: np.ndarray
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if (self.ids.ndim != 2 or self.ids.shape != self.scores.shape
         or len(self.ids) != len(self.query_ids)):
       raise ValueError(

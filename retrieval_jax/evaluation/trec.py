@@ -2,28 +2,34 @@
 
 A run line is `query_id Q0 corpus_id rank score tag`, a qrels line
 `query_id 0 corpus_id grade`, both separated by white space. The format cannot
-hold an id with white space in it, so such characters (and nothing else) are
-written percent-encoded: 'a b' as 'a%20b'. Every other id is written as it is,
-so files agree with other people's qrels. Reading does not undo the encoding,
-because ids that really contain '%20' are common (URLs); apply `encode_id` to
-ids that shall be compared with a file's.
+hold an id with white space in it, so such a character is written as its code
+point, in hexadecimal between `%{` and `}`: 'a b' as 'a%{20}b'. A `%` before a
+`{` is written the same way, as `%{25}`, so different ids are never written
+alike; reading undoes both. Every other id is written as it is, so files
+agree with other people's, whose ids may well hold '%20' (URLs).
 """
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+import collections
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.evaluation import runs
 
-Qrels = Mapping[str, Mapping[str, int]]
+T = TypeVar('T', int, float)
+Judgements = Mapping[str, Mapping[str, int]]
 """query id -> corpus id -> grade; grades above 0 are relevant."""
 
 
+_NOT_PLAIN = re.compile(r'\s|%(?={)')
+_ESCAPE = re.compile(r'%{([0-9A-F]{1,5})}')
+
+
 def encode_id(text: str) -> str:
-  """Returns an id with its white-space characters percent-encoded.
+  """Returns an id as TREC files hold it, without white space.
 
   Raises:
     ValueError: if the id is empty, which no TREC file can hold.
@@ -32,50 +38,24 @@ def encode_id(text: str) -> str:
     raise ValueError(
         'Expected a non-empty id for a TREC file, got an empty string; give '
         'that query or passage an id.')
-  if not any(c.isspace() for c in text):
-    return text
-  return ''.join(
-      ''.join(f'%{byte:02X}' for byte in c.encode()) if c.isspace() else c
-      for c in text)
+  return _NOT_PLAIN.sub(lambda found: f'%{{{ord(found[0]):X}}}', text)
 
 
-@contextlib.contextmanager
-def _replace_when_complete(path: str) -> Iterator:
-  """Opens a temporary neighbour of `path` and renames it at the end."""
-  folder = os.path.dirname(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(
-      dir=folder, prefix=os.path.basename(path) + '.')
-  try:
-    with os.fdopen(handle, 'w', encoding='utf-8', newline='\n') as f:
-      yield f
-    # mkstemp makes files that only their owner can read.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(temporary)
-    raise
+def decode_id(text: str) -> str:
+  """Returns the id that `encode_id` made `text` of."""
+  return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
 
 
-def write_text(path: str, text: str) -> None:
-  """Writes a whole text file, or leaves what stood there untouched."""
-  with _replace_when_complete(path) as f:
-    f.write(text)
+write_text = files.write_text  # the name by which scripts know it
 
 
-def _encoded_unique(query_id: str, ids: list[str]) -> list[str]:
-  encoded = [encode_id(i) for i in ids]
-  if len(set(encoded)) != len(encoded):
-    seen = set()
-    twice = next(i for i in encoded if i in seen or seen.add(i))
+def _encoded_unique(query_id: str, ids: Sequence[str]) -> list[str]:
+  if len(set(ids)) != len(ids):
+    [(twice, _)] = collections.Counter(ids).most_common(1)
     raise ValueError(
-        f'Query {query_id!r} has the id {twice!r} more than once (white space '
-        'is percent-encoded in TREC files); a run lists each passage at most '
-        'once per query.')
-  return encoded
+        f'Query {query_id!r} has the id {twice!r} more than once; a file lists '
+        'each passage at most once per query.')
+  return [encode_id(name) for name in ids]
 
 
 def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
@@ -84,10 +64,10 @@ def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
   Scores are written with the digits that read back as the same float32.
 
   Raises:
-    ValueError: if an id is empty or stands twice under one query.
+    ValueError: if an id is empty or occurs twice for one query.
   """
   tag = encode_id(tag)
-  with _replace_when_complete(path) as f:
+  with files.replacing(path) as f:
     for query_id, ids, scores in run.rankings():
       q = encode_id(query_id)
       lines = [
@@ -97,9 +77,9 @@ def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
       f.writelines(lines)
 
 
-def write_qrels(path: str, qrels: Qrels) -> None:
+def write_qrels(path: str, qrels: Judgements) -> None:
   """Writes relevance judgements; the file appears complete or not at all."""
-  with _replace_when_complete(path) as f:
+  with files.replacing(path) as f:
     for query_id, grades in qrels.items():
       q = encode_id(query_id)
       encoded = _encoded_unique(query_id, list(grades))
@@ -108,7 +88,8 @@ def write_qrels(path: str, qrels: Qrels) -> None:
           for i, grade in zip(encoded, grades.values()))
 
 
-def _fields(path: str, count: int, layout: str) -> Iterator[tuple[str, list]]:
+def _fields(path: str, count: int, layout: str
+            ) -> Iterator[tuple[str, list[str]]]:
   # Binary: only ASCII white space separates, and only \n ends a line.
   with open(path, 'rb') as f:
     for number, line in enumerate(f, 1):
@@ -128,7 +109,7 @@ def _fields(path: str, count: int, layout: str) -> Iterator[tuple[str, list]]:
         ) from error
 
 
-def _number(kind, text: str, where: str, what: str):
+def _number(kind: type[T], text: str, where: str, what: str) -> T:
   try:
     return kind(text)
   except ValueError:
@@ -145,18 +126,18 @@ def read_run(path: str) -> runs.Run:
   Raises:
     ValueError: file and line of the first malformed or repeated entry.
   """
-  results = {}
+  results: dict[str, dict[str, float]] = {}
   layout = 'query-id Q0 corpus-id rank score tag'
   for where, fields in _fields(path, 6, layout):
-    query_id, _, corpus_id, _, score, _ = fields
+    query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
     scored = results.setdefault(query_id, {})
     if corpus_id in scored:
       raise ValueError(
-          f'{where}: passage {corpus_id!r} stands twice under query '
+          f'{where}: passage {corpus_id!r} occurs twice for query '
           f'{query_id!r}; keep one of the lines.')
-    scored[corpus_id] = _number(float, score, where, 'a number as score')
+    scored[corpus_id] = _number(float, fields[4], where, 'a number as score')
   width = max((len(scored) for scored in results.values()), default=0)
-  ids = np.full((len(results), width), '', dtype=object)
+  ids = np.full((len(results), width), '', object)
   scores = np.full((len(results), width), -np.inf, dtype=np.float64)
   for row, scored in enumerate(results.values()):
     ordered = sorted(scored.items(), key=lambda item: -item[1])
@@ -172,13 +153,13 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
   Raises:
     ValueError: file and line of the first malformed or repeated entry.
   """
-  qrels = {}
+  qrels: dict[str, dict[str, int]] = {}
   for where, fields in _fields(path, 4, 'query-id 0 corpus-id grade'):
-    query_id, _, corpus_id, grade = fields
+    query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
     grades = qrels.setdefault(query_id, {})
     if corpus_id in grades:
       raise ValueError(
           f'{where}: passage {corpus_id!r} is judged twice for query '
           f'{query_id!r}; keep one of the lines.')
-    grades[corpus_id] = _number(int, grade, where, 'an integer grade')
+    grades[corpus_id] = _number(int, fields[3], where, 'an integer grade')
   return qrels

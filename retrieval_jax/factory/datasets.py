@@ -8,6 +8,10 @@ from retrieval_jax.factory import registries
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import sentence_modules
 
+# Folders of the cache where sources keep data that has no path of its own.
+_IN_CACHE = {'wordnet': 'tfds'}
+
+
 def cache(config):
   return os.path.expanduser(config.data.cache)
 
@@ -17,20 +21,23 @@ def make_reader(source, path, cache):
 
   Args:
     source: name of the format, a key of registries.READERS.
-    path: folder, file or name of the data; not looked at by 'wordnet'.
-    cache: folder where 'wordnet' keeps its copy.
+    path: folder, file or name of the data. Of 'wordnet' it is the folder of
+      tensorflow_datasets with its copy, by default `cache`/tfds.
+    cache: folder of prepared data.
 
   Raises:
     ValueError: for an unknown source or an empty path; a DataError for data
       that cannot be read.
   """
   make = registries.choose(registries.READERS, 'data.source', source)
-  if source != 'wordnet' and not path:
+  if not path and source in _IN_CACHE:
+    path = os.path.join(cache, _IN_CACHE[source])
+  if not path:
     raise ValueError(
         f'--config.data.source={source} needs --config.data.path=DIR '
         '(--path of experiments.convert), or a file or a name, as the README '
         'says under "Your data".')
-  return make(path, cache)
+  return make(path)
 
 
 def make_dataset(config) -> data.RetrievalDataset:

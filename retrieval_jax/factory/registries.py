@@ -4,26 +4,25 @@ A new component is a file, a line here and a default in configs/base.py.
 """
 
 import dataclasses
-import os
 
 from retrieval_jax import correctors
-from retrieval_jax import data
 from retrieval_jax import samplers
 from retrieval_jax import sharding
+from retrieval_jax.data import readers
 
 READERS = {
-    'beir': lambda path, cache: data.BeirReader(path),
-    'dpr': lambda path, cache: data.dpr.make_reader(path),
-    'hf': lambda path, cache: data.hugging_face.make_reader(path),
-    'ir_datasets': lambda path, cache: data.IrDatasetsReader(path),
-    'msmarco': lambda path, cache: data.MsMarcoReader(path),
-    'pairs': lambda path, cache: data.pairs.make_reader(path),
-    'tevatron': lambda path, cache: data.tevatron.make_reader(path),
-    'tfds': lambda path, cache: data.tfds.make_reader(path),
-    'trec': lambda path, cache: data.MsMarcoReader(path),
-    'wordnet': lambda path, cache: data.WordNetReader(
-        os.path.join(cache, 'tfds')),
+    'beir': readers.BeirReader,
+    'dpr': readers.dpr.make_reader,
+    'hf': readers.hugging_face.make_reader,
+    'ir_datasets': readers.IrDatasetsReader,
+    'msmarco': readers.MsMarcoReader,
+    'pairs': readers.pairs.make_reader,
+    'tevatron': readers.tevatron.make_reader,
+    'tfds': readers.tfds.make_reader,
+    'trec': readers.MsMarcoReader,
+    'wordnet': readers.WordNetReader,
 }
+"""Each is called with the path of the data and returns a dataset.Reader."""
 
 CORRECTORS = {
     'identity': lambda config: correctors.Identity(),

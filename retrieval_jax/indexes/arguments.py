@@ -35,7 +35,7 @@ def checked(queries: np.ndarray, k: int, exclude: np.ndarray | None, dim: int
 
 
 def listed(ids: np.ndarray, lists: np.ndarray) -> np.ndarray:
-  """Returns [n, k] bool, whether ids [n, k] stand in the lists [n, E]; -1 no.
+  """Returns [n, k] bool, whether ids [n, k] are in the lists [n, E]; -1 is not.
 
   Memory is that of the arguments, not n * k * E.
   """

@@ -1,14 +1,14 @@
-"""Fits adapters to frozen embeddings, measures them, and writes their indexes."""
+"""Fits adapters to frozen embeddings, measures them, writes their indexes."""
 
 import csv
 import dataclasses
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from retrieval_jax import files
 from retrieval_jax.adapters import fitting as fitting_lib
 from retrieval_jax.adapters import methods
 from retrieval_jax.adapters import nudge
@@ -17,8 +17,6 @@ from retrieval_jax.adapters import pefa_xs
 from retrieval_jax.adapters import problem as problems
 from retrieval_jax.adapters import store
 from retrieval_jax.comparison import plots
-from retrieval_jax.data import dataset as datasets
-from retrieval_jax.evaluation import trec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +103,13 @@ def run(options: Options, *, say: Callable[[str], None] = print
   """
   problem = options.read_problem()
   fitting = options.make_fitting(problem)
-  results, baseline = {}, None
-  with datasets.atomic_folder(os.path.abspath(options.out)) as folder:
+  results: dict[str, Any] = {}
+  baseline: fitting_lib.Values = {}
+  with files.new_folder(options.out) as folder:
     for method in ('encoder', *options.method):
       start = time.perf_counter()
       if method == 'encoder':
-        index = fitting.encoder
+        index: Any = fitting.encoder
         build = lambda index=index: index.build(problem.targets.vectors)
       else:
         index = fitting.choose(method)
@@ -142,10 +141,9 @@ def run(options: Options, *, say: Callable[[str], None] = print
         'num_test_queries': len(problem.test.queries()),
         'options': dataclasses.asdict(options), 'methods': results}
     table = markdown(results)
-    trec.write_text(os.path.join(folder, 'results.json'),
-                    json.dumps(facts, indent=2) + '\n')
-    trec.write_text(os.path.join(folder, 'results.md'), table)
-    trec.write_text(os.path.join(folder, 'grid.csv'), _csv(fitting.grid))
+    files.write_json(os.path.join(folder, 'results.json'), facts)
+    files.write_text(os.path.join(folder, 'results.md'), table)
+    files.write_text(os.path.join(folder, 'grid.csv'), _csv(fitting.grid))
     _plot_recall(os.path.join(folder, 'recall_over_lambda.png'), fitting.grid)
   return facts
 

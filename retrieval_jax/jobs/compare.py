@@ -3,12 +3,12 @@
 import os
 from collections.abc import Sequence
 
+from retrieval_jax import files
 from retrieval_jax.comparison import differences
 from retrieval_jax.comparison import plots
 from retrieval_jax.comparison import runs as runs_lib
 from retrieval_jax.comparison import tables
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation import trec
 
 
 def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
@@ -35,11 +35,11 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   if not workdirs:
     raise ValueError(
         'Expected --sweep=DIR or --workdirs=A,B,... with at least one folder.')
-  groups = runs_lib.group_seeds([
+  groups: runs_lib.Groups = runs_lib.group_seeds([
       runs_lib.read_run(workdir, name, split, measure)
       for workdir, name in zip(workdirs, runs_lib.names_of(workdirs))])
   every_run = tables.to_csv(tables.tabulate_runs(groups, split))
-  sentences = []
+  sentences: list[str] = []
   if choose_on:
     groups, sentences = differences.choose(groups, choose_on, measure)
   sentences += tables.uncounted(groups)
@@ -62,11 +62,11 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   markdown = '\n'.join(parts)
   if curves:  # first of all, because it may refuse a name
     plots.over_steps(os.path.join(out, 'curves.png'), groups, curves)
-  trec.write_text(os.path.join(out, 'comparison.csv'), tables.to_csv(rows))
-  trec.write_text(os.path.join(out, 'runs.csv'), every_run)
+  files.write_text(os.path.join(out, 'comparison.csv'), tables.to_csv(rows))
+  files.write_text(os.path.join(out, 'runs.csv'), every_run)
   figures = [f'![{label} against cost](comparison.png)\n',
              *(['![Scalars over steps](curves.png)\n'] if curves else [])]
-  trec.write_text(os.path.join(out, 'comparison.md'),
+  files.write_text(os.path.join(out, 'comparison.md'),
                   '\n'.join([markdown, *figures]))
   runs = [run for members in groups.values() for run in members]
   baselines = tables.baselines(runs, split)

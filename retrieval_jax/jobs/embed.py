@@ -10,9 +10,9 @@ import numpy as np
 from retrieval_jax import data
 from retrieval_jax import matryoshka
 from retrieval_jax import trained
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.data.readers import beir
 from retrieval_jax.evaluation import trec
 
 

@@ -119,7 +119,8 @@ def of_bm25(experiment: factory.Experiment) -> Measures:
   rows = np.concatenate([dataset.qrels[split].queries() for split in names])
   texts = [dataset.query_texts[row] for row in rows]
   found, scores = bm25.bm25_run(
-      dataset.corpus_texts, texts, config.evaluation.depth)
+      dataset.corpus_texts, texts,
+      config.evaluation.depth + config.evaluation.drop_self_matches)
   return _measure(
       dataset, names, runs.from_rows(
           [dataset.query_ids[row] for row in rows], found, scores,

@@ -1,15 +1,17 @@
 """Mines hard negatives from a run, a config, embeddings or a TREC run file."""
 
 import dataclasses
-import json
 import os
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
+from urllib import parse
 
 from ml_collections import config_dict
 import numpy as np
 
 from retrieval_jax import factory
+from retrieval_jax import files
 from retrieval_jax import indexes
 from retrieval_jax import mining
 from retrieval_jax import sharding
@@ -75,8 +77,8 @@ class Options:
           f'--out={self.out} exists; name a new folder or remove it.')
 
 
-def run(options: Options, *,
-        say: Callable[[str, Mapping[str, Any]], None] = lambda split, facts: None
+def run(options: Options,
+        say: Callable[[str, Mapping[str, Any]], None] | None = None
         ) -> dict[str, Any]:
   """Mines and writes options.out whole or not at all.
 
@@ -93,11 +95,11 @@ def run(options: Options, *,
   """
   source = open_source(options)
   splits = options.splits or [source.train_split]
-  unknown = set(splits) - set(source.qrels)
+  unknown = set(splits) - set(source.data.qrels)
   if unknown:
-    raise ValueError(f'--splits names {sorted(unknown)}; {source.name} has '
-                     f'{sorted(source.qrels)}.')
-  texts = source.names.corpus_texts
+    raise ValueError(f'--splits names {sorted(unknown)}; {source.data.name} has '
+                     f'{sorted(source.data.qrels)}.')
+  texts = source.data.corpus_texts
   textual = [form for form in options.formats
              if formats.FORMATS[form].needs_texts]
   if texts is None and (
@@ -106,10 +108,10 @@ def run(options: Options, *,
         f'--embeddings={options.embeddings} has no texts, which '
         f'{"--format=" + textual[0] if textual else "--index=bm25"} needs; '
         'give the --config of its data, too.')
-  qrels = {split: source.qrels[split] for split in splits}
-  barred = {}
+  qrels = {split: source.data.qrels[split] for split in splits}
+  barred: dict[str, Any] = {}
   if options.drop_self_matches:
-    barred['own'] = _own(source.names)
+    barred['own'] = _own(source.data)
   if texts is not None:
     barred['twins'] = mining.same_texts(texts, {
         int(row) for one in qrels.values()
@@ -120,24 +122,24 @@ def run(options: Options, *,
       [one.queries() for one in qrels.values()]))
   results = _results(options, source, query_rows, depth)
   facts = {
-      'data': source.name, 'depth': depth,
+      'data': source.data.name, 'depth': depth,
       **{name: getattr(options, name) for name in (
           'workdir', 'embeddings', 'run', 'index', 'drop_self_matches')},
       'copies_of_positives_barred': texts is not None,
       'rules': dataclasses.asdict(options.rules), 'splits': {}}
-  with datasets.atomic_folder(os.path.abspath(options.out)) as folder:
+  with files.new_folder(options.out) as folder:
     for split in splits:
       with progress.counter(f'mining {split}', unit='queries',
                             total=len(qrels[split].queries())) as add:
         mined = mining.mine(
-            results, qrels[split], source.names.query_ids, options.rules,
+            results, qrels[split], source.data.query_ids, options.rules,
             batch_size=options.batch_size, progress=add, **barred)
       for form in dict.fromkeys(options.formats):
-        formats.write(folder, split, form, mined, source.names)
+        formats.write(folder, split, form, mined, source.data)
       facts['splits'][split] = summary(mined)
-      say(split, facts['splits'][split])
-    trec.write_text(os.path.join(folder, 'mining.json'),
-                    json.dumps(facts, indent=2) + '\n')
+      if say:
+        say(split, facts['splits'][split])
+    files.write_json(os.path.join(folder, 'mining.json'), facts)
   return facts
 
 
@@ -165,16 +167,12 @@ class Source:
   """Data to mine, and its embeddings.
 
   Attributes:
-    name: for messages.
-    names: formats.Names.
-    qrels: split -> datasets.Qrels.
+    data: with texts where they are known.
     train_split: what is mined by default.
     embeddings: query rows -> (queries [Q, D], of which those rows are filled,
       targets [N, D]).
   """
-  name: str
-  names: formats.Names
-  qrels: Mapping[str, datasets.Qrels]
+  data: datasets.Collection
   train_split: str
   embeddings: Callable[[np.ndarray], tuple[Any, Any]]
 
@@ -183,11 +181,8 @@ def open_source(options: Options) -> Source:
   """Returns the data that the options name."""
   if options.embeddings:
     targets, queries = embeddings_lib.read_both(options.embeddings)
-    judged = os.path.join(options.embeddings, 'qrels')
-    qrels = {split: embeddings_lib.read_qrels(
-        judged, split, queries.ids, targets.ids)
-             for split in embeddings_lib.read_splits(judged)}
-    texts = ()
+    found = embeddings_lib.read_collection(
+        options.embeddings, query_ids=queries.ids, corpus_ids=targets.ids)
     if options.config:
       dataset = factory.make_dataset(options.config)
       for column, ours, theirs in (
@@ -198,12 +193,13 @@ def open_source(options: Options) -> Source:
               f'--embeddings={options.embeddings} was not made of the data of '
               f'--config: the ids of the {column} differ ({len(ours)} and '
               f'{len(theirs)}).')
-      texts = dataset.query_texts, dataset.corpus_texts
+      found = dataclasses.replace(
+          found, query_texts=dataset.query_texts,
+          corpus_texts=dataset.corpus_texts)
     return Source(
-        options.embeddings, formats.Names(queries.ids, targets.ids, *texts),
-        qrels, 'train', lambda rows: (queries.vectors, targets.vectors))
-  config = (trained.read_config(options.workdir) if options.workdir
-            else options.config)
+        found, 'train', lambda rows: (queries.vectors, targets.vectors))
+  config: Any = (trained.read_config(options.workdir) if options.workdir
+                 else options.config)
   dataset = factory.make_dataset(config)
 
   def embed(rows):
@@ -213,14 +209,10 @@ def open_source(options: Options) -> Source:
     queries[rows] = retriever.experiment.embed_queries(retriever.params, rows)
     return queries, targets
 
-  return Source(
-      dataset.name, formats.Names(
-          dataset.query_ids, dataset.corpus_ids, dataset.query_texts,
-          dataset.corpus_texts),
-      dataset.qrels, config.data.train_split, embed)
+  return Source(dataset, config.data.train_split, embed)
 
 
-def _own(names: formats.Names) -> np.ndarray:
+def _own(names: datasets.Collection) -> np.ndarray:
   """Returns [Q] int32, the target of each query's own id, -1 where none is."""
   rows = _rows_of(names.corpus_ids, set(names.query_ids))
   return np.asarray([rows.get(name, -1) for name in names.query_ids], np.int32)
@@ -236,10 +228,11 @@ def _rows_of(ids: Iterable[str], wanted: Container[str],
 def _results(options: Options, source: Source, query_rows: np.ndarray,
              depth: int) -> mining.Results:
   """Returns the results that the options ask for."""
-  names = source.names
+  names = source.data
   if options.run:
     return _from_run(options.run, names, query_rows, depth)
   if options.index == 'bm25':
+    assert names.query_texts is not None and names.corpus_texts is not None
     found, scores = bm25.bm25_run(
         names.corpus_texts, [names.query_texts[row] for row in query_rows],
         depth)
@@ -259,12 +252,12 @@ def _listed(num_queries: int, query_rows: Sequence[int] | np.ndarray,
   return mining.Listed(ids, all_scores)
 
 
-def _from_run(path: str, names: formats.Names, query_rows: np.ndarray,
+def _from_run(path: str, names: datasets.Collection, query_rows: np.ndarray,
               depth: int) -> mining.Listed:
   """Returns the results of a TREC run file as mining.Listed."""
   run = trec.read_run(path).top(depth)
-  rows = {trec.encode_id(names.query_ids[row]): row
-          for row in query_rows.tolist()}
+  queries = {names.query_ids[row]: row for row in query_rows.tolist()}
+  rows = {_as_in_urls(name): row for name, row in queries.items()} | queries
   places = [i for i, name in enumerate(run.query_ids) if name in rows]
   if not places:
     raise ValueError(
@@ -272,7 +265,8 @@ def _from_run(path: str, names: formats.Names, query_rows: np.ndarray,
         f'none of the {len(query_rows)} that are mined (the first is '
         f'{next(iter(rows))!r}); is it of another data set or split?')
   sought = set(run.ids[places].ravel()) - {''}
-  targets = _rows_of(names.corpus_ids, sought, trec.encode_id)
+  targets = (_rows_of(names.corpus_ids, sought, _as_in_urls)
+             | _rows_of(names.corpus_ids, sought))
   if len(targets) < len(sought):
     raise ValueError(
         f'{_line_of(path, sought - set(targets))}: the corpus has no such '
@@ -286,9 +280,15 @@ def _from_run(path: str, names: formats.Names, query_rows: np.ndarray,
                  run.scores[places])
 
 
+def _as_in_urls(name: str) -> str:
+  """Returns an id with '%20' for a space, as other tools write run files."""
+  return re.sub(r'\s', lambda found: parse.quote(found[0]), name)
+
+
 def _line_of(path: str, corpus_ids: Container[str]) -> str:
   """Returns 'file:line' and the id of the first line with one of the ids."""
   with open(path, encoding='utf-8', newline='\n') as f:
     return next(f'{path}:{number}: {line.split()[2]!r}'
                 for number, line in enumerate(f, 1)
-                if line.split()[2:3] and line.split()[2] in corpus_ids)
+                if line.split()[2:3]
+                and trec.decode_id(line.split()[2]) in corpus_ids)

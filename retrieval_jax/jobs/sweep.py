@@ -25,8 +25,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from retrieval_jax import files
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation import trec
 
 _OVERRIDES_FILE = 'sweep.json'
 _LOG_FILE = 'log.txt'
@@ -61,8 +61,9 @@ def load_sweep(config: str, function: str) -> list[dict[str, Any]]:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if there is no such function, or it yields something else than
-      dicts with string keys, the same dict twice, or nothing.
+    ValueError: if it is not Python, there is no such function, or it yields
+      something else than dicts with string keys, the same dict twice, or
+      nothing.
   """
   path = config if os.path.exists(config) else config.split(':', 1)[0]
   if not os.path.isfile(path):
@@ -70,6 +71,8 @@ def load_sweep(config: str, function: str) -> list[dict[str, Any]]:
         f'Expected --config to name a file, got {config!r}; run this from the '
         'folder that holds configs/.')
   spec = importlib.util.spec_from_file_location('swept_config', path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f'Expected --config to name a .py file, got {config!r}.')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not callable(getattr(module, function, None)):
@@ -79,7 +82,7 @@ def load_sweep(config: str, function: str) -> list[dict[str, Any]]:
         f'Expected a function {function!r} in {path}, found '
         f'{", ".join(known) or "no sweep function"}; change --sweep or write '
         'one that yields dicts of dotted overrides.')
-  settings = []
+  settings: list[dict[str, Any]] = []
   for overrides in getattr(module, function)():
     if not isinstance(overrides, Mapping) or not all(
         isinstance(name, str) for name in overrides):
@@ -176,8 +179,7 @@ def check_same_command(trial: Trial) -> None:
   path = os.path.join(trial.workdir, _OVERRIDES_FILE)
   if not os.path.exists(path):
     return
-  with open(path, encoding='utf-8') as f:
-    before = json.load(f)['arguments']
+  before = files.read_json(path)['arguments']
   now = _settings(trial)
   if before != now:
     raise ValueError(
@@ -187,7 +189,7 @@ def check_same_command(trial: Trial) -> None:
 
 
 def _settings(trial: Trial) -> list[str]:
-  """Returns what decides a run: its arguments, wherever it stands."""
+  """Returns what decides a run: its arguments, whatever its folder."""
   return [argument for argument in trial.command[1:]
           if not argument.startswith('--workdir=')]
 
@@ -243,7 +245,7 @@ def start(trial: Trial, cores: frozenset[int] | None = None, *,
     to_log: whether its output goes to the end of log.txt in its folder.
   """
   os.makedirs(trial.workdir, exist_ok=True)
-  trec.write_text(
+  files.write_text(
       os.path.join(trial.workdir, _OVERRIDES_FILE),
       json.dumps({'arguments': _settings(trial),
                   'overrides': trial.overrides}, indent=2, default=str) + '\n')
@@ -300,7 +302,8 @@ def run(planned: Sequence[Trial],
       for trial in planned}
   waiting = [(number, trial) for number, trial in enumerate(planned, 1)
              if outcomes[trial.workdir] == 'not started']
-  running = {}  # index into cores -> (trial, process, when it began)
+  # Index into cores -> (trial, process, when it began).
+  running: dict[int, tuple[Trial, subprocess.Popen, float]] = {}
   try:
     while waiting or running:
       for slot in range(len(cores)):

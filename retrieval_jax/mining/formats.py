@@ -17,35 +17,20 @@
 Queries without a negative are in `candidates` alone, with their positives.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 import os
 
 import numpy as np
 
+from retrieval_jax.data import dataset as datasets
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
 from retrieval_jax.mining import results
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Names:
-  """Ids and, if there are any, texts of what was mined.
-
-  Attributes:
-    query_ids: strings by query row.
-    corpus_ids: strings by corpus row.
-    query_texts: texts by query row, or None.
-    corpus_texts: texts by corpus row, or None.
-  """
-  query_ids: Sequence[str]
-  corpus_ids: Sequence[str]
-  query_texts: Sequence[str] | None = None
-  corpus_texts: Sequence[str] | None = None
-
-
-Writer = Callable[[str, results.Mined, Names], None]
+Writer = Callable[[str, results.Mined, datasets.Collection], None]
 """Writes a file: path, what was mined, ids and texts."""
 
 
@@ -64,7 +49,7 @@ class Format:
 
 
 def write(folder: str, split: str, form: str, mined: results.Mined,
-          names: Names) -> str:
+          names: datasets.Collection) -> str:
   """Writes one format into `folder`; returns the path of the file.
 
   Lines stream, so memory is that of `mined`. Not atomic: callers write into a
@@ -75,7 +60,7 @@ def write(folder: str, split: str, form: str, mined: results.Mined,
     split: name of the split.
     form: one of `FORMATS`.
     mined: what `results.mine` returned.
-    names: with texts where the format needs them.
+    names: what was mined, with texts where the format needs them.
 
   Raises:
     ValueError: where texts are needed and there are none.

@@ -33,8 +33,8 @@ class Rules:
     relative_margin: at most positive - relative_margin |positive|. Taken as a
       share of the magnitude, so that the bound is below a negative score too.
     margin_to: the positive of both margins, where a query has several:
-      'lowest', the one of lowest score, is the safe choice, for nothing near
-      any positive is taken; one hard positive then costs a query its hard
+      'lowest', the one of lowest score, is the safe choice: nothing near any
+      positive is taken, but one hard positive costs a query its hard
       negatives, which 'highest' keeps.
     max_score: a negative scores at most this.
     min_score: at least this.
@@ -119,7 +119,8 @@ def choose(ids: np.ndarray, scores: np.ndarray, *,
     ids: [n, k] int, search results, best first, -1 for none. Those of a query
       are enough if k is rules.end + the number of its barred ids.
     scores: [n, k] float32.
-    barred: why -> [n, E] int, ids that are no negatives, -1 for none.
+    barred: why -> [n, E] int, ids that must not become negatives, -1 for
+      none.
     positive_scores: [n, P] float32, scores of the positives, nan where there
       is none, -inf where the search did not return it: then it scores below
       everything that came out, and the margins leave no candidate.
@@ -136,7 +137,8 @@ def choose(ids: np.ndarray, scores: np.ndarray, *,
 
   for why, lists in barred.items():
     remove(why, arguments.listed(ids, lists))
-  rank = np.cumsum(alive, axis=1) - alive  # of a barred one: of who is next
+  # A barred result has the rank of the next one that is not.
+  rank: np.ndarray = np.cumsum(alive, axis=1) - alive
   inside = rank < rules.end
   alive &= inside
   remove('range_min', rank < rules.range_min)
@@ -162,7 +164,7 @@ def choose(ids: np.ndarray, scores: np.ndarray, *,
       {why: int((gone & inside).sum()) for why, gone in removed.items()})
 
 
-def _reference(positive_scores, margin_to):
+def _reference(positive_scores: np.ndarray, margin_to: str) -> np.ndarray:
   """Returns [n] float64, the score that margins are taken from."""
   scores = np.asarray(positive_scores, np.float64)
   if margin_to == 'lowest':
@@ -170,7 +172,8 @@ def _reference(positive_scores, margin_to):
   return np.max(np.where(np.isnan(scores), -np.inf, scores), axis=1)
 
 
-def _draw(alive, query_ids, rules):
+def _draw(alive: np.ndarray, query_ids: Sequence[str], rules: Rules
+          ) -> np.ndarray:
   """Returns `alive` with at most num_negatives random ones left per query."""
   kept = np.zeros_like(alive)
   for row, query_id in enumerate(query_ids):

@@ -1,6 +1,6 @@
 """Search results in batches of queries, and the negatives mined from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple, Protocol
 
@@ -34,9 +34,9 @@ class Dense:
   """Results of an index over embeddings.
 
   The index says which targets are the best; their scores are computed again
-  here, like those of the positives: one pair has one score, whichever index
-  found it and on however many devices, so a margin cannot depend on it, and a
-  copy of a positive scores exactly as it.
+  here, like those of the positives. So a pair has one score, whatever index and
+  however many devices found it, margins do not depend on these, and a copy of a
+  positive scores exactly like it.
 
   Attributes:
     index: anything with `build` and `search`.
@@ -49,7 +49,8 @@ class Dense:
   targets: np.ndarray
   state: Any
 
-  def search(self, query_rows, depth):
+  def search(self, query_rows: np.ndarray, depth: int
+             ) -> tuple[np.ndarray, np.ndarray]:
     depth = min(depth, len(self.targets))
     _, ids = self.index.search(
         self.state, np.asarray(self.queries[query_rows], np.float32), depth)
@@ -59,7 +60,7 @@ class Dense:
     return (np.take_along_axis(ids, order, axis=1),
             np.take_along_axis(scores, order, axis=1))
 
-  def score(self, query_rows, ids):
+  def score(self, query_rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
     # Not a matmul, whose rounding depends on the place in the matrix.
     scores = np.einsum(
         'nd,nkd->nk', np.asarray(self.queries[query_rows], np.float32),
@@ -67,13 +68,13 @@ class Dense:
     if not np.isfinite(scores).all():
       raise ValueError(
           'Expected finite scores, got nan or inf; the embeddings are not '
-          'finite, mend the encoder that made them.')
+          'finite, so the encoder that made them is broken.')
     return np.where(ids < 0, np.float32(np.nan), scores)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Listed:
-  """Results that are there already: of a run file, or of BM25.
+  """Results that were found before: those of a run file, or of BM25.
 
   Attributes:
     ids: [Q, k] int32 by query row, -1 for none.
@@ -82,10 +83,11 @@ class Listed:
   ids: np.ndarray
   scores: np.ndarray
 
-  def search(self, query_rows, depth):
+  def search(self, query_rows: np.ndarray, depth: int
+             ) -> tuple[np.ndarray, np.ndarray]:
     return self.ids[query_rows, :depth], self.scores[query_rows, :depth]
 
-  def score(self, query_rows, ids):
+  def score(self, query_rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
     found = self.ids[query_rows]
     scores = np.full(ids.shape, -np.inf, np.float32)
     for column in range(ids.shape[1]):  # as many as a query has positives
@@ -126,10 +128,11 @@ def depth(qrels: datasets.Qrels, rules: negatives.Rules, *,
           + max((len(x) for x in _copies(qrels, rows, twins)), default=0))
 
 
-def mine(results: Results, qrels: datasets.Qrels, query_ids, rules, *,
+def mine(results: Results, qrels: datasets.Qrels, query_ids: Sequence[str],
+         rules: negatives.Rules, *,
          batch_size: int, own: np.ndarray | None = None,
          twins: Mapping[int, np.ndarray] | None = None,
-         progress: Callable[[int], None] = lambda num: None) -> Mined:
+         progress: Callable[[int], object] = lambda num: None) -> Mined:
   """Returns the negatives of every query of a split that has a positive.
 
   Memory beyond `results` and the answer is that of batch_size queries: their
@@ -143,7 +146,8 @@ def mine(results: Results, qrels: datasets.Qrels, query_ids, rules, *,
     batch_size: queries at a time; changes nothing but time and memory.
     own: [Q] int32 by query row, the target that is the query itself, -1 where
       none is; None bars none.
-    twins: id -> ids of equal text; those of positives are barred. None: none.
+    twins: id -> ids of equal text; those of positives are barred. None bars
+      none.
     progress: called with the number of queries done since the last call.
   """
   query_rows = qrels.queries()
@@ -154,7 +158,7 @@ def mine(results: Results, qrels: datasets.Qrels, query_ids, rules, *,
   scores = np.full(ids.shape, -np.inf, np.float32)
   positives = qrels.padded_positives(query_rows)
   positive_scores = np.full(positives.shape, np.nan, np.float32)
-  removed = {}
+  removed: dict[str, int] = {}
   for start in range(0, len(query_rows), batch_size):
     part = slice(start, start + batch_size)
     rows = query_rows[part]

@@ -15,7 +15,7 @@ def same_texts(texts: Sequence[str], ids: Iterable[int]
 
   Args:
     texts: N texts, streamed once; those that look equal are read again.
-    ids: whose copies are wanted.
+    ids: those whose copies are wanted.
   """
   hashes = np.fromiter(
       (int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -8,13 +8,14 @@ for, the inverse temperature, goes into a file of ours.
 
 from collections.abc import Callable
 import dataclasses
-import json
 import os
 import re
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+
+from retrieval_jax import files
 
 OUR_FILE = 'retrieval_jax.json'
 
@@ -291,20 +292,15 @@ def read_json(folder: str, file: str, default: Any = _REQUIRED) -> Any:
   """
   path = os.path.join(folder, file)
   try:
-    with open(path, encoding='utf-8') as f:
-      return json.load(f)
+    return files.read_json(path)
   except FileNotFoundError as e:
     if default is not _REQUIRED:
       return default
     raise FileNotFoundError(
         f'There is no {path}; expected a model folder in the Hugging Face '
         'layout (config.json, model.safetensors).') from e
-  except json.JSONDecodeError as e:
-    raise ValueError(f'{path}, line {e.lineno}: no valid JSON: {e.msg}.') from e
 
 
 def write_json(folder: str, file: str, value: Any):
-  """Writes a JSON file; `folder` is one that becomes visible when complete."""
-  with open(os.path.join(folder, file), 'w', encoding='utf-8') as f:
-    json.dump(value, f, indent=2, ensure_ascii=False)
-    f.write('\n')
+  """Writes a JSON file into a folder."""
+  files.write_json(os.path.join(folder, file), value)

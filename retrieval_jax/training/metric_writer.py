@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import tensorboardX
 
+from retrieval_jax import files
+
 
 class MetricWriter:
   """Writes `metrics.jsonl` and TensorBoard events into a folder.
@@ -103,9 +105,7 @@ def _drop_after(path: str, last_step: int) -> None:
     return
   with open(path, encoding='utf-8') as lines:
     kept = [line for line in lines if _is_kept(line, last_step)]
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
-    file.writelines(kept)
-  os.replace(path + '.tmp', path)
+  files.write_text(path, ''.join(kept))
 
 
 def _is_kept(line: str, last_step: int) -> bool:

@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from retrieval_jax.comparison import runs as runs_lib
+from retrieval_jax.training import meter
 from tests.comparison import made_up
 
 
@@ -48,6 +49,9 @@ class FinishedTest(parameterized.TestCase):
     run = self.read('b', curve=False, meter={
         'flops_in_step': 600, 'flops_reembedding': 5, 'flops_scoring': 60})
     self.assertEqual([point.flops for point in run.curve], [665])
+
+  def test_every_count_of_the_meter_is_part_of_the_sum(self):
+    self.assertEqual(set(runs_lib.FLOP_PARTS.values()), set(meter.FLOPS))
 
   def test_calls_may_be_logged_in_two_parts(self):
     folder = made_up.write_run(self.folder('a'), curve=False)

@@ -5,9 +5,9 @@ import os
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data.readers import beir
 from tests.data import fakes
 
 _GOOD = '{"_id": "d1", "text": "t"}\n'
@@ -83,10 +83,10 @@ class BeirReaderTest(parameterized.TestCase):
       ('lone_surrogate', 'corpus.jsonl', '{"_id": "a", "text": "\\ud800"}\n',
        'corpus.jsonl:1: "text" holds a lone surrogate'),
       ('duplicate_id', 'corpus.jsonl', _GOOD + '\n' + _GOOD,
-       r"corpus.jsonl:3: id 'd1' stands here a second time \(first at "
+       r"corpus.jsonl:3: id 'd1' occurs again \(first at "
        r".*corpus.jsonl:1\)"),
       ('duplicate_query', 'queries.jsonl', _GOOD * 2,
-       "queries.jsonl:2: id 'd1' stands here a second time"),
+       "queries.jsonl:2: id 'd1' occurs again"),
       ('empty_corpus', 'corpus.jsonl', '\n',
        'corpus.jsonl: expected at least one record'),
       ('unknown_query', 'qrels/train.tsv', 'q1\td1\t1\nq9\td1\t1\n',
@@ -139,7 +139,7 @@ class BeirReaderTest(parameterized.TestCase):
     os.remove(path)
     with open(path + '.gz', 'wb') as file:
       file.write(b'no gzip')
-    with self.assertRaisesRegex(errors.DataError, 'gz:1: cannot read on'):
+    with self.assertRaisesRegex(errors.DataError, 'gz:1: cannot read further'):
       list(beir.BeirReader(folder).corpus())
 
   def test_missing_files_are_named(self):

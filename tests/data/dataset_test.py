@@ -5,9 +5,9 @@ import os
 import numpy as np
 from absl.testing import absltest
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import subset
+from retrieval_jax.data.readers import beir
 from tests.data import fakes
 
 
@@ -53,7 +53,7 @@ class CandidatesTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     nan = np.float32(np.nan)
-    self.candidates = dataset.Candidates(
+    self.candidates = dataset.CandidatePairs(
         np.array([2, 2, 2, 5, 5]), np.array([0, 3, 8, 1, 2]),
         np.array([4, 3, nan, nan, -1], np.float32))
     self.qrels = dataset.Qrels.from_triples(
@@ -146,6 +146,23 @@ class PrepareTest(absltest.TestCase):
     self.assertEqual(
         [line[:3] for line in reader.candidates('train')], wanted)
 
+  def test_a_subset_knows_the_lines_of_what_it_keeps(self):
+    path = os.path.join(self.source, 'corpus.jsonl')
+    reader = subset.Subset(beir.BeirReader(self.source), 2)
+    kept = [name for name, _ in reader.corpus()]
+    names = [name for name, *_ in fakes.CORPUS]
+    self.assertBetween(len(kept), 1, len(names) - 1)
+    self.assertEqual(
+        [reader.where('corpus', row) for row in range(len(kept))],
+        [f'{path}:{names.index(name) + 1}' for name in kept])
+    line = fakes.jsonl([{'_id': kept[-1], 'text': 'again'}])
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(line)
+    with self.assertRaisesRegex(
+        ValueError, f'corpus.jsonl:5: id {kept[-1]!r}'):
+      dataset.prepare(subset.Subset(beir.BeirReader(self.source), 3),
+                      self.cache, progress=False)
+
   def test_is_prepared_once(self):
     first = self.prepare()
     mark = os.path.join(first.folder, 'dataset.json')
@@ -170,14 +187,6 @@ class PrepareTest(absltest.TestCase):
     first = self.prepare()
     fakes.write(os.path.join(self.source, 'qrels', 'dev.tsv'), 'q1\td1\t1\n')
     self.assertNotEqual(self.prepare().fingerprint, first.fingerprint)
-
-  def test_the_folder_of_a_faster_process_is_kept(self):
-    folder = os.path.join(self.cache, 'x')
-    with dataset.atomic_folder(folder) as temporary:
-      fakes.write(os.path.join(temporary, 'mine'), '')
-      fakes.write(os.path.join(folder, 'theirs'), '')
-    self.assertEqual(os.listdir(folder), ['theirs'])
-    self.assertEqual(os.listdir(self.cache), ['x'])
 
 
 if __name__ == '__main__':

@@ -91,7 +91,7 @@ class EmbeddingsTest(parameterized.TestCase):
       embeddings.read(self.folder, 'targets')
     self.write('target_ids.txt', 'a\nb\na\n')
     with self.assertRaisesRegex(
-        errors.DataError, r"ids.txt:3: id 'a' stands already in line 1"):
+        errors.DataError, r"ids.txt:3: id 'a' already occurs in line 1"):
       embeddings.read(self.folder, 'targets')
     self.write('target_ids.txt', 'a\n\nb\n')
     with self.assertRaisesRegex(errors.DataError, 'ids.txt:2: expected an id'):
@@ -107,6 +107,24 @@ class EmbeddingsTest(parameterized.TestCase):
     np.testing.assert_array_equal(found.grades, [2, 0, 1])
     self.assertEqual(embeddings.read_splits(self.path('qrels')), ['dev'])
 
+  def test_a_judgement_given_twice_counts_once(self):
+    self.write('qrels/dev.tsv', 'q1\td1\t2\nq1\td2\t1\nq1\td1\t2\n')
+    found = embeddings.read_qrels(
+        self.path('qrels'), 'dev', ['q1'], ['d1', 'd2'])
+    self.assertEqual(found.corpus_rows.tolist(), [0, 1])
+
+  def test_a_folder_is_a_collection_without_texts(self):
+    self.write('qrels/dev.tsv', 'q2\td1\t1\n')
+    self.write('qrels/test.tsv', 'q1\td2\t1\n')
+    names = dict(query_ids=['q1', 'q2'], corpus_ids=['d1', 'd2'])
+    found = embeddings.read_collection(self.folder, **names)
+    self.assertEqual(list(found.qrels), ['dev', 'test'])
+    self.assertEqual(found.qrels['dev'].positives(1).tolist(), [0])
+    self.assertEqual((found.query_ids, found.corpus_texts, found.name),
+                     (['q1', 'q2'], None, self.folder))
+    some = embeddings.read_collection(self.folder, splits=['test'], **names)
+    self.assertEqual(list(some.qrels), ['test'])
+
   def test_bad_judgements_are_refused_with_the_line(self):
     self.write('qrels/dev.tsv', 'q1\td1\t1\nq1\td9\t1\n')
     read = lambda split, queries: embeddings.read_qrels(
@@ -117,6 +135,11 @@ class EmbeddingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.DataError, "dev.tsv:1: query 'q1' has no embedding"):
       read('dev', ['q'])
+    self.write('qrels/dev.tsv', 'q1\td1\t1\nq2\td1\t2\n\nq1\td1\t0\n')
+    with self.assertRaisesRegex(
+        errors.DataError, "dev.tsv:4: query 'q1' and target 'd1' are judged 0 "
+        'here but 1 further up. Keep one'):
+      read('dev', ['q1', 'q2'])
     with self.assertRaisesRegex(
         errors.DataError, 'test.tsv: no such file; there are the splits dev'):
       read('test', ['q1'])

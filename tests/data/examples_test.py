@@ -5,12 +5,12 @@ import os
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from retrieval_jax.data import dpr
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import pairs
-from retrieval_jax.data import schemas
-from retrieval_jax.data import tevatron
+from retrieval_jax.data.readers import dpr
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import pairs
+from retrieval_jax.data.readers import schemas
+from retrieval_jax.data.readers import tevatron
 from tests.data import fakes
 from tests.data import formats
 

@@ -9,7 +9,6 @@ import shutil
 
 import pytest
 
-from retrieval_jax import data
 from retrieval_jax import factory
 from tests.data import fakes
 
@@ -251,6 +250,19 @@ def write_ir_datasets(folder, first):
   return ','.join(map(name, ROWS))
 
 
+def write_wordnet(folder, first):
+  """The copy of a WordNet that has one split: set `wordnet_files.SPLITS`."""
+  from retrieval_jax.data.readers import wordnet_tfds  # pylint: disable=g-import-not-at-top
+  shutil.rmtree(folder, ignore_errors=True)
+  synsets = fakes.write_wordnet(os.path.join(folder, 'wordnet'))
+  path = os.path.join(synsets, 'data.noun')
+  with open(path, encoding='utf-8') as file:
+    nouns = file.read()
+  fakes.write(path, nouns.replace('a tangible thing', first))
+  wordnet_tfds.build(folder, synsets)
+  return folder
+
+
 WRITERS = {
     'beir': write_beir,
     'dpr': write_dpr,
@@ -264,22 +276,12 @@ WRITERS = {
     'tevatron, ids': write_tevatron_ids,
     'tfds': write_tfds,
     'trec': write_trec,
+    'wordnet': write_wordnet,
 }
-NAMES = [*WRITERS, 'wordnet']
+"""'FORMAT' or 'FORMAT, what is special' -> writer; each format has one."""
 
 
 def make_reader(name, folder, first=FIRST):
-  """Writes the dataset in format `name` to `folder`; returns its reader.
-
-  The WordNet of the tests has one split only: set `wordnet.SPLITS` first.
-  """
-  if name == 'wordnet':
-    shutil.rmtree(folder, ignore_errors=True)
-    synsets = fakes.write_wordnet(os.path.join(folder, 'wordnet'))
-    path = os.path.join(synsets, 'data.noun')
-    with open(path, encoding='utf-8') as file:
-      nouns = file.read()
-    fakes.write(path, nouns.replace('a tangible thing', first))
-    return data.WordNetReader(folder, synsets)
+  """Writes the dataset in format `name` to `folder`; returns its reader."""
   return factory.make_reader(
       name.split(',')[0], WRITERS[name](folder, first), folder)

@@ -8,7 +8,7 @@ import pytest
 
 from retrieval_jax import data
 from retrieval_jax.data import errors
-from retrieval_jax.data import tfds as tfds_reader
+from retrieval_jax.data.readers import tfds as tfds_reader
 from tests.data import fakes
 from tests.data import formats
 

@@ -8,7 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import lines
 from tests.data import fakes
 
 _RECORDS = [{'a': 'x"]},{[\\' * 9, 'b': [1, {'c': None}]}, {},

@@ -7,7 +7,7 @@ from absl.testing import parameterized
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import msmarco
+from retrieval_jax.data.readers import msmarco
 from tests.data import fakes
 from tests.data import formats
 
@@ -66,7 +66,7 @@ class MsMarcoTest(parameterized.TestCase):
        'collection.tsv:2: expected columns id text, .* got 3'),
       ('empty_id', 'collection.tsv', '\ta\n', 'collection.tsv:1: .*not empty'),
       ('duplicate', 'collection.tsv', '1\ta\n1\tb\n',
-       "collection.tsv:2: id '1' stands here a second"),
+       "collection.tsv:2: id '1' occurs again"),
       ('queries', 'queries.train.tsv', 'q1\n', 'train.tsv:1: .* got 1'),
       ('qrels', 'qrels.train.tsv', 'q1 1 1\n',
        'qrels.train.tsv:1: expected columns query-id 0 corpus-id grade'),

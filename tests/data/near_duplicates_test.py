@@ -6,7 +6,7 @@ import random
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from retrieval_jax.data import near_duplicates
+from retrieval_jax.data.readers import near_duplicates
 
 
 class NearDuplicatesTest(parameterized.TestCase):

@@ -28,7 +28,7 @@ def store(n, offset):
 
 # Query 3: targets 0 to 6 but 3, which is relevant as 8 is; query 2: 9, which is
 # junk, 0 and 1; query 5: none.
-CANDIDATES = dataset.Candidates(
+CANDIDATES = dataset.CandidatePairs(
     np.array([2] * 3 + [3] * 8, np.int32),
     np.array([0, 1, 9, *range(7), 8], np.int32),
     np.array([1, np.nan, 2, *range(10, 17), 30], np.float32))

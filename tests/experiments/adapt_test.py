@@ -204,7 +204,8 @@ def test_bad_options_are_refused(arguments, message, embedded, tmp_path):
 
 
 def test_extra_pairs_are_checked(embedded, tmp_path):
-  np.save(tmp_path / 'p.npy', np.load(os.path.join(embedded, 'queries.npy'))[:2])
+  np.save(tmp_path / 'p.npy',
+          np.load(os.path.join(embedded, 'queries.npy'))[:2])
   arguments = [f'--embeddings={embedded}', f'--out={tmp_path}/out',
                f'--pairs={tmp_path}/p.npy']
   with pytest.raises(SystemExit, match='p_target_ids.txt is missing'):

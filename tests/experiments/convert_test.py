@@ -37,7 +37,7 @@ def test_writes_texts_judgements_and_candidates(tmp_path, capsys):
 
 @pytest.mark.parametrize('name, text, message', [
     ('collection.tsv', '1\ta\n2\tb\n\n1\tc\n',
-     "collection.tsv:4: id '1' stands here a second time"),
+     "collection.tsv:4: id '1' occurs again"),
     ('qrels.test.tsv', 'q9 0 1 1\n',
      "qrels.test.tsv:1: id 'q9' is not in the queries"),
     ('triples.train.tsv', 'q1\t1\t9\n',

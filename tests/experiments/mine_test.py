@@ -13,7 +13,9 @@ import pytest
 from configs import base
 from experiments import embed
 from experiments import mine
+from retrieval_jax import data
 from retrieval_jax.evaluation import trec
+from retrieval_jax.jobs import mine as mine_job
 from tests.experiments import tiny
 
 _CONFIG = os.path.join(os.path.dirname(os.path.dirname(base.__file__)),
@@ -209,7 +211,7 @@ def test_bad_inputs_are_named_and_leave_nothing(
            f'--out={tmp_path}/out')
   for flag, message in (
       ('--num_negatives=0', '--num_negatives=0, expected at least 1'),
-      ('--splits=nope', r"\['nope'\]; .*embeddings has \['dev', 'test', 'train"),
+      ('--splits=nope', r"\['nope'\]; .*embeddings has \['dev', 'test', 'tra"),
       ('--chunk_rows=100', 'chunk_rows'),
       (f'--out={tmp_path}', 'exists; name a new folder')):
     with pytest.raises(SystemExit, match=message):
@@ -259,3 +261,18 @@ def test_texts_of_other_data_are_refused(embeddings, tmp_path, cache):
          '--config.data.source=beir', f'--config.data.path={folder}',
          f'--config.data.cache={cache}', '--config.data.num_targets=0',
          f'--out={tmp_path}/out')
+
+
+@pytest.mark.parametrize('spaced', ['d%{20}1', 'd%201'])
+def test_a_run_file_may_write_white_space_as_we_do_or_as_urls(
+    spaced, tmp_path):
+  path = str(tmp_path / 'x.run')
+  with open(path, 'w', encoding='utf-8') as f:
+    f.write(f'q%202 Q0 {spaced} 1 3 x\nq%202 Q0 d%202 2 2 x\n'
+            f'q%{{9}}3 Q0 {spaced} 1 1 x\n')
+  names = data.Collection(
+      name='', qrels={}, query_ids=['q 2', 'q\t3'],
+      corpus_ids=['d 1', 'd 2', 'd%202'])
+  found = mine_job._from_run(path, names, np.arange(2), 10)  # pylint: disable=protected-access
+  # 'd%202' is an id of its own, so it is not 'd 2'.
+  np.testing.assert_array_equal(found.ids, [[0, 2], [0, -1]])

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.benchmarks import sentence_transformers as beside
 from retrieval_jax import data
-from retrieval_jax.data import wordnet
+from retrieval_jax.data.readers import wordnet_files
 from tests.models import bert_folder
 
 
@@ -101,12 +101,12 @@ def test_arms_take_turns_and_rates_are_of_the_same_round():
 
 
 def test_pairs_of_wordnet_are_examples_and_distinct_targets():
-  synset = lambda i, text, *examples: wordnet.Synset(
+  synset = lambda i, text, *examples: wordnet_files.Synset(
       f'{i}-n', ('bank', 'depot'), text, examples)
   synsets = [synset(0, 'one', 'a', 'b'), synset(1, 'two'),
              synset(2, 'three', 'c'), synset(3, 'three', 'd')]
-  with mock.patch.object(wordnet, 'find_wordnet'), mock.patch.object(
-      wordnet, 'read_synsets', lambda folder: iter(synsets)):
+  with mock.patch.object(wordnet_files, 'find_wordnet'), mock.patch.object(
+      wordnet_files, 'read_synsets', lambda folder: iter(synsets)):
     assert sorted(beside.make_pairs('wordnet', 2, 32)) == [
         ('bank: a', 'bank, depot: one'), ('bank: d', 'bank, depot: three')]
     with pytest.raises(ValueError, match='has 2 synsets .* fewer than the 3'):

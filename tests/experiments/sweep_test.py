@@ -281,7 +281,7 @@ class SweepTest(parameterized.TestCase):
   @parameterized.parameters(
       (['--config.sampler.k=7'], "sampler.k, .* k=1,exact=true to 1"),
       (['-config.sampler.k', '7'], "sampler.k, .* k=1,exact=true to 1"),
-      (['--noconfig.sampler.exact'], 'sampler.exact, .* k=1,exact=true to true'),
+      (['--noconfig.sampler.exact'], 'sampler.exact, .* k=1,exact=true to tr'),
       (['--config.seed=1', '--workdir=x'], '--workdir'),
       (['--config=x.py'], '--config'))
   def test_an_option_that_the_sweep_sets_is_refused(self, extra, message):
@@ -318,6 +318,8 @@ class SweepTest(parameterized.TestCase):
   def test_a_missing_config_is_named(self):
     with self.assertRaisesRegex(FileNotFoundError, "got 'nowhere.py:tiny'"):
       sweep.load_sweep('nowhere.py:tiny', 'sweep')
+    with self.assertRaisesRegex(ValueError, r'a [.]py file, got .*x[.]txt'):
+      sweep.load_sweep(self.write('x.txt', ''), 'sweep')
 
 
 if __name__ == '__main__':

@@ -9,16 +9,19 @@ from unittest import mock
 
 from absl import flags
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
 from experiments import process
 from experiments import train as train_script
+from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import trained
 from retrieval_jax.evaluation import measures
+from retrieval_jax.jobs import evaluate
 from retrieval_jax.jobs import train
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import cost
@@ -426,3 +429,16 @@ def test_a_stopped_run_has_the_exit_code_of_an_interrupt():
   with mock.patch.object(train, 'run', return_value=None):
     with pytest.raises(SystemExit, match='130'):
       train_script.main(['train'], values)
+
+
+def test_bm25_finds_one_more_where_self_matches_are_dropped():
+  config = ml_collections.ConfigDict({
+      'data': {'dev_split': '', 'test_split': 'test'},
+      'evaluation': {'depth': 1, 'drop_self_matches': True}})
+  # The query is target 'a', which it matches best; its answer comes second.
+  dataset = data.Collection(
+      name='', corpus_ids=['a', 'b'], query_ids=['a'],
+      corpus_texts=['red cat', 'red dog'], query_texts=['red cat'],
+      qrels={'test': data.Qrels.from_triples([[0, 1, 1]])})
+  found = evaluate.of_bm25(mock.Mock(config=config, dataset=dataset))
+  assert found['test']['R@1'] == 1

@@ -1,4 +1,4 @@
-"""What every registered index promises: a new one is tested by its line there."""
+"""What every registered index promises: a new one is tested by its line."""
 
 import dataclasses
 
@@ -120,7 +120,7 @@ class MakeTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, r"'tree' is not one of \['exact'"):
       indexes.make('tree', mesh)
     with self.assertRaisesRegex(
-        ValueError, "links is no option of the index 'exact', which has batch_"):
+        ValueError, "links is no option of the index 'exact', which has batch"):
       indexes.make('exact', mesh, chunk_rows=64, links=3)
 
 

@@ -167,10 +167,11 @@ class FormatsTest(parameterized.TestCase):
         ids=np.asarray([[4, 3], [0, -1], [-1, -1]]),
         scores=np.float32([[.3, .25], [.2, unknown], [unknown, unknown]]),
         removed={})
-    self.names = formats.Names(
-        ['qä', 'q1', 'q2', 'q3'], ['d0', 'd1', 'd2', 'd 3', 'd4'],
-        ['Ä?', 'one?', 'two?', 'three?'],
-        ['zero', 'one', 'two', 'thr\nee', '4'])
+    self.names = data.Collection(
+        name='', qrels={}, query_ids=['qä', 'q1', 'q2', 'q3'],
+        corpus_ids=['d0', 'd1', 'd2', 'd 3', 'd4'],
+        query_texts=['Ä?', 'one?', 'two?', 'three?'],
+        corpus_texts=['zero', 'one', 'two', 'thr\nee', '4'])
 
   def read(self, form):
     path = formats.write(self.create_tempdir().full_path, 'train', form,
@@ -243,7 +244,7 @@ class FormatsTest(parameterized.TestCase):
   def test_a_trec_run_holds_the_negatives(self):
     run = trec.read_run(self.read('trec')[0])
     self.assertEqual(run.query_ids, ('qä', 'q2'))
-    self.assertEqual(run.ids.tolist(), [['d4', 'd%203'], ['d0', '']])
+    self.assertEqual(run.ids.tolist(), [['d4', 'd 3'], ['d0', '']])
 
 
 if __name__ == '__main__':

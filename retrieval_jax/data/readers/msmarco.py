@@ -10,13 +10,13 @@ r"""Reads the files that MS MARCO and TREC publish.
 
 All may end in .gz, and those of judgements, triples and runs in .txt instead of
 .tsv; their columns are separated by tabs or spaces. So 'dev.small' is the split
-of qrels.dev.small.tsv, whose queries may stand in any of the query files, and
-again in others. In place of the first two, corpus.jsonl and queries.jsonl in
+of qrels.dev.small.tsv; its queries may be in any of the query files, even in
+several. In place of the first two, corpus.jsonl and queries.jsonl in
 BEIR layout will do.
 
 Triples and runs are optional, and give the candidates of a query: the negatives
 of the triples, and everything in the runs, with its score where there is one.
-A file belongs to the split with the longest name that it goes on with:
+A file belongs to the split with the longest name that continues its own:
 triples.train.small.tsv to 'train'. Triples of texts are read by `pairs`.
 
 Source: Bajaj et al., 2016, and trec_eval's description of its formats.
@@ -28,12 +28,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from retrieval_jax.data import beir
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
-from retrieval_jax.data import located
+from retrieval_jax.data.readers import beir
+from retrieval_jax.data.readers import lines
+from retrieval_jax.data.readers import located
 
+_Candidate = tuple[str, str, float | None, str]  # the score may be unknown
 _ENDING = r'\.(tsv|txt)(\.gz)?'
 _TRIPLES = 'query-id positive-id negative-id'
 _RUN = 'query-id Q0 corpus-id rank score tag or query-id corpus-id rank'
@@ -52,7 +53,7 @@ class MsMarcoReader(located.LocatedReader):
   """
   path: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for files, wanted in (
         (self._files['corpus'], 'collection.tsv or corpus.jsonl'),
         (self._files['queries'], 'queries.SPLIT.tsv or queries.jsonl'),
@@ -98,7 +99,7 @@ class MsMarcoReader(located.LocatedReader):
   @functools.cached_property
   def _candidates(self) -> dict[str, list[str]]:
     """Returns the triples and runs of each split."""
-    files = {}
+    files: dict[str, list[str]] = {}
     for rest, path in self._matching(
         rf'(?P<name>((qidpid)?triples|run[^.]*)\..+){_ENDING}').items():
       rest = rest.partition('.')[2]
@@ -138,7 +139,7 @@ class MsMarcoReader(located.LocatedReader):
         (record for path in paths if path not in runs
          for record in _negatives(path)))
 
-  def _check(self, split: str):
+  def _check(self, split: str) -> None:
     if split not in self._qrels:
       raise errors.DataError(
           f'{self.path}: no file of judgements qrels.{split}.tsv; there are '
@@ -154,7 +155,7 @@ def _texts(path: str, column: str) -> Iterator[located.Record]:
     yield lines.check_id(where, 'id', name), text, where
 
 
-def _negatives(path: str):
+def _negatives(path: str) -> Iterator[_Candidate]:
   """Yields the negatives of triples; their positives are in the qrels."""
   for number, line in lines.read(path):
     fields = re.split('[ \t]+', line.strip(' \t'))
@@ -166,7 +167,7 @@ def _negatives(path: str):
     yield fields[0], fields[2], None, f'{path}:{number}'
 
 
-def _run(path: str):
+def _run(path: str) -> Iterator[_Candidate]:
   for where, fields in lines.table(path, _RUN, separator=None):
     if len(fields) == 6:
       query_id, _, corpus_id, _, score, _ = fields

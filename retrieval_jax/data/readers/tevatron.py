@@ -15,8 +15,8 @@ Other fields are ignored; ids may be integers; the text of a passage is
 'title text'. One file in place of a folder will do where rows have passages.
 """
 
-from retrieval_jax.data import examples
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import lines
 
 FIELDS = ('positive_document_ids', 'positive_passages')
 
@@ -34,7 +34,8 @@ def parse(where: str, row: examples.Row) -> examples.Example:
       _passages(where, row, 'positive'), _passages(where, row, 'negative'))
 
 
-def _passages(where: str, row: examples.Row, kind: str):
+def _passages(where: str, row: examples.Row, kind: str
+              ) -> list[examples.Passage]:
   found = []
   for name in examples.listed(where, row, f'{kind}_document_ids'):
     name = examples.identifier(where, {f'{kind}_document_ids': name},

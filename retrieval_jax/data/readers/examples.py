@@ -1,11 +1,11 @@
 """Training sets whose rows hold a query, its positives and hard negatives.
 
-A format of this kind is two things: rows (of JSON files, of a Hugging Face or a
-TFDS set), and a function that parses a row into an `Example`. `ExamplesReader`
-makes a `dataset.Reader` of the two. The passages of all rows are the corpus,
-unless the source has a part named 'corpus'; then its rows are, one target each:
-an id ("docid", "doc_id", "_id", "id" or "passage_id"), an optional "title", and
-the text ("document_text", "text", "contents" or "passage").
+A format of this kind consists of rows (of JSON files, of a Hugging Face or a
+TFDS set) and a function that parses a row into an `Example`. `ExamplesReader`
+makes a `dataset.Reader` of the two. The corpus consists of the passages of all
+rows, unless the source has a part named 'corpus'; then each row of that is a
+target: an id ("docid", "doc_id", "_id", "id" or "passage_id"), an optional
+"title", and the text ("document_text", "text", "contents" or "passage").
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
-from retrieval_jax.data import located
+from retrieval_jax.data.readers import lines
+from retrieval_jax.data.readers import located
 
 Row = Mapping[str, Any]
 Part = TypeVar('Part')
 CORPUS = 'corpus'  # the part of a source that holds the targets
-# Of 'biencoder-nq-train.json' the split is 'train'.
+# The split of 'biencoder-nq-train.json' is 'train'.
 _FILE = r'(?:.*-)?(?P<name>[^-]+?)\.(?:{endings})(?:\.gz)?'
 
 
@@ -36,7 +36,7 @@ class Passage(NamedTuple):
 
 
 class Example(NamedTuple):
-  """What a row says."""
+  """The content of a row."""
   query_id: str
   query: str
   positives: Sequence[Passage]
@@ -50,8 +50,13 @@ class Rows(Protocol):
     name: short name for reports.
     parts: names of the splits, and CORPUS if there is one.
   """
-  name: str
-  parts: Sequence[str]
+  @property
+  def name(self) -> str:
+    ...
+
+  @property
+  def parts(self) -> Sequence[str]:
+    ...
 
   def fingerprint(self) -> str:
     """Returns a hash that changes whenever any row does."""
@@ -64,8 +69,8 @@ class Rows(Protocol):
 class ExamplesReader(located.LocatedReader):
   """Reads rows of examples; implements `dataset.Reader` with candidates.
 
-  A query or passage that stands in several rows with the same id and text is
-  one. Iterators stream; they hold ids of what must not come twice.
+  A query or passage that occurs in several rows with the same id and text is
+  one. Iterators stream; they hold the ids of what must not come twice.
 
   Attributes:
     source: the rows.
@@ -107,10 +112,11 @@ class ExamplesReader(located.LocatedReader):
         yield example.query_id, passage.id, passage.score, where
 
   def records(self, column: str) -> Iterator[located.Record]:
+    found: Iterator[located.Record]
     if column == 'queries':
       found = ((example.query_id, example.query, where)
-                 for split in self.splits
-                 for where, example in self._examples(split))
+               for split in self.splits
+               for where, example in self._examples(split))
     elif CORPUS in self.source.parts:
       return (_target(where, row) for where, row in self.source.rows(CORPUS))
     else:
@@ -243,7 +249,7 @@ class FileRows:
   tsv: Callable[[str], Iterator[tuple[str, Row]]] | None = None
   corpus_name: str = CORPUS
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if set(self.parts) <= {CORPUS}:
       raise errors.DataError(
           f'{self.path}: expected a file, or a folder with files, of examples '
@@ -278,5 +284,6 @@ class FileRows:
 
   def rows(self, part: str) -> Iterator[tuple[str, Row]]:
     path = self._files[part]
-    is_tsv = path.removesuffix('.gz').endswith('.tsv')
-    return self.tsv(path) if is_tsv else _json_rows(path)
+    if self.tsv and path.removesuffix('.gz').endswith('.tsv'):
+      return self.tsv(path)
+    return _json_rows(path)

@@ -19,8 +19,8 @@ import numpy as np
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import schemas
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import schemas
 
 _READ = 2048  # records decoded at a time
 
@@ -42,7 +42,7 @@ class TfdsRows:
   """
   path: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     self.parts  # loads
 
   @property
@@ -94,7 +94,7 @@ def _load(path: str) -> dict[str, tuple[Any, str]]:
   return {split: (builder, split) for split in builder.info.splits}
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
   """Returns a decoded record as str, numbers, lists and dicts."""
   if isinstance(value, bytes):
     return value.decode()

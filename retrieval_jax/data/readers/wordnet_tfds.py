@@ -11,11 +11,13 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
 
-from retrieval_jax.data import wordnet
+from retrieval_jax.data.readers import wordnet_files
 
 _DESCRIPTION = """From a word in a usage example to its WordNet 3.0 synset.
 Config `targets` has one split `corpus` of all synsets; config `queries` has
@@ -38,7 +40,7 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
   # There are no checksum files beside this module. Looking for them makes
   # tfds 4.9.10 import importlib_resources, which it does not require.
   code_path = None
-  VERSION = tfds.core.Version(wordnet.VERSION)
+  VERSION = tfds.core.Version(wordnet_files.VERSION)
   BUILDER_CONFIGS = [
       tfds.core.BuilderConfig(
           name='targets', description='Synsets: lemmas and definition.'),
@@ -46,7 +48,7 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
           name='queries', description='Usage examples and their synsets.'),
   ]
 
-  def __init__(self, *, wordnet_folder: str | None = None, **kwargs):
+  def __init__(self, *, wordnet_folder: str | None = None, **kwargs: Any):
     self._wordnet_folder = wordnet_folder
     kwargs.setdefault('file_format', 'array_record')
     super().__init__(**kwargs)
@@ -67,14 +69,15 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
         metadata=tfds.core.MetadataDict(),  # See `content_hash`.
         disable_shuffling=True)  # Rows keep WordNet's order.
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager  # Nothing is downloaded.
-    synsets = _read_synsets(self._wordnet_folder or wordnet.find_wordnet())
-    records = collections.defaultdict(list)
+    synsets = _read_synsets(
+        self._wordnet_folder or wordnet_files.find_wordnet())
+    records: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     if self.builder_config.name == 'targets':
       records['corpus'] = [{'id': s.id, 'text': s.text} for s in synsets]
     else:
-      for q in wordnet.make_queries(synsets):
+      for q in wordnet_files.make_queries(synsets):
         records[q.split].append({
             'id': q.id, 'text': q.text, 'lemma': q.lemma,
             'sentence': q.sentence, 'positives': q.positives,
@@ -82,7 +85,7 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
     self.info.metadata['content_hash'] = hashlib.blake2b(
         json.dumps(records, sort_keys=True).encode(),
         digest_size=12).hexdigest()
-    splits = wordnet.SPLITS if 'corpus' not in records else ['corpus']
+    splits = wordnet_files.SPLITS if 'corpus' not in records else ['corpus']
     return {split: self._generate_examples(records[split])
             for split in splits}
 
@@ -95,18 +98,19 @@ class WordNet(tfds.core.GeneratorBasedBuilder):
     """
     return self.info.metadata['content_hash']
 
-  def _generate_examples(self, records):
+  def _generate_examples(self, records: list[dict[str, Any]]
+                         ) -> Iterator[tuple[int, dict[str, Any]]]:
     return enumerate(records)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_synsets(folder: str) -> list[wordnet.Synset]:
+def _read_synsets(folder: str) -> list[wordnet_files.Synset]:
   """Parses once for both configs; `build` empties this when done."""
-  return list(wordnet.read_synsets(folder))
+  return list(wordnet_files.read_synsets(folder))
 
 
 @contextlib.contextmanager
-def _silence():
+def _silence() -> Iterator[None]:
   """Keeps tfds from printing a banner, bars and needless warnings."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)

@@ -1,9 +1,9 @@
 """Tells from the fields of a row which format it is in."""
 
-from retrieval_jax.data import dpr
-from retrieval_jax.data import examples
-from retrieval_jax.data import pairs
-from retrieval_jax.data import tevatron
+from retrieval_jax.data.readers import dpr
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import pairs
+from retrieval_jax.data.readers import tevatron
 
 
 def parse(where: str, row: examples.Row) -> examples.Example:

@@ -49,12 +49,12 @@ def group(sets: Sequence[frozenset[str]]) -> list[int]:
 
   Source: Chaudhuri, Ganti and Kaushik, ICDE 2006 (prefix filtering).
   """
-  distinct = {}
+  distinct: dict[frozenset[str], int] = {}
   for i, members in enumerate(sets):
     distinct.setdefault(members, i)
   parent = list(range(len(sets)))
 
-  def root(i):
+  def root(i: int) -> int:
     while parent[i] != i:
       parent[i] = parent[parent[i]]
       i = parent[i]
@@ -62,11 +62,12 @@ def group(sets: Sequence[frozenset[str]]) -> list[int]:
 
   frequency = collections.Counter(
       member for members in distinct for member in members)
-  holders = collections.defaultdict(list)  # member -> [(set, index)]
+  holders: dict[str, list[tuple[frozenset[str], int]]] = (
+      collections.defaultdict(list))  # member -> [(set, its index)]
   for members, i in distinct.items():
     size = len(members)
     rarest = sorted(members, key=lambda m: (frequency[m], m))
-    compared = set()
+    compared: set[int] = set()
     for member in rarest[:size - (size + 1) // 2 + 1]:
       for other, j in holders[member]:
         if j in compared:
@@ -95,7 +96,7 @@ def split(sentences: Iterable[str], shares: Mapping[str, float]) -> list[str]:
   """
   sets = [stems(sentence) for sentence in sentences]
   labels = group(sets)
-  smallest = {}
+  smallest: dict[int, str] = {}
   for members, label in zip(sets, labels):
     key = ' '.join(sorted(members))
     smallest[label] = min(smallest.get(label, key), key)
@@ -111,4 +112,4 @@ def _pick(key: str, shares: Mapping[str, float]) -> str:
     place -= share
     if place < 0:
       return name
-  return name  # Shares may sum to a hair less than 1.
+  return name  # Rounding may leave the sum of the shares just below 1.

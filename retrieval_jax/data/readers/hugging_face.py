@@ -23,8 +23,8 @@ from typing import Any
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import schemas
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import schemas
 
 _SHARD = re.compile(
     r'(?P<split>.+?)(-\d+-of-\d+)?\.(?P<format>parquet|jsonl|csv)')
@@ -49,7 +49,7 @@ class HuggingFaceRows:
   """
   path: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     self.parts  # loads
 
   @property
@@ -101,7 +101,7 @@ def _load(path: str) -> Mapping[str, Any]:
 
 def _shards(folder: str) -> dict[str, list[str]]:
   """Returns the files of each split."""
-  shards = {}
+  shards: dict[str, list[str]] = {}
   for file in sorted(os.listdir(folder)):
     match = _SHARD.fullmatch(file)
     if match:

@@ -20,8 +20,8 @@ import csv
 from collections.abc import Iterator
 
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import lines
 
 _IDS = ('passage_id', 'psg_id')
 

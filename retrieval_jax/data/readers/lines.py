@@ -1,4 +1,4 @@
-"""Text files read line by line or record by record, with where each stands.
+"""Text files read line by line or record by record, with their line numbers.
 
 What the readers of all formats share: lines, JSON records and tables of any
 size in bounded memory, checked fields, and files named after their split.
@@ -10,17 +10,17 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from retrieval_jax.data import errors
 
 _CHUNK = 1 << 20  # characters read at a time
 _LARGEST_SCORE = 3e38  # scores are stored as float32
-_SPACE = re.compile(r'[ \t\r\n]*')
+_NO_SPACE = re.compile(r'[^ \t\r\n]')
 # A lone surrogate is valid JSON but no Unicode text: it has no utf-8 form.
 _SURROGATE = re.compile('[\ud800-\udfff]')
-# What may stand after a token of an array of objects.
+# What may follow a token of an array of objects.
 _AFTER = {'[': '{]', ',': '{', ']': ''}
 
 
@@ -31,7 +31,7 @@ def _opened(path: str, line: Callable[[], int]) -> Iterator[io.TextIOWrapper]:
   try:
     with opener(path, 'rb') as raw:
       # utf-8-sig: spreadsheets put a byte order mark in front. newline='\n':
-      # other line ends, such as U+2028, may stand inside a text.
+      # other line ends, such as U+2028, may be part of a text.
       with io.TextIOWrapper(raw, 'utf-8-sig', newline='\n') as file:
         yield file
   except UnicodeDecodeError as error:
@@ -39,9 +39,9 @@ def _opened(path: str, line: Callable[[], int]) -> Iterator[io.TextIOWrapper]:
         f'{path}:{line()}: expected utf-8 text at or soon after this '
         f'line, got {error}. Convert the file to utf-8.') from error
   except (EOFError, OSError) as error:
-    # gzip tells of a cut or broken file by either.
+    # gzip raises either for a truncated or damaged file.
     raise errors.DataError(
-        f'{path}:{line()}: cannot read on: {error}. Is the file '
+        f'{path}:{line()}: cannot read further: {error}. Is the file '
         'complete?') from error
 
 
@@ -63,8 +63,8 @@ def json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     except json.JSONDecodeError as error:
       raise errors.DataError(
           f'{path}:{number}: expected one JSON object per line, got '
-          f'{shown(line)} ({error.msg} at column {error.colno}). Mend or '
-          'remove the line.') from None
+          f'{shown(line)} ({error.msg} at column {error.colno}). Correct '
+          'or remove the line.') from None
     if not isinstance(record, dict):
       raise errors.DataError(
           f'{path}:{number}: expected a JSON object, got {shown(record)}.')
@@ -87,7 +87,8 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   with _opened(path, lambda: line) as file:
     buffer, at = file.read(_CHUNK), 0
     while True:
-      end = _SPACE.match(buffer, at).end()
+      found = _NO_SPACE.search(buffer, at)
+      end = found.start() if found else len(buffer)
       line += buffer.count('\n', at, end)
       at = end
       if at == len(buffer):
@@ -103,7 +104,7 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         wanted = ' or '.join(allowed) or 'nothing more'
         raise errors.DataError(
             f'{path}:{line}: expected a JSON array of JSON objects, and here '
-            f'{wanted}, got {shown(buffer[at:at + 60])}. Mend the file.')
+            f'{wanted}, got {shown(buffer[at:at + 60])}. Correct it.')
       if buffer[at] != '{':
         allowed = _AFTER[buffer[at]]
         at += 1
@@ -122,21 +123,21 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             line += buffer.count('\n', at, error.pos)
             raise errors.DataError(
                 f'{path}:{line}: broken JSON: {error.msg}, got '
-                f'{shown(buffer[error.pos:error.pos + 60])}. Mend it; is the '
-                'file complete?') from None
+                f'{shown(buffer[error.pos:error.pos + 60])}. Correct it; is '
+                'the file complete?') from None
           buffer, at = buffer[at:] + more, 0
       yield line, record
       line += buffer.count('\n', at, end)
       at, allowed = end, ',]'
 
 
-def shown(value) -> str:
+def shown(value: Any) -> str:
   """Returns a value as an error message shows it."""
   text = repr(value)
   return text if len(text) <= 60 else f'{text[:57]}...'
 
 
-def string(where: str, record: dict[str, Any], *names: str) -> str:
+def string(where: str, record: Mapping[str, Any], *names: str) -> str:
   """Returns the field of a record that `first` names, checked.
 
   Raises:
@@ -151,7 +152,7 @@ def string(where: str, record: dict[str, Any], *names: str) -> str:
   return text(where, name, record[name])
 
 
-def first(record: dict[str, Any], names: Sequence[str]) -> str:
+def first(record: Mapping[str, Any], names: Sequence[str]) -> str:
   """Returns the first of `names` that a record has, not null where one is.
 
   Where rows come from columns, the fields that they lack are null.
@@ -174,7 +175,7 @@ def text(where: str, name: str, value: Any) -> str:
   return value
 
 
-def titled(where: str, record: dict[str, Any], body: str) -> str:
+def titled(where: str, record: Mapping[str, Any], body: str) -> str:
   """Returns 'title body' where a record has a title that is not empty."""
   title = text(where, 'title', record.get('title') or '')
   return f'{title} {body}' if title else body
@@ -251,7 +252,7 @@ def named_files(folder: str, pattern: str) -> dict[str, str]:
   Raises:
     DataError: if two files have the same NAME.
   """
-  files = {}
+  files: dict[str, str] = {}
   for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
     match = re.fullmatch(pattern, file)
     if match and not file.startswith('.'):

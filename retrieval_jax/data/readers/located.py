@@ -1,4 +1,4 @@
-"""Readers whose targets and queries carry the place where they stand."""
+"""Readers whose targets and queries come with their file and line."""
 
 import abc
 from collections.abc import Iterable, Iterator
@@ -11,6 +11,11 @@ Record = tuple[str, str, str]
 
 class LocatedReader(abc.ABC):
   """The columns of a `dataset.Reader`, made from records with their places."""
+
+  @property
+  @abc.abstractmethod
+  def name(self) -> str:
+    """Short name for reports."""
 
   @abc.abstractmethod
   def records(self, column: str) -> Iterator[Record]:
@@ -33,10 +38,10 @@ class LocatedReader(abc.ABC):
 
 
 def once(records: Iterable[Record], column: str) -> Iterator[Record]:
-  """Yields every id once, where it first stands; only ids are held in memory.
+  """Yields every id once, at its first occurrence; memory holds ids only.
 
   Raises:
-    DataError: if an id stands with two texts.
+    DataError: if an id comes with two texts.
   """
   seen = {}
   for name, text, where in records:
@@ -46,17 +51,16 @@ def once(records: Iterable[Record], column: str) -> Iterator[Record]:
       yield name, text, where
     elif seen[name] != digest:
       raise errors.DataError(
-          f'{where}: id {name!r} of the {column} stands here with another '
-          'text than further up. Give one of the two another id, or both the '
-          'same text.')
+          f'{where}: id {name!r} of the {column} has another text here than '
+          'further up. Give one of the two another id, or both the same text.')
 
 
 def scored_first(scored: Iterable[tuple], unscored: Iterable[tuple]
                  ) -> Iterator[tuple]:
-  """Yields all scored candidates, then those unscored that are none of them.
+  """Yields all scored candidates, then the unscored ones not among them.
 
   So a target that is both a negative of a triple and in a run comes once.
-  Holds one number per scored candidate.
+  Memory holds one number per scored candidate.
   """
   seen = set()
   for candidate in scored:

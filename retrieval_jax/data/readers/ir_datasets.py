@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
-from retrieval_jax.data import located
+from retrieval_jax.data.readers import lines
+from retrieval_jax.data.readers import located
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class IrDatasetsReader(located.LocatedReader):
   """
   path: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, split in self._sets.items():
       for kind in ('docs', 'queries', 'qrels'):
         if not getattr(split, f'has_{kind}')():
@@ -141,5 +141,5 @@ class IrDatasetsReader(located.LocatedReader):
          for where, pair in self._rows(split, 'docpairs')))
 
 
-def _package():
+def _package() -> Any:
   return errors.import_extra('ir_datasets', 'ir_datasets')

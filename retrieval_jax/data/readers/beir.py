@@ -11,17 +11,18 @@
 Other fields are ignored, blank lines skipped. The text of a target is
 'title text' where the title is not empty, as sentence encoders and BEIR's own
 dense baselines join them. Ids are any strings: there is no quoting in the
-judgements, so quote marks, commas and any Unicode stand for themselves.
+judgements, so quote marks, commas and all of Unicode have no special meaning.
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import lines
 
 _SPLIT_FILE = r'(?P<name>.+)\.tsv(\.gz)?'
 _HEADERS = ('query-id', 'query_id', 'qid', 'q_id')
@@ -40,7 +41,7 @@ class BeirReader:
   """
   path: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not os.path.isdir(self.path):
       raise errors.DataError(
           f'{self.path}: no such folder; expected one with corpus.jsonl, '
@@ -150,7 +151,7 @@ def _pairs(path: str) -> Iterator[tuple[str, str, str, str]]:
     if len(fields) != 3:
       raise errors.DataError(_wrong_columns(path, line, text, fields))
     if line > 1 or fields[0].lower() not in _HEADERS:
-      yield *fields, f'{path}:{line}'
+      yield fields[0], fields[1], fields[2], f'{path}:{line}'
 
 
 def read_records(path: str, *, titles: bool
@@ -168,12 +169,12 @@ def read_texts(path: str, field: str, known: Set[str]
 
   Args:
     path: of lines {"_id": target id, field: text}.
-    field: where the text stands.
+    field: the name of the field with the text.
     known: the ids of all targets.
 
   Raises:
-    DataError: with file and line, where a record is malformed or names no
-      target.
+    DataError: with file and line, where a record is malformed or its id is
+      not in the corpus.
   """
   for line, record in lines.json_lines(path):
     name, text = _fields(f'{path}:{line}', record, field)
@@ -184,14 +185,16 @@ def read_texts(path: str, field: str, known: Set[str]
     yield name, text
 
 
-def _fields(where: str, record, text_field: str = 'text') -> tuple[str, str]:
+def _fields(where: str, record: Mapping[str, Any], text_field: str = 'text'
+            ) -> tuple[str, str]:
   """Returns (id, text) of a record, checked."""
   name, text = (lines.string(where, record, field)
                 for field in ('_id', text_field))
   return lines.check_id(where, '_id', name), text
 
 
-def _wrong_columns(path: str, line: int, text: str, fields) -> str:
+def _wrong_columns(path: str, line: int, text: str, fields: Sequence[str]
+                   ) -> str:
   """Says what is wrong with a line that has not three columns."""
   message = (f'{path}:{line}: expected 3 columns separated by tabs (query-id, '
              f'corpus-id, score), got {len(fields)} in {lines.shown(text)}.')

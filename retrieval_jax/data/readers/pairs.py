@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator
 
 from retrieval_jax.data import errors
-from retrieval_jax.data import examples
-from retrieval_jax.data import lines
+from retrieval_jax.data.readers import examples
+from retrieval_jax.data.readers import lines
 
 _QUERY = ('query', 'anchor', 'question')
 _POSITIVE = re.compile('positives?|pos|answer')
@@ -45,7 +45,8 @@ def parse(where: str, row: examples.Row) -> examples.Example:
       _passages(where, row, _NEGATIVE, 'neg_scores'))
 
 
-def _passages(where: str, row: examples.Row, names: re.Pattern, scores: str):
+def _passages(where: str, row: examples.Row, names: re.Pattern[str],
+              scores: str) -> list[examples.Passage]:
   """Returns the passages of the fields that `names` matches, with scores."""
   texts = []
   for name, value in row.items():

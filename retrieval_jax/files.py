@@ -1,0 +1,111 @@
+"""Files and folders that appear whole or not at all, and JSON files."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str, *, binary: bool = False) -> Iterator[Any]:
+  """Opens a file for writing that replaces `path` if all goes well.
+
+  On any exception what stood at `path` stays as it is.
+
+  Args:
+    path: its folder is made if absent.
+    binary: opens for bytes; else for UTF-8 text, with line ends as written.
+  """
+  temporary = _beside(path)
+  os.makedirs(os.path.dirname(temporary), exist_ok=True)
+  try:
+    with (open(temporary, 'xb') if binary else
+          open(temporary, 'x', encoding='utf-8', newline='\n')) as file:
+      yield file
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(temporary)
+    raise
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[str]:
+  """Yields a temporary folder that becomes `path` if all goes well.
+
+  On any exception the temporary folder is removed. If another process made
+  `path` in the meantime, that one stays and ours is dropped; so two processes
+  may make one folder if they would write the same into it.
+  """
+  temporary = _beside(path)
+  os.makedirs(temporary)
+  try:
+    yield temporary
+    try:
+      os.rename(temporary, path)
+    except OSError:
+      if not os.path.isdir(path):
+        raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: str) -> str:
+  """Returns the path of a hidden neighbour that does not exist yet."""
+  folder, name = os.path.split(os.path.abspath(path))
+  return os.path.join(folder, f'.{name}.{secrets.token_hex(4)}')
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a whole UTF-8 file, or leaves what stood there untouched."""
+  with replacing(path) as file:
+    file.write(text)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+  """Writes a whole file, or leaves what stood there untouched."""
+  with replacing(path, binary=True) as file:
+    file.write(content)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a value as indented JSON, whole or not at all.
+
+  Raises:
+    ValueError: naming the file, where a number is infinite or nan, for which
+      JSON has no word.
+    TypeError: naming the file, where the value is not made of dicts, lists,
+      strings, numbers, booleans and None.
+  """
+  try:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+  except (TypeError, ValueError) as error:
+    raise type(error)(
+        f'{path}: expected a value that JSON can hold: {error}.') from error
+  write_text(path, text + '\n')
+
+
+def read_json(path: str) -> Any:
+  """Returns what a JSON file holds.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: with file and line, where it is not JSON in UTF-8.
+  """
+  with open(path, 'rb') as file:
+    content = file.read()
+  try:
+    return json.loads(content.decode('utf-8'))
+  except UnicodeDecodeError as error:
+    line = content.count(b'\n', 0, error.start) + 1
+    raise ValueError(
+        f'{path}:{line}: expected JSON in UTF-8 ({error}); write the file '
+        'again.') from error
+  except json.JSONDecodeError as error:
+    raise ValueError(
+        f'{path}:{error.lineno}: expected JSON ({error.msg}, column '
+        f'{error.colno}); is the file complete? Correct it or write it again.'
+    ) from error

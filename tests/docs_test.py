@@ -20,6 +20,7 @@ import pytest
 
 from configs import base
 from experiments.dev import flag_tables
+from experiments.results.stale_negatives import costs
 from retrieval_jax import factory
 from retrieval_jax import runtime
 
@@ -296,3 +297,9 @@ def test_every_page_is_linked():
             for found in _LINK.findall(read(ROOT / 'README.md'))}
   assert [path.name for path in sorted((ROOT / 'docs').iterdir())
           if f'docs/{path.name}' not in linked] == []
+
+
+def test_costs_are_those_of_the_runs():
+  page = read(ROOT / 'experiments' / 'results' / 'stale_negatives' / 'README.md')
+  for lines in (costs.of_arms(), costs.break_even()):
+    assert '\n' + '\n'.join(lines) + '\n\n' in page

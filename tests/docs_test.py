@@ -8,6 +8,7 @@ import ast
 import copy
 import importlib
 import importlib.util
+import inspect
 import itertools
 import pathlib
 import re
@@ -21,6 +22,7 @@ import pytest
 from configs import base
 from experiments.dev import flag_tables
 from experiments.results.stale_negatives import costs
+import retrieval_jax
 from retrieval_jax import factory
 from retrieval_jax import runtime
 
@@ -32,6 +34,8 @@ CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 OPTIONS = {name: set(base.get_config()[name].keys())
            for name, value in base.get_config().items()
            if hasattr(value, 'keys')}
+HOMES = {'retrieval_jax': retrieval_jax,
+         'retriever': retrieval_jax.TrainedRetriever}
 FILES = ('json', 'jsonl', 'npy', 'safetensors')  # `targets.npy` is no option
 
 _FENCED = re.compile(r'^```.*?\n(.*?)^```', re.S | re.M)
@@ -40,6 +44,9 @@ _INLINE = re.compile(r'(?<!`)`([^`]+)`(?!`)')
 _COMMAND = re.compile(r'python3? -m (experiments[\w.{},]*)([^\n]*)')
 _VARIABLE = re.compile(r'^\s*(\w+)=(".*?"|\S+)$', re.S | re.M)
 _OPTION = re.compile(r'(?:--config\.)?([a-z_]+)\.([a-z_][a-z_0-9]*)(?:=.*)?')
+_FILE = re.compile(
+    r'(?:retrieval_jax|experiments|configs|tests|docs|colab)/[a-z_0-9/.]+')
+_PYTHON = re.compile(r'^```python\n(.*?)^```', re.S | re.M)
 _LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
 
 # ml_collections loads configs in a way that Python is giving up.
@@ -262,6 +269,42 @@ def test_every_config_is_described():
 
 
 @each_document
+def test_files_exist(path):
+  # Those that stand for others have capitals: retrieval_jax/models/NAME.py.
+  named = [span for span in code(read(path))[1] if _FILE.fullmatch(span)]
+  assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@each_document
+def test_python_code_calls_what_there_is(path):
+  for block in _PYTHON.findall(read(path)):
+    for node in ast.walk(ast.parse(block)):
+      if isinstance(node, ast.Import | ast.ImportFrom):
+        exec(compile(ast.Module([node], []), 'imports', 'exec'), {})
+      if isinstance(node, ast.Call):
+        check_call(node)
+
+
+def check_call(node):
+  """Checks a call of a function of HOMES: its name and its arguments."""
+  function = node.func
+  home = isinstance(function, ast.Attribute) and HOMES.get(
+      getattr(function.value, 'id', None))
+  if home:
+    method = getattr(home, function.attr)
+    inspect.signature(method).bind(
+        *[None] * (isinstance(home, type) + len(node.args)),  # with self
+        **{keyword.arg: None for keyword in node.keywords})
+    if function.attr == 'load_config':
+      method(str(ROOT / node.args[0].value))
+
+
+def test_every_public_name_is_described():
+  assert set(retrieval_jax.__all__) - set(
+      code(read(ROOT / 'docs' / 'python.md'))[1]) == set()
+
+
+@each_document
 def test_links_lead_somewhere(path):
   for found in _LINK.findall(_FENCED.sub('', read(path))):
     link = ''.join(found)
@@ -300,6 +343,6 @@ def test_every_page_is_linked():
 
 
 def test_costs_are_those_of_the_runs():
-  page = read(ROOT / 'experiments' / 'results' / 'stale_negatives' / 'README.md')
+  page = read(pathlib.Path(costs.__file__).with_name('README.md'))
   for lines in (costs.of_arms(), costs.break_even()):
     assert '\n' + '\n'.join(lines) + '\n\n' in page

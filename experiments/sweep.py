@@ -1,8 +1,8 @@
 r"""Trains one run for every setting that a config's sweep function yields.
 
-  python -m experiments.sweep --config=configs/stale.py --sweep=sweep \
-      --workdir=runs/sweep [--dry_run] [--only=regex] [--parallel=n] \
-      [-- --config.seed=1 ...]
+  python -m experiments.sweep --config=configs/stale.py --sweep=seeds \
+      --workdir=runs/sweep [--dry_run] [--only=seed=1] [--parallel=2] \
+      [-- --config.num_steps=100]
 
 The function named by --sweep, in the config's file, takes nothing and yields
 dicts of dotted overrides:

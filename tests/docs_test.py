@@ -31,6 +31,7 @@ DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md',
              *sorted((ROOT / 'docs').glob('*.md')),
              *sorted((ROOT / 'experiments' / 'results').rglob('README.md'))]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+SCRIPTS = sorted((ROOT / 'experiments').rglob('*.py'))
 OPTIONS = {name: set(base.get_config()[name].keys())
            for name, value in base.get_config().items()
            if hasattr(value, 'keys')}
@@ -105,7 +106,7 @@ def commands_of(path):
 
 COMMANDS = [
     pytest.param(module, arguments, id=f'{path.name}-{i}-{module}')
-    for path in DOCUMENTS + CONFIGS
+    for path in DOCUMENTS + CONFIGS + SCRIPTS
     for i, (module, arguments) in enumerate(commands_of(path))]
 
 _benchmark_flags = {}

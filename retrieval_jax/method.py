@@ -2,15 +2,9 @@
 
 import dataclasses
 
-from retrieval_jax import correctors
-from retrieval_jax import distillation as distillations
-from retrieval_jax import estimators
-from retrieval_jax import matryoshka as matryoshkas
-from retrieval_jax import samplers
+from retrieval_jax import compatibility
 from retrieval_jax import types
 
-MEMORIES = ('none', 'ring', 'corpus')
-COLUMNS = ('own', 'positives', 'all', 'draws')
 SOURCES = ('encoder', 'frozen', 'rows')
 
 
@@ -26,7 +20,8 @@ class Refresh:
     fraction: rho, the share of rows re-encoded on top in each step, in [0, 1);
       every row is hit with probability rho per step, so the mean age under
       this policy alone is (1 - rho) / rho steps.
-    reencode_every: R, all rows are re-encoded every R steps; 0 means never.
+    reencode_every: R, all rows are re-encoded every R steps, and the sampler
+      may build itself anew; 0 means never.
   """
   write_back: bool = False
   push: bool = False
@@ -43,9 +38,24 @@ class Refresh:
           f'refresh.reencode_every={self.reencode_every} must be a number of '
           'steps, or 0 for never.')
 
-  def num_probes(self, capacity: int, multiple: int) -> int:
-    """Returns P, rows re-encoded per step: rho * M rounded up to `multiple`."""
-    return -(-round(self.fraction * capacity) // multiple) * multiple
+  @property
+  def is_off(self) -> bool:
+    """Whether no row is ever re-encoded."""
+    return self == Refresh()
+
+  def num_rows(self, num_slots: int) -> int:
+    """Returns P, the rows that `fraction` of a memory re-encodes per step.
+
+    Raises:
+      ValueError: if that is less than one row.
+    """
+    num_rows = round(self.fraction * num_slots)
+    if self.fraction and not num_rows:
+      raise ValueError(
+          f'refresh.fraction={self.fraction} of {num_slots} remembered rows is '
+          f'less than one row per step; take at least {1 / num_slots:.2g}, '
+          'or 0 for none.')
+    return num_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +78,9 @@ class Targets:
   normalize: bool = False
 
   def __post_init__(self):
-    _check_choice('targets.source', self.source, SOURCES)
+    if self.source not in SOURCES:
+      raise ValueError(
+          f'targets.source={self.source!r} is not one of {list(SOURCES)}.')
     rate = self.row_learning_rate
     if (self.source == 'rows') != (rate is not None) or rate is not None and (
         rate <= 0):
@@ -82,117 +94,29 @@ class Targets:
 class Method:
   """A training method, static and printable; `repr` is its configuration.
 
+  Parts that do not go together are refused, see `compatibility`.
+
   Attributes:
-    memory: 'none', 'ring' (M < N, rows come and go) or 'corpus' (M = N).
+    memory: a types.Memory.
     corrector: a types.Corrector.
     sampler: a types.Sampler.
-    estimator: a name in `estimators.ESTIMATORS`.
-    columns: which fresh targets each query's loss sees besides its positive:
-      'own' (its own draws), 'positives' (own draws and the other queries'
-      positives), 'all' (all draws and positives of the batch), 'draws' (all
-      draws of the batch, no in-batch positives). Explicit candidates go with
-      the draws.
+    objective: a types.Objective.
     refresh: a Refresh.
     targets: a Targets.
-    matryoshka: a matryoshka.Matryoshka.
     num_candidates: explicit candidates per query and step.
-    ceiling: a samplers.Ceiling that columns must stay below, by fresh scores;
-      None for none.
-    distillation: a distillation.Distillation.
   """
-  memory: str
+  memory: types.Memory
   corrector: types.Corrector
   sampler: types.Sampler
-  estimator: str
-  columns: str
-  refresh: Refresh
+  objective: types.Objective
+  refresh: Refresh = dataclasses.field(default_factory=Refresh)
   targets: Targets = dataclasses.field(default_factory=Targets)
-  matryoshka: matryoshkas.Matryoshka = dataclasses.field(
-      default_factory=matryoshkas.Matryoshka)
   num_candidates: int = 0
-  ceiling: samplers.Ceiling | None = None
-  distillation: distillations.Distillation = dataclasses.field(
-      default_factory=distillations.Distillation)
 
   def __post_init__(self):
-    _check_choice('memory.kind', self.memory, MEMORIES)
-    _check_choice('estimator.name', self.estimator, estimators.ESTIMATORS)
-    _check_choice('estimator.columns', self.columns, COLUMNS)
-    draws = self.sampler.num_negatives
-    if self.memory == 'none' and (draws or self.refresh != Refresh()):
-      raise ValueError(
-          "memory.kind='none' remembers nothing to draw from or refresh; set "
-          "memory.kind='corpus' or 'ring', or sampler.name='none' with all of "
-          'refresh off.')
-    if self.memory == 'none' and self.corrector != correctors.Identity():
-      raise ValueError(
-          "memory.kind='none' remembers nothing to correct; set "
-          "corrector.name='identity', or memory.kind='corpus' or 'ring'.")
-    if self.num_candidates < 0:
-      raise ValueError(
-          f'data.num_candidates={self.num_candidates} must be a number of '
-          'candidates per query, or 0 for none.')
-    if not (draws or self.num_candidates) and self.columns in ('own', 'draws'):
-      raise ValueError(
-          f"sampler.name='none' with estimator.columns={self.columns!r} leaves "
-          "the loss without negatives; use columns 'positives', or explicit "
-          'candidates by data.num_candidates.')
-    if self.estimator != 'truncated_softmax':
-      for option, given in (
-          ('data.num_candidates', self.num_candidates),
-          ('estimator.max_share or min_margin', self.ceiling)):
-        if given:
-          raise ValueError(
-              f'{option} changes the columns of the loss, but estimator.name='
-              f'{self.estimator!r} is right for all that was drawn and nothing '
-              "else; leave it out, or use estimator.name='truncated_softmax'.")
-    if self.distillation.kind != 'none' and not self.num_candidates:
-      raise ValueError(
-          f'distillation.kind={self.distillation.kind!r} compares the scores '
-          "of a query's positive and candidates; it needs "
-          'data.num_candidates of at least 1.')
-    if not draws and self.refresh.write_back:
-      raise ValueError(
-          "refresh.write_back=True needs drawn rows, but sampler.name='none'.")
-    if self.targets.source != 'encoder' and (
-        self.memory != 'corpus' or self.refresh != Refresh()
-        or self.corrector != correctors.Identity()):
-      raise ValueError(
-          f'targets.source={self.targets.source!r} takes the rows of the table '
-          "for the targets; it needs memory.kind='corpus', all of refresh off "
-          "and corrector.name='identity'.")
-    if self.memory == 'ring' and self.refresh.reencode_every:
-      raise ValueError(
-          'refresh.reencode_every re-encodes a whole corpus; with '
-          "memory.kind='ring' use refresh.fraction, push and write_back.")
-    if self.memory == 'ring' and not self.refresh.push:
-      raise ValueError(
-          "memory.kind='ring' takes in the batches' positives: set "
-          'refresh.push=True.')
-    if self.estimator == 'cache_gradient':
-      if not self.sampler.gives_log_z:
-        raise ValueError(
-            "estimator.name='cache_gradient' needs log Z over the memory; use "
-            "sampler.name='gumbel', 'top_k_gumbel' or 'bucketed'.")
-      if self.columns != 'own':
-        raise ValueError(
-            "estimator.name='cache_gradient' weighs each query's own draws; "
-            f"set estimator.columns='own' (it is {self.columns!r}).")
-    if self.estimator == 'sampled_softmax' and not (
-        self.sampler.gives_log_q and self.columns == 'own'):
-      raise ValueError(
-          "estimator.name='sampled_softmax' needs log q of every column: use "
-          "sampler.name='uniform' or 'gumbel' and estimator.columns='own' "
-          f'(it is {self.columns!r}).')
-    exhaustive = (type(self.sampler).__name__ == 'Exhaustive'
-                  and self.columns == 'draws' and self.memory == 'corpus')
-    if self.estimator == 'full_softmax' and not exhaustive:
-      raise ValueError(
-          "estimator.name='full_softmax' is the exact loss over all targets; "
-          "it needs memory.kind='corpus', sampler.name='exhaustive' and "
-          "estimator.columns='draws'.")
+    compatibility.check_method(self)
 
-
-def _check_choice(option, value, choices):
-  if value not in choices:
-    raise ValueError(f'{option}={value!r} is not one of {list(choices)}.')
+  @property
+  def num_negatives(self) -> int:
+    """The targets encoded per query besides its positive."""
+    return self.sampler.num_negatives + self.num_candidates

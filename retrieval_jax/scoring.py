@@ -30,8 +30,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from retrieval_jax import products
 from retrieval_jax import sharding
-from retrieval_jax.types import TargetTable, View, check_shapes
+from retrieval_jax.types import View, check_shapes
 
 BLOCK_ROWS = 64
 """g of the Gumbel draws, and what chunk_rows must be a multiple of.
@@ -47,17 +48,17 @@ _TOP_K_BLOCK_ROWS = 16
 _NEVER = -jnp.inf
 
 
-def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
-          chunk_rows: int, exclude_rows: jax.Array | None = None,
+def top_k(queries: jax.Array, view: View, k: int, *,
+          exclude_rows: jax.Array | None = None,
           ceiling: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
   """Returns the k rows of largest logit, exactly; ties go to the lowest row.
 
   Args:
     queries: [B, D], replicated or sharded over 'data'.
-    view: the table, its corrector and beta; logit = beta * <query, corrected>.
+    view: the table, its corrector and beta, logit = beta * <query, corrected>;
+      its scan has the mesh and C, rows scored at a time, a multiple of
+      `BLOCK_ROWS`.
     k: how many rows per query.
-    mesh: the mesh over whose axis 'data' the table is sharded.
-    chunk_rows: C, rows scored at a time, a multiple of `BLOCK_ROWS`.
     exclude_rows: [B, E] int32 rows that must not come out, -1 for none.
     ceiling: [B] float32; rows of larger logit must not come out either.
 
@@ -76,12 +77,11 @@ def top_k(queries: jax.Array, view: View, k: int, *, mesh: jax.sharding.Mesh,
     logits, rows = shard.inside(blocks)
     return shard.best_rows(logits, logits, rows, k)[1:]
 
-  return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows,
-                    ceiling, block_rows=_TOP_K_BLOCK_ROWS)
+  return _on_shards(select, None, queries, view, exclude_rows, ceiling,
+                    block_rows=_TOP_K_BLOCK_ROWS)
 
 
 def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
-                  mesh: jax.sharding.Mesh, chunk_rows: int,
                   exclude_rows: jax.Array | None = None
                   ) -> tuple[jax.Array, jax.Array]:
   """Returns the row of largest logit in each of k equal buckets of rows.
@@ -92,10 +92,8 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
 
   Args:
     queries: [B, D], replicated or sharded over 'data'.
-    view: the table, its corrector and beta.
+    view: see `top_k`.
     num_buckets: k, a multiple of the S shards that divides M.
-    mesh: the mesh over whose axis 'data' the table is sharded.
-    chunk_rows: C, rows scored at a time, a multiple of `BLOCK_ROWS`.
     exclude_rows: [B, E] int32 rows that must not come out, -1 for none.
 
   Returns:
@@ -109,7 +107,8 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
   Source: the public code of Lindgren et al., NeurIPS 2021 (its top_k option,
   k / S buckets on each of S replicas).
   """
-  num_rows, shards = view.table.ids.shape[0], sharding.num_shards(mesh)
+  num_rows = view.table.ids.shape[0]
+  shards = sharding.num_shards(view.scan.mesh)
   if num_buckets % shards or num_rows % num_buckets:
     raise ValueError(
         f'{num_buckets} buckets over {num_rows} rows on {shards} shards: '
@@ -131,12 +130,11 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
         *(jnp.take_along_axis(a, best, axis=2)[:, :, 0] for a in (found, rows)))
     return logits, jnp.where(logits > _NEVER, rows, -1)
 
-  return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows,
+  return _on_shards(select, None, queries, view, exclude_rows,
                     block_rows=block_rows)
 
 
 def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
-                 mesh: jax.sharding.Mesh, chunk_rows: int,
                  exclude_rows: jax.Array | None = None,
                  ceiling: jax.Array | None = None
                  ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -148,10 +146,8 @@ def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
   Args:
     key: typed PRNG key.
     queries: [B, D], replicated or sharded over 'data'.
-    view: the table, its corrector and beta.
+    view: see `top_k`.
     k: how many rows per query.
-    mesh: the mesh over whose axis 'data' the table is sharded.
-    chunk_rows: C, rows scored at a time, a multiple of `BLOCK_ROWS`.
     exclude_rows: [B, E] int32 rows outside the distribution, -1 for none.
     ceiling: [B] float32; rows of larger logit are outside of it too.
 
@@ -185,7 +181,7 @@ def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
     _, logits, rows = shard.best_rows(keys, logits, rows, k)
     return rows, logits, log_z
 
-  return _on_shards(select, key, queries, view, mesh, chunk_rows, exclude_rows,
+  return _on_shards(select, key, queries, view, exclude_rows,
                     ceiling)
 
 
@@ -217,8 +213,8 @@ def _rows_scored(num_queries, capacity, num_blocks, block_rows):
   return num_queries * capacity + again, capacity + again
 
 
-def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
-                  chunk_rows: int, exclude_rows: jax.Array | None = None
+def log_partition(queries: jax.Array, view: View, *,
+                  exclude_rows: jax.Array | None = None
                   ) -> jax.Array:
   """Returns log of the sum of exp(logit) over live, not excluded rows, [B].
 
@@ -231,12 +227,13 @@ def log_partition(queries: jax.Array, view: View, *, mesh: jax.sharding.Mesh,
             _add_sums(carry, *_block_sums(logits)), None))
     return shard.log_sum(carry)
 
-  return _on_shards(select, None, queries, view, mesh, chunk_rows, exclude_rows)
+  return _on_shards(select, None, queries, view, exclude_rows)
 
 
-def _on_shards(select: Callable, key, queries, view, mesh, chunk_rows,
-               exclude_rows, ceiling=None, *, block_rows=BLOCK_ROWS):
+def _on_shards(select: Callable, key, queries, view, exclude_rows,
+               ceiling=None, *, block_rows=BLOCK_ROWS):
   """Runs `select(shard, key)` on every shard; its results are replicated."""
+  mesh, chunk_rows = view.scan
   sizes = check_shapes({
       'queries': (queries, 'B D'), 'table.embeddings': (view.table.embeddings,
                                                         'M D'),
@@ -318,10 +315,8 @@ class _Shard:
       piece = jax.tree.map(
           lambda a: jax.lax.dynamic_slice_in_dim(a, start, self.chunk_rows),
           self.table)
-      logits = jnp.einsum(
-          'cd,bd->cb', self.correct(piece), self.queries,
-          precision=jax.lax.Precision.HIGHEST,
-          preferred_element_type=jnp.float32)
+      logits = products.inner(
+          'cd,bd->cb', self.correct(piece), self.queries)
       # Rows of other chunks, and -1, become negative or too large; negative
       # indices would wrap around, so both go past the end and are dropped.
       inside = self.exclude_rows - (self.first_row + start)
@@ -394,10 +389,8 @@ class _Shard:
       valid = jnp.take_along_axis(mine, which, axis=1)  # [B, 1]
       piece = jax.tree.map(
           lambda a: a[jnp.clip(block, 0, self.num_blocks - 1)], table)
-      found = jnp.einsum(
-          'bgd,bd->bg', self.correct(piece), self.queries,
-          precision=jax.lax.Precision.HIGHEST,
-          preferred_element_type=jnp.float32)
+      found = products.inner(
+          'bgd,bd->bg', self.correct(piece), self.queries)
       row = jnp.take_along_axis(rows, which[:, :, None], axis=1)  # [B, 1, g]
       excluded = jnp.any(
           row == self.exclude_rows[:, :, None], axis=1)  # [B, g]

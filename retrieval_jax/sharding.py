@@ -13,7 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from retrieval_jax.types import TargetTable
+from retrieval_jax.types import ByRow
 
 AXIS = 'data'
 
@@ -199,19 +199,19 @@ def put_batch(tree, mesh: jax.sharding.Mesh):
 
 
 def state_shardings(tree, mesh: jax.sharding.Mesh):
-  """Returns a tree of shardings: TargetTables over rows, the rest replicated.
+  """Returns a tree of shardings: `ByRow` parts over rows, the rest replicated.
 
   Args:
     tree: any pytree of arrays or ShapeDtypeStructs, e.g. of
       `jax.eval_shape(init)`; the result fits `jit(init, out_shardings=...)`.
     mesh: the mesh of the run.
   """
-  is_table = lambda node: isinstance(node, TargetTable)
+  by_row = lambda node: isinstance(node, ByRow)
   def sharding(node):
-    if is_table(node):
+    if by_row(node):
       return jax.tree.map(lambda _: rows(mesh), node)
     return replicated(mesh)
-  return jax.tree.map(sharding, tree, is_leaf=is_table)
+  return jax.tree.map(sharding, tree, is_leaf=by_row)
 
 
 def capacity(num_rows: int, mesh: jax.sharding.Mesh, chunk_rows: int) -> int:

@@ -24,12 +24,15 @@ def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
            replacement: str = 'lru') -> TargetTable:
   """Returns a table that holds the given targets in its first rows.
 
+  It never holds more than N: rows that fill up chunks and shards stay empty.
+
   Args:
     embeddings: [N, D], numpy, memory-mapped or jax; read one shard at a time.
-    ids: [N] int, distinct corpus ids of the rows; -1 makes an empty row.
+    ids: [N] int, distinct corpus ids of the rows; -1 makes an empty row, which
+      `push` may fill.
     mesh: mesh of the run.
     chunk_rows: rows per scanned chunk; M is rounded up to whole chunks per
-      shard, and the rows above N are empty.
+      shard, and the rows above N stay empty.
     dtype: float32 or bfloat16, of the remembered embeddings.
     step: step at which the embeddings were computed.
     rows_are_ids: whether row i holds corpus id i.
@@ -72,7 +75,7 @@ def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
       embeddings=padded(embeddings, 0, jnp.dtype(dtype)),
       ids=padded(ids, -1, integers),
       written=padded(np.full(num_rows, step), step, integers),
-      rows_are_ids=rows_are_ids)
+      rows_are_ids=rows_are_ids, capacity=num_rows)
   if replacement == 'lru':
     return TargetTable(**fields)
   # One step back: these targets were there before what `step` pushes.
@@ -98,11 +101,7 @@ def from_embeddings(embeddings, mesh: jax.sharding.Mesh, chunk_rows: int,
 
 def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
           dtype, replacement: str = 'lru') -> TargetTable:
-  """Returns a table without live rows, to be filled by `push`.
-
-  `capacity` is rounded up to whole chunks per shard; `embeddings.shape[0]` of
-  the result says how many rows it can hold.
-  """
+  """Returns a table of `capacity` empty rows, to be filled by `push`."""
   blank = np.broadcast_to(np.zeros((), np.float32), (capacity, dim))
   return create(blank, np.full(capacity, -1), mesh=mesh,
                 chunk_rows=chunk_rows, dtype=dtype, replacement=replacement)
@@ -142,12 +141,12 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
 
   Args:
     table: any table.
-    ids: [P] int32 corpus ids, P <= M.
+    ids: [P] int32 corpus ids, P <= the table's `num_slots`.
     embeddings: [P, D].
     step: [] int32.
 
   Raises:
-    ValueError: if P > M, for then some pushed target would have no row.
+    ValueError: if P is larger, for then some pushed target would have no row.
 
   Source: the update contract of Lindgren et al., NeurIPS 2021 (public code):
   oldest first by last update or by insertion (its `use_lru`), ties by lowest
@@ -160,16 +159,16 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
   if table.rows_are_ids:
     return write(table, known, embeddings, step)
   num_rows, num_pushed = table.ids.shape[0], ids.shape[0]
-  if num_pushed > num_rows:
+  if num_pushed > table.num_slots:
     raise ValueError(
-        f'push got {num_pushed} targets for a table of {num_rows} rows. Make '
-        'the memory at least as large as what is pushed in one step.')
+        f'push got {num_pushed} targets for a table of {table.num_slots} rows. '
+        'Make the memory at least as large as what is pushed in one step.')
   # Differences rather than steps, so that float32, the only dtype for which
   # top_k is fast on a CPU, holds them exactly.
-  fifo = isinstance(table, QueueTable)
-  since = table.inserted if fifo else table.written
+  since = table.inserted if isinstance(table, QueueTable) else table.written
   age = jnp.where(table.ids < 0, jnp.inf, (step - since).astype(jnp.float32))
   age = age.at[_out_of_range(known, num_rows)].set(-jnp.inf, mode='drop')
+  age = age.at[table.num_slots:].set(-jnp.inf)  # padding is never filled
   _, oldest = jax.lax.top_k(age, num_pushed)
   unique = _once(ids, jnp.iinfo(jnp.int32).max - num_pushed)
   new = (unique == ids) & (known < 0)
@@ -177,12 +176,13 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
   rows = jnp.where(new, oldest[rank].astype(jnp.int32), known)
   target = _once(rows, num_rows)
   stamp = jnp.full(ids.shape, step)
-  inserted = {} if not fifo else {'inserted': _scatter(
-      table.inserted, _once(jnp.where(new, rows, -1), num_rows), stamp)}
+  if isinstance(table, QueueTable):
+    table = dataclasses.replace(table, inserted=_scatter(
+        table.inserted, _once(jnp.where(new, rows, -1), num_rows), stamp))
   return dataclasses.replace(
       table, embeddings=_scatter(table.embeddings, target, embeddings),
       ids=_scatter(table.ids, target, ids),
-      written=_scatter(table.written, target, stamp), **inserted)
+      written=_scatter(table.written, target, stamp))
 
 
 def rows_of(table: TargetTable, ids: jax.Array) -> jax.Array:
@@ -215,7 +215,47 @@ def age(table: TargetTable, step: jax.Array | int) -> jax.Array:
 
 def num_live(table: TargetTable) -> jax.Array:
   """Returns the number of rows that hold a target, [] int32."""
+  if table.rows_are_ids and table.capacity is not None:
+    return jnp.int32(table.capacity)  # the whole corpus, without looking
   return jnp.sum(table.ids >= 0)
+
+
+def live_rows(table: TargetTable, ranks: jax.Array) -> jax.Array:
+  """Returns the rows [...] int32 of the live rows with these ranks.
+
+  Args:
+    table: any table; its live rows may lie anywhere.
+    ranks: [...] int32; 0 is the lowest live row. Of one that is not below
+      `num_live` the result means nothing.
+  """
+  if table.rows_are_ids:  # live rows come first
+    return ranks
+  count = jnp.cumsum(table.ids >= 0)
+  return jnp.searchsorted(count, ranks, side='right').astype(jnp.int32)
+
+
+def systematic_rows(key: jax.Array, table: TargetTable, num_rows: int
+                    ) -> jax.Array:
+  """Returns distinct live rows, each equally likely, [P] int32, P = num_rows.
+
+  The live rows of rank a, a + h, a + 2h, ... modulo their number n, with
+  h = floor(n / P) and a uniform: each has probability P / n, independently from
+  step to step, without sorting or permuting them (ours). Where n < P all n come
+  out, and -1 for the rest.
+
+  Args:
+    key: typed PRNG key.
+    table: any table. Padding does not enter, so neither does the mesh.
+    num_rows: P.
+  """
+  if not num_rows:
+    return jnp.zeros([0], jnp.int32)
+  live = num_live(table)
+  start = jax.random.randint(key, (), 0, jnp.maximum(live, 1))
+  place = jnp.arange(num_rows, dtype=jnp.int32)
+  ranks = start + place * jnp.maximum(live // num_rows, 1)
+  rows = live_rows(table, ranks % jnp.maximum(live, 1))
+  return jnp.where(place < live, rows, -1).astype(jnp.int32)
 
 
 def drift(stale: jax.Array, fresh: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ Dimension letters, the same everywhere:
   B  queries per step            L  tokens per text
   K  negatives drawn per query   C  table rows per scanned chunk
   J  columns a query's loss sees S  shards of the table (mesh axis 'data')
-  P  probe rows re-encoded       E  known positives listed per query (padded)
+  P  rows re-encoded on top      E  known positives listed per query (padded)
   M  table rows                  N  corpus targets
   D  embedding dimension         n  number of texts, or candidates per query
 
@@ -40,9 +40,17 @@ def register(cls):
       cls, [f.name for f in fields if f.name not in static], static)
 
 
+class ByRow:
+  """Marks a state all of whose arrays are sharded over their first axis.
+
+  A sampler whose state is too large for every device returns a registered
+  dataclass that inherits this; its first axes must be multiples of S.
+  """
+
+
 @register
 @dataclasses.dataclass(frozen=True)
-class TargetTable:
+class TargetTable(ByRow):
   """Remembered target embeddings, one row per remembered target.
 
   Attributes:
@@ -53,11 +61,20 @@ class TargetTable:
       `step - written`, so nothing but the written rows changes in a step.
     rows_are_ids: static; True when row i holds corpus id i (memory 'corpus',
       M >= N), which makes looking up an id's row free.
+    capacity: static; rows that can hold a target. Those above are padding for
+      the mesh and stay empty. None: all M.
   """
   embeddings: jax.Array
   ids: jax.Array
   written: jax.Array
   rows_are_ids: bool = dataclasses.field(metadata={'static': True})
+  capacity: int | None = dataclasses.field(
+      default=None, metadata={'static': True})
+
+  @property
+  def num_slots(self) -> int:
+    """The number of rows that can hold a target."""
+    return self.ids.shape[0] if self.capacity is None else self.capacity
 
 
 @register
@@ -69,7 +86,18 @@ class QueueTable(TargetTable):
     inserted: [M@data] int32, step at which the row's target came in, which
       rewriting its embedding does not change.
   """
-  inserted: jax.Array
+  inserted: jax.Array = dataclasses.field(kw_only=True)
+
+
+class Scan(NamedTuple):
+  """How a table is scanned; made once per run.
+
+  Attributes:
+    mesh: the mesh whose axis 'data' shards the table's rows.
+    chunk_rows: C, rows scored at a time on each shard; divides its rows.
+  """
+  mesh: jax.sharding.Mesh
+  chunk_rows: int
 
 
 class View(NamedTuple):
@@ -80,13 +108,34 @@ class View(NamedTuple):
     correct: maps any slice of the table (a TargetTable whose arrays have
       leading shape [...]) to its present embeddings [..., D] float32.
     scale: [] float32, beta: fixed or learned.
-    positive_rows: [B] int32, the row of each query's positive, -1 where it is
-      not remembered; None where nobody asks for it.
+    scan: how to go over the rows.
   """
   table: TargetTable
   correct: Callable[[TargetTable], jax.Array]
   scale: jax.Array
-  positive_rows: jax.Array | None = None
+  scan: Scan
+
+
+class Request(NamedTuple):
+  """For what a step asks a sampler for negatives.
+
+  Attributes:
+    queries: [B, D] float32, by the present parameters.
+    query_ids: [B] int32.
+    exclude_rows: [B, E] int32, rows that must not be drawn for the query (its
+      known positives and explicit candidates), -1 for none.
+    exclude_ids: [B, E] int32, the corpus ids of the same, for samplers that
+      draw ids.
+    positive_rows: [B] int32, the row of each query's positive, -1 where it is
+      not remembered.
+    step: [] int32, number of finished steps.
+  """
+  queries: jax.Array
+  query_ids: jax.Array
+  exclude_rows: jax.Array
+  exclude_ids: jax.Array
+  positive_rows: jax.Array
+  step: jax.Array
 
 
 @register
@@ -157,11 +206,36 @@ class Batch:
     return 0 if self.candidates is None else self.candidates.ids.shape[1]
 
 
-class Observation(NamedTuple):
-  """What one step lets a corrector learn from; nothing here has a gradient.
+class Rows(NamedTuple):
+  """Some targets of a step: where the memory has them, and what they are now.
 
-  The rows are those that the step encoded anyway (draws, refreshed rows,
-  positives) and the corrector's anchors; one may come several times.
+  Attributes:
+    rows: [P] int32, -1 where the memory does not hold the target.
+    fresh: [P, D] float32, encoded with the step's parameters.
+  """
+  rows: jax.Array
+  fresh: jax.Array
+
+
+class Encoded(NamedTuple):
+  """All targets that a step encodes, by the reason why.
+
+  Attributes:
+    drawn: B * K draws and explicit candidates, for the loss.
+    refreshed: rows that are re-encoded to renew the memory.
+    anchors: rows that are encoded for the corrector to learn from.
+    positives: B, the batch's.
+  """
+  drawn: Rows
+  refreshed: Rows
+  anchors: Rows
+  positives: Rows
+
+
+class Observation(NamedTuple):
+  """What one step lets correctors and samplers learn from; without gradient.
+
+  The rows are all those of `Encoded`, in its order; one may come several times.
 
   Attributes:
     stale: TargetTable slice of P rows as they stood before the step's writes.
@@ -179,14 +253,94 @@ class Observation(NamedTuple):
   step: jax.Array
 
 
+class Episode(NamedTuple):
+  """What a sampler may build itself anew from, when the memory was renewed.
+
+  Lives on the host. Embedding costs are on the meter.
+
+  Attributes:
+    step: int, number of finished steps.
+    view: View of the new table, which is of the present parameters.
+    embed_queries: query ids [n] int -> [n, D] float32 numpy.
+    embed_targets: corpus ids [n] int -> [n, D] float32 numpy.
+    known_positives: query ids [n] int -> [n, E] int32 corpus ids, padded
+      with -1.
+  """
+  step: int
+  view: View
+  embed_queries: Callable[[Any], Any]
+  embed_targets: Callable[[Any], Any]
+  known_positives: Callable[[Any], Any]
+
+
+class Fresh(NamedTuple):
+  """What a step encoded for its loss; gradients flow through all of it.
+
+  Attributes:
+    queries: [B, D] float32.
+    positives: [B, D] float32.
+    negatives: [B, K, D] float32, of the draws, then of the candidates.
+    scale: [] float32, beta.
+    negative_tokens: [B, K, L] int32 where the objective reads tokens, else
+      None. Those of queries and positives are in the batch.
+  """
+  queries: jax.Array
+  positives: jax.Array
+  negatives: jax.Array
+  scale: jax.Array
+  negative_tokens: jax.Array | None = None
+
+
+class Memory(Protocol):
+  """Which targets are remembered, and where. Frozen and hashable.
+
+  Its state is a TargetTable in the TrainState, which the other methods take and
+  return.
+
+  Attributes:
+    kind: its name in the config.
+    num_slots: rows that can hold a target, over all devices.
+    holds_corpus: whether every target is remembered, target i in row i.
+    chunk_rows: C of its scans.
+  """
+  @property
+  def kind(self) -> str: ...
+  @property
+  def num_slots(self) -> int: ...
+  @property
+  def holds_corpus(self) -> bool: ...
+  @property
+  def chunk_rows(self) -> int: ...
+
+  def first_ids(self, num_targets: int, seed: int) -> Any:
+    """Returns the corpus ids [n] that it holds before step 0, numpy."""
+
+  def create(self, embeddings: Any, ids: Any, *, dim: int,
+             mesh: jax.sharding.Mesh, step: int = 0) -> TargetTable:
+    """Returns the table that holds `ids` [n] with `embeddings` [n, dim]."""
+
+  def take(self, table: TargetTable, rows: jax.Array) -> TargetTable:
+    """Returns the slice at rows [...], with id -1 where a row is -1."""
+
+  def rows_of(self, table: TargetTable, ids: jax.Array) -> jax.Array:
+    """Returns the rows [...] of corpus ids [...], -1 where there is none."""
+
+  def write(self, table: TargetTable, rows: jax.Array, embeddings: jax.Array,
+            step: jax.Array) -> TargetTable:
+    """Overwrites rows [P] with embeddings [P, D]; -1 is ignored."""
+
+  def push(self, table: TargetTable, ids: jax.Array, embeddings: jax.Array,
+           step: jax.Array) -> TargetTable:
+    """Remembers corpus ids [P] with embeddings [P, D]; -1 is ignored."""
+
+
 class Corrector(Protocol):
   """Moves stale rows to the present. Frozen and hashable; state is a pytree.
 
-  `num_anchors` uniform rows are encoded at each step for `update` alone;
-  `reset_on_refresh` asks for a new `init` once the whole table is re-encoded.
+  `num_anchors` uniform rows are encoded at each step for `update` alone.
   """
-  num_anchors: int
-  reset_on_refresh: bool
+  @property
+  def num_anchors(self) -> int: ...
 
   def init(self, key: jax.Array, dim: int) -> Any:
     """Returns the state for embeddings of dimension `dim`; identity at init."""
@@ -196,40 +350,111 @@ class Corrector(Protocol):
 
   def update(self, state: Any, observation: Observation
              ) -> tuple[Any, Mapping[str, jax.Array]]:
-    """Returns the state after one observation, and scalars to log."""
+    """Returns the state after one observation, and scalars to log.
+
+    An observation whose mask is all False leaves an identity the identity.
+    """
+
+  def rebuild(self, state: Any, key: jax.Array, dim: int) -> Any:
+    """Returns the state to go on with once the whole table was re-encoded."""
+
+  def flops_per_row(self, dim: int) -> float:
+    """Returns the FLOPs of `apply` per row, for the meter."""
+
+  def flops_per_update(self, num_rows: int, num_queries: int, dim: int
+                       ) -> float:
+    """Returns the FLOPs of `update` on so many observed rows."""
 
 
 class Sampler(Protocol):
-  """Chooses negatives. Frozen and hashable.
+  """Chooses negatives. Frozen and hashable; `samplers.Stateless` has defaults.
 
-  `num_negatives` is K. `gives_log_q` says whether `log_q` is the log
-  probability of a draw that may hit any live row, which `sampled_softmax`
-  needs; `gives_log_z` says whether the sampler scores the whole table and draws
-  from exp(logits - log_z) one row after the other, without replacement, which
-  `cache_gradient` needs.
+  Attributes:
+    num_negatives: K.
+    gives: what a Proposal of it holds, of
+      'log_q': the log probability of a draw that may hit any live row;
+      'log_z': it scores the whole table and draws from exp(logits - log_z) one
+        row after the other, without replacement;
+      'every_row': the batch's draws together are every row.
+    draws_from_memory: False for one that draws corpus ids, with rows -1 (the
+      step looks them up).
+    on_host: True for one that runs on the host between two compiled parts of a
+      step: its state is numpy, never traced or donated, its request and view
+      hold concrete arrays, and its proposal may be numpy.
+    reads_embeddings: whether its choice depends on what is remembered.
   """
-  num_negatives: int
-  gives_log_q: bool
-  gives_log_z: bool
+  @property
+  def num_negatives(self) -> int: ...
+  @property
+  def gives(self) -> frozenset[str]: ...
+  @property
+  def draws_from_memory(self) -> bool: ...
+  @property
+  def on_host(self) -> bool: ...
+  @property
+  def reads_embeddings(self) -> bool: ...
 
-  def propose(self, key: jax.Array, queries: jax.Array,
-              exclude_rows: jax.Array, view: View) -> Proposal:
-    """Returns negatives for queries [B, D]; exclude_rows is [B, E] int32."""
+  def init(self, key: jax.Array, view: View) -> Any:
+    """Returns the state before step 0: a pytree, replicated but for `ByRow`."""
+
+  def propose(self, state: Any, key: jax.Array, request: Request, view: View
+              ) -> Proposal:
+    """Returns K negatives for each query of the request."""
+
+  def update(self, state: Any, observation: Observation
+             ) -> tuple[Any, Mapping[str, jax.Array]]:
+    """Returns the state after a step's observation, and scalars to log."""
+
+  def rebuild(self, state: Any, key: jax.Array, episode: Episode) -> Any:
+    """Returns the state to go on with once the memory was renewed."""
+
+  def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
+    """Returns what one `propose` over M = capacity rows costs, for the meter.
+
+    Returns:
+      The products <query, row> that it takes, and the rows that it corrects.
+    """
 
 
-class Estimator(Protocol):
-  """Turns fresh logits into a surrogate whose gradient is the method's."""
+class Objective(Protocol):
+  """What fresh embeddings become: a loss. Frozen and hashable.
 
-  def __call__(self, positive: jax.Array, negative: jax.Array,
-               mask: jax.Array, proposal: Proposal
-               ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """Returns the surrogate [B] and metrics [B]; 'nll' is always there.
+  Attributes:
+    needs: what must be given to it, of 'log_q', 'log_z', 'every_row' (by the
+      sampler), 'own_columns', 'negatives' and 'teacher' (by the data or the
+      method); see `compatibility`.
+    reads_tokens: whether it wants the tokens of the draws beside their
+      embeddings.
+  """
+  @property
+  def needs(self) -> frozenset[str]: ...
+  @property
+  def reads_tokens(self) -> bool: ...
+
+  def init(self, key: jax.Array) -> Params:
+    """Returns its own parameters, trained with the encoders'; {} for none."""
+
+  def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
+            dim: int) -> float:
+    """Returns the FLOPs of the loss of a batch, without a gradient.
 
     Args:
-      positive: [B] float32, fresh logits of the true targets.
-      negative: [B, J] float32, fresh logits of the columns each query sees.
-      mask: [B, J] bool, False for columns that must not count.
-      proposal: the draw; nothing in it carries gradient.
+      batch_size: B.
+      num_negatives: K, draws and candidates of a query.
+      num_candidates: n of them are candidates.
+      dim: D.
+    """
+
+  def __call__(self, params: Params, fresh: Fresh, batch: Batch,
+               proposal: Proposal
+               ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Returns the loss [B] float32, and scalars [] float32 to log.
+
+    Args:
+      params: its own.
+      fresh: what the step encoded.
+      batch: the step's.
+      proposal: the draws and candidates; nothing in it carries gradient.
     """
 
 
@@ -246,9 +471,10 @@ def check_shapes(named: Mapping[str, tuple[jax.Array, str]]) -> dict[str, int]:
   Raises:
     ValueError: naming the argument, the letter and both sizes.
   """
-  sizes, first_seen = {}, {}
-  for name, (array, letters) in named.items():
-    letters = letters.split()
+  sizes: dict[str, int] = {}
+  first_seen: dict[str, str] = {}
+  for name, (array, shape) in named.items():
+    letters = shape.split()
     if len(array.shape) != len(letters):
       raise ValueError(
           f'{name} has shape {tuple(array.shape)}, expected '

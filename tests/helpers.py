@@ -6,8 +6,9 @@ import numpy as np
 import optax
 
 from retrieval_jax import correctors
-from retrieval_jax import distillation as distillations
+from retrieval_jax import memories
 from retrieval_jax import method as methods
+from retrieval_jax import objectives
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
@@ -82,24 +83,86 @@ def table(mesh, stale_params=None, dtype='float32'):
       chunk_rows=CHUNK_ROWS, dtype=dtype)
 
 
-def gumbel(mesh, num_negatives=2):
-  return samplers.Gumbel(num_negatives, CHUNK_ROWS, mesh)
+def gumbel(num_negatives=2):
+  return samplers.Gumbel(num_negatives)
 
 
-def method(sampler, *, memory='corpus', estimator='truncated_softmax',
-           columns='own', num_candidates=0, ceiling=None, distillation='none',
+def ring(capacity=CHUNK_ROWS, chunk_rows=CHUNK_ROWS):
+  return memories.Ring(capacity, 'lru', False, 'float32', chunk_rows)
+
+
+MEMORIES = {'none': memories.Nothing(), 'ring': ring(),
+            'corpus': memories.Corpus(NUM_TARGETS, 'float32', CHUNK_ROWS)}
+
+
+def objective(estimator='truncated_softmax', columns='own', ceiling=None,
+              distillation=None):
+  """Returns the Contrastive, under a teacher where a kind of one is given."""
+  inner = objectives.Contrastive(estimator, columns, ceiling)
+  if distillation is None:
+    return inner
+  return objectives.Distilled(inner, objectives.Distillation(distillation))
+
+
+def method(sampler, *, memory='corpus', corrector=correctors.Identity(),
+           num_candidates=0, estimator='truncated_softmax', columns='own',
+           ceiling=None, distillation=None, targets=methods.Targets(),
            **refresh):
   return methods.Method(
-      memory=memory, corrector=correctors.Identity(), sampler=sampler,
-      estimator=estimator, columns=columns, refresh=methods.Refresh(**refresh),
-      num_candidates=num_candidates, ceiling=ceiling,
-      distillation=distillations.Distillation(distillation))
+      memory=MEMORIES.get(memory, memory), corrector=corrector, sampler=sampler,
+      objective=objective(estimator, columns, ceiling, distillation),
+      refresh=methods.Refresh(**refresh), targets=targets,
+      num_candidates=num_candidates)
+
+
+def linear(**options):
+  return correctors.Linear(**(dict(
+      fit='ridge', ridge=2e-5, decay=1.0, num_anchors=0, use_after=0,
+      keep_norm=True, reset_on_refresh=True) | options))
+
+
+def scan(mesh):
+  return types.Scan(mesh, CHUNK_ROWS)
+
+
+def request(queries, table_, *, exclude=None, positives=None, step=0):
+  """Returns the Request of queries [B, D] for rows of a table.
+
+  Args:
+    queries: [B, D].
+    table_: a TargetTable.
+    exclude: [B, E] corpus ids that must not be drawn; none by default.
+    positives: [B] corpus ids; not remembered by default.
+    step: of the request.
+  """
+  size = len(queries)
+  nothing = np.full((size, 1), -1, np.int32)
+  ids = jnp.asarray(nothing if exclude is None else exclude, jnp.int32)
+  positives = nothing[:, 0] if positives is None else positives
+  return types.Request(
+      queries=jnp.asarray(queries), query_ids=jnp.arange(size),
+      exclude_rows=tables.rows_of(table_, ids), exclude_ids=ids,
+      positive_rows=tables.rows_of(table_, jnp.asarray(positives, jnp.int32)),
+      step=jnp.int32(step))
 
 
 def _own_part(array):
   """Returns the rows of a global batch that this process contributes."""
   size = len(array) // jax.process_count()
   return array[jax.process_index() * size:(jax.process_index() + 1) * size]
+
+
+def copy(tree):
+  """Returns the same arrays in other buffers, as `init_state` takes over."""
+  return jax.tree.map(jnp.copy, tree)
+
+
+def update(train_step, state, on_device, draws, mesh):
+  """Returns (state, metrics) after the second half of a step."""
+  put = lambda tree: sharding.put_batch(jax.tree.map(_own_part, tree), mesh)
+  return jax.block_until_ready(train_step.update(
+      state, on_device, draws, put(gather(draws.negative_ids)),
+      put(gather(draws.probe_ids))))
 
 
 def train(method_, mesh, *, num_steps, start=None, start_step=0, seed=0,
@@ -111,21 +174,17 @@ def train(method_, mesh, *, num_steps, start=None, start_step=0, seed=0,
       encoders, method_, optimizer, mesh=mesh, seed=seed)
   state = start
   if state is None:
-    state = train_step.init_state(
-        first_params or params(),
-        table_ if table_ is not None else table(mesh, stale_params))
+    first = table(mesh, stale_params) if table_ is None else copy(table_)
+    state = train_step.init_state(first_params or params(), first)
   put = lambda tree: sharding.put_batch(jax.tree.map(_own_part, tree), mesh)
   history = []
   for step in range(start_step, num_steps):
     on_device = put(
         batch(step, num_candidates=method_.num_candidates))
-    proposal, probe_rows, negative_ids, probe_ids = train_step.propose(
-        state, on_device)
+    draws = train_step.propose(state, on_device)
     if each:
-      each(state, proposal, probe_rows)
-    state, metrics = train_step.update(
-        state, on_device, proposal, probe_rows, put(gather(negative_ids)),
-        put(gather(probe_ids)))
-    jax.block_until_ready(state)
+      each(state, draws.proposal, jnp.concatenate(
+          [draws.refresh_rows, draws.anchor_rows]))
+    state, metrics = update(train_step, state, on_device, draws, mesh)
     history.append(jax.device_get(metrics))
   return state, history

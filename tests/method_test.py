@@ -1,34 +1,29 @@
 """Combinations that cannot work are refused when they are built."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from retrieval_jax import correctors
-from retrieval_jax import distillation
+from retrieval_jax import memories
 from retrieval_jax import method as methods
 from retrieval_jax import samplers
-from retrieval_jax import sharding
+from tests import helpers
 
 
-def build(**changes):
-  gumbel = samplers.Gumbel(1, 8, sharding.make_mesh(1))
-  options = dict(
-      memory='corpus', corrector=correctors.Identity(), sampler=gumbel,
-      estimator='truncated_softmax', columns='own', refresh=methods.Refresh())
-  return methods.Method(**(options | changes))
+def build(*, sampler=samplers.Gumbel(1), refresh=methods.Refresh(), **options):
+  return helpers.method(sampler, **options, **dataclasses.asdict(refresh))
 
 
 class MethodTest(parameterized.TestCase):
 
   def test_equal_choices_are_equal_and_hashable(self):
-    # Both are kept: jax interns meshes, whose hash lives as long as they do.
     one, other = build(), build()
     self.assertEqual(one, other)
     self.assertEqual(hash(one), hash(other))
     self.assertIn("estimator='truncated_softmax'", repr(build()))
 
   @parameterized.named_parameters(
-      ('memory', dict(memory='disk'), "memory.kind='disk' is not one of"),
       ('estimator', dict(estimator='mse'), "estimator.name='mse' is not one"),
       ('columns', dict(columns='both'), "estimator.columns='both' is not one"),
       ('draws_from_nothing', dict(memory='none'), 'nothing to draw from'),
@@ -38,13 +33,12 @@ class MethodTest(parameterized.TestCase):
        'data.num_candidates=-1 must be a number'),
       ('candidates_without_a_probability', dict(
           estimator='cache_gradient', num_candidates=1),
-       "data.num_candidates changes .*'cache_gradient' is right for all that"),
+       'data.num_candidates changes .* is right for all that'),
       ('ceiling_of_draws', dict(
           estimator='sampled_softmax', ceiling=samplers.Ceiling(0.9, None)),
        'estimator.max_share or min_margin changes the columns'),
-      ('teacher_of_nothing', dict(
-          distillation=distillation.Distillation('kl')),
-       "distillation.kind='kl' .* needs data.num_candidates"),
+      ('teacher_of_nothing', dict(distillation='kl'),
+       'distillation.kind .* needs data.num_candidates'),
       ('write_back_nothing', dict(
           sampler=samplers.NoNegatives(), columns='positives',
           refresh=methods.Refresh(write_back=True)), 'needs drawn rows'),
@@ -56,14 +50,15 @@ class MethodTest(parameterized.TestCase):
       ('own_draws', dict(estimator='cache_gradient', columns='all'),
        "columns='own'"),
       ('log_q', dict(estimator='sampled_softmax', columns='all'),
-       'log q of every column'),
+       "columns='own'"),
       ('source', dict(targets=methods.Targets('frozen'), memory='ring',
                       refresh=methods.Refresh(push=True)),
        "targets.source='frozen' .* memory.kind='corpus'"),
       ('moved_source', dict(targets=methods.Targets('rows', 0.1),
                             refresh=methods.Refresh(write_back=True)),
        'all of refresh off'),
-      ('full', dict(estimator='full_softmax'), "sampler.name='exhaustive'"))
+      ('full', dict(estimator='full_softmax', columns='draws'),
+       "sampler.name='exhaustive'"))
   def test_refuses(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       build(**changes)
@@ -74,10 +69,9 @@ class MethodTest(parameterized.TestCase):
                    columns=columns, num_candidates=1)
     self.assertIn('num_candidates=1', repr(method))
 
-  @parameterized.parameters(False, True)
-  def test_a_shortlist_has_log_z_but_no_log_q_of_every_row(self, bucketed):
-    sampler = samplers.ShortlistGumbel(3, 8, bucketed, 64,
-                                       sharding.make_mesh(1))
+  @parameterized.parameters(samplers.ShortlistGumbel, samplers.BucketedGumbel)
+  def test_a_shortlist_has_log_z_but_no_log_q_of_every_row(self, kind):
+    sampler = kind(3, 8)
     build(sampler=sampler, estimator='cache_gradient')
     with self.assertRaisesRegex(ValueError, 'log q of every column'):
       build(sampler=sampler, estimator='sampled_softmax')
@@ -97,10 +91,21 @@ class MethodTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       methods.Targets(*options)
 
-  def test_number_of_probes_is_a_multiple_of_the_shards(self):
-    refresh = methods.Refresh(fraction=0.01)
-    self.assertEqual(refresh.num_probes(1000, 8), 16)
-    self.assertEqual(methods.Refresh().num_probes(1000, 8), 0)
+  def test_a_fraction_is_of_the_rows_that_hold_targets(self):
+    self.assertEqual(methods.Refresh(fraction=0.01).num_rows(1049), 10)
+    self.assertEqual(methods.Refresh().num_rows(1000), 0)
+    with self.assertRaisesRegex(
+        ValueError, r'fraction=0.0001 of 1000 .* take at least 0.001'):
+      methods.Refresh(fraction=1e-4).num_rows(1000)
+
+  def test_rows_that_are_not_there_are_refused(self):
+    with self.assertRaisesRegex(
+        ValueError, 'num_anchors=57 exceeds the 56 rows'):
+      build(corrector=helpers.linear(num_anchors=57))
+    with self.assertRaisesRegex(ValueError, 'less than one row per step'):
+      build(refresh=methods.Refresh(fraction=0.001))
+    with self.assertRaisesRegex(ValueError, 'capacity=0 must be the number'):
+      memories.Ring(0, 'lru', False, 'float32', 64)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from retrieval_jax import scoring, sharding, table
-from retrieval_jax.types import View
+from retrieval_jax.types import Scan, View
 
 NUM_TARGETS, DIM, NUM_QUERIES, BETA = 700, 8, 6, 3.
 
@@ -28,6 +28,12 @@ def _data():
       best[:, 1], np.full(NUM_QUERIES, -1), best[:, 0], best[:, 300]], axis=1)
   exclude[0] = -1
   return targets, queries, exclude.astype(np.int32), weight
+
+
+def plain_view(rows, mesh, *, chunk_rows=64, scale=1.0):
+  """Returns the View of a table as it is."""
+  return View(rows, lambda rows: rows.embeddings, jnp.float32(scale),
+              Scan(mesh, chunk_rows))
 
 
 def _logits(dtype='float32', exclude=True, gaps=True):
@@ -55,8 +61,8 @@ def _kernels(devices, chunk_rows, dtype='float32', k=9, shard_queries=False):
   @jax.jit
   def run(key, queries, rows, weight, scale, exclude):
     correct = lambda rows: rows.embeddings.astype(jnp.float32) @ weight
-    view = View(rows, correct, scale)
-    options = dict(mesh=mesh, chunk_rows=chunk_rows, exclude_rows=exclude)
+    view = View(rows, correct, scale, Scan(mesh, chunk_rows))
+    options = dict(exclude_rows=exclude)
     return (scoring.top_k(queries, view, k, **options),
             scoring.gumbel_top_k(key, queries, view, k, **options),
             scoring.log_partition(queries, view, **options))
@@ -96,9 +102,9 @@ class BruteForceTest(parameterized.TestCase):
   def test_ties_go_to_the_lowest_row(self):
     mesh = sharding.make_mesh(2)
     rows = table.from_embeddings(np.ones((256, 4)), mesh, 64, 'float32')
-    view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
+    view = plain_view(rows, mesh)
     _, found = scoring.top_k(
-        jnp.ones((2, 4)), view, 5, mesh=mesh, chunk_rows=64,
+        jnp.ones((2, 4)), view, 5,
         exclude_rows=jnp.asarray([[1, 3], [-1, -1]], jnp.int32))
     np.testing.assert_array_equal(found, [[0, 2, 4, 5, 6], [0, 1, 2, 3, 4]])
 
@@ -110,8 +116,8 @@ class BruteForceTest(parameterized.TestCase):
 
     @jax.jit
     def run(key, queries, exclude):
-      view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
-      options = dict(mesh=mesh, chunk_rows=64, exclude_rows=exclude)
+      view = plain_view(rows, mesh)
+      options = dict(exclude_rows=exclude)
       return (scoring.top_k(queries, view, 150, **options),
               scoring.gumbel_top_k(key, queries, view, 150, **options))
 
@@ -132,9 +138,9 @@ class BruteForceTest(parameterized.TestCase):
     mesh = sharding.make_mesh(1)
     rows = table.from_embeddings(
         np.linspace(-1, 1, 64)[:, None], mesh, 64, 'float32')
-    view = View(rows, lambda rows: rows.embeddings, jnp.float32(1e4))
+    view = plain_view(rows, mesh, scale=1e4)
     drawn, logits, log_z = scoring.gumbel_top_k(
-        jax.random.key(0), jnp.ones((3, 1)), view, 4, mesh=mesh, chunk_rows=64)
+        jax.random.key(0), jnp.ones((3, 1)), view, 4)
     np.testing.assert_array_equal(drawn, [[63, 62, 61, 60]] * 3)
     np.testing.assert_allclose(log_z, 1e4, rtol=1e-6)
     self.assertTrue(np.all(np.isfinite(logits)))
@@ -163,10 +169,9 @@ class InvarianceTest(parameterized.TestCase):
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def run(key, queries, rows):
-      view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
-      return (scoring.top_k(queries, view, 8, mesh=mesh, chunk_rows=256),
-              scoring.gumbel_top_k(
-                  key, queries, view, 8, mesh=mesh, chunk_rows=256))
+      view = plain_view(rows, mesh, chunk_rows=256)
+      return (scoring.top_k(queries, view, 8),
+              scoring.gumbel_top_k(key, queries, view, 8))
 
     memory = jax.jit(run).lower(
         key, jax.ShapeDtypeStruct((num_queries, 4), jnp.float32), rows
@@ -231,10 +236,9 @@ def _pair_p_value(devices, num_draws=8192):
   logits[chosen] = rng.normal(size=len(chosen))
   mesh = sharding.make_mesh(devices)
   rows = table.from_embeddings(logits[:, None], mesh, 64, 'float32')
-  view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
+  view = plain_view(rows, mesh)
   drawn, _, _ = jax.jit(lambda key: scoring.gumbel_top_k(
-      key, jnp.ones((num_draws, 1)), view, 2, mesh=mesh, chunk_rows=64))(
-          jax.random.key(4))
+      key, jnp.ones((num_draws, 1)), view, 2))(jax.random.key(4))
   p = np.exp(logits[chosen]) / np.sum(np.exp(logits[chosen]))
   expected = p[:, None] * p[None] / (1 - p[:, None])
   expected = num_draws * expected * (1 - np.eye(len(p)))
@@ -285,9 +289,8 @@ class ErrorTest(absltest.TestCase):
   def _top_k(self, queries, mesh_of_table=1, chunk_rows=64):
     rows = table.from_embeddings(
         np.zeros((64, 4)), sharding.make_mesh(mesh_of_table), 64, 'float32')
-    view = View(rows, lambda rows: rows.embeddings, jnp.ones(()))
-    return scoring.top_k(queries, view, 2, mesh=sharding.make_mesh(2),
-                         chunk_rows=chunk_rows)
+    return scoring.top_k(queries, plain_view(
+        rows, sharding.make_mesh(2), chunk_rows=chunk_rows), 2)
 
   def test_part_chunks_name_both_numbers_and_what_to_do(self):
     with self.assertRaisesRegex(

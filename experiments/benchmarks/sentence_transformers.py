@@ -20,6 +20,7 @@ profit from `runtime.configure_allocator`.
 Linux only where --threads is given.
 """
 
+from retrieval_jax import files
 from retrieval_jax import runtime
 
 runtime.configure_allocator()  # Before jax is imported; see there.
@@ -41,7 +42,6 @@ from retrieval_jax import factory
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data.readers import wordnet_files
-from retrieval_jax.evaluation import trec
 from retrieval_jax.models import pretrained
 
 LOSS_TOLERANCE = 1e-4
@@ -474,7 +474,7 @@ def main(argv, options=flags.FLAGS):
       for dtype in ours for size in theirs]
   print(to_markdown(results['speed']))
   if options.out:
-    trec.write_text(options.out, json.dumps(results, indent=2) + '\n')
+    files.write_text(options.out, json.dumps(results, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,37 +1,47 @@
 """The corrector that trusts the memory as it is."""
 
 import dataclasses
+from collections.abc import Mapping
 
+import jax
 from jax import numpy as jnp
+
+from retrieval_jax import types
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
   """Leaves stale rows where they are: what every corrector must beat."""
   num_anchors = 0
-  reset_on_refresh = False
 
-  def init(self, key, dim):
+  def init(self, key: jax.Array, dim: int) -> tuple[()]:
     """Returns the empty state."""
     del key, dim
     return ()
 
-  def apply(self, state, rows):
+  def apply(self, state: tuple[()], rows: types.TargetTable) -> jax.Array:
     """Returns `rows.embeddings` [..., D] as float32."""
     del state
     return rows.embeddings.astype(jnp.float32)
 
-  def update(self, state, observation):
-    """Returns the state unchanged and nothing to log."""
+  def update(self, state: tuple[()], observation: types.Observation
+             ) -> tuple[tuple[()], Mapping[str, jax.Array]]:
+    """Returns the empty state, and nothing to log."""
     del observation
     return state, {}
 
-  def flops_per_row(self, dim):
+  def rebuild(self, state: tuple[()], key: jax.Array, dim: int) -> tuple[()]:
+    """Returns the empty state."""
+    del key, dim
+    return state
+
+  def flops_per_row(self, dim: int) -> float:
     """Returns the FLOPs of `apply` per row."""
     del dim
     return 0.
 
-  def flops_per_update(self, num_rows, num_queries, dim):
+  def flops_per_update(self, num_rows: int, num_queries: int, dim: int
+                       ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows."""
     del num_rows, num_queries, dim
     return 0.

@@ -1,14 +1,26 @@
 """The best linear map from stale to fresh rows, in closed form."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 from jax import numpy as jnp
 
 from retrieval_jax import types
+from retrieval_jax.correctors import learned
 from retrieval_jax.correctors import maps
 
 FITS = ('ridge', 'procrustes')
+
+
+def least_ridge(dim: int) -> float:
+  """Returns the least penalty that float32 resolves at D = `dim`, 1e-6 D.
+
+  Below about 2e-7 D the Cholesky factorisation of sums of few pairs fails
+  (measured: D = 16 to 1024, 2 to D / 4 pairs, on a line or in general
+  position).
+  """
+  return 1e-6 * dim
 
 
 @types.register
@@ -21,14 +33,16 @@ class LinearState:
       identity.
     inputs: [D + 1, D + 1], running sum of x x^T, x = (v, 1).
     outputs: [D + 1, D], running sum of x (g - v)^T.
+    num_updates: [] int32, observations so far.
   """
   matrix: jax.Array
   inputs: jax.Array
   outputs: jax.Array
+  num_updates: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(learned.Learned):
   """Fits h(v) = A v + b to the (stale, fresh) pairs seen so far.
 
   The pairs enter through two sums, in which a pair's weight w decays by `decay`
@@ -45,49 +59,58 @@ class Linear:
 
   Attributes:
     fit: 'ridge' or 'procrustes'.
-    ridge: penalty, relative; of 'ridge' only.
+    ridge: penalty, relative; at least `least_ridge(D)`.
     decay: weight that the sums keep from one step to the next, in (0, 1].
-    num_anchors: rows drawn uniformly and encoded at each step for the fit.
-    keep_norm: rescale h(v) to the norm of v.
-    reset_on_refresh: whether to forget all pairs after the whole table was
-      re-encoded.
+    num_anchors, use_after, keep_norm, reset_on_refresh: see `Learned`.
   """
   fit: str
   ridge: float
   decay: float
   num_anchors: int
+  use_after: int
   keep_norm: bool
   reset_on_refresh: bool
 
   def __post_init__(self):
     if self.fit not in FITS:
       raise ValueError(f'corrector.fit={self.fit!r} is not one of {FITS}.')
-    if not self.ridge >= 1e-6:
+    if not self.ridge > 0:
       raise ValueError(
-          f'corrector.ridge={self.ridge} must be at least 1e-6, what float32 '
-          'resolves: before D pairs are seen nothing else fixes the map.')
+          f'corrector.ridge={self.ridge} must be positive: before D pairs are '
+          'seen nothing else fixes the map.')
     if not 0 < self.decay <= 1:
       raise ValueError(f'corrector.decay={self.decay} must lie in (0, 1].')
-    if self.num_anchors < 0:
-      raise ValueError(
-          f'corrector.num_anchors={self.num_anchors} must be at least 0.')
+    learned.check_range('num_anchors', self.num_anchors, 0)
+    learned.check_range('use_after', self.use_after, 0)
 
-  def init(self, key, dim):
-    """Returns a LinearState that has seen nothing: the identity."""
+  def init(self, key: jax.Array, dim: int) -> LinearState:
+    """Returns the state that has seen nothing: the identity.
+
+    Raises:
+      ValueError: if `ridge` is too small for this many dimensions.
+    """
     del key
+    if self.ridge < least_ridge(dim):
+      raise ValueError(
+          f'corrector.ridge={self.ridge} must be at least '
+          f'{least_ridge(dim):.1e} for embeddings of {dim} dimensions, what '
+          'float32 resolves: before D pairs are seen nothing else fixes the '
+          'map.')
     return LinearState(
         matrix=jnp.zeros((dim + 1, dim)),
         inputs=jnp.zeros((dim + 1, dim + 1)),
-        outputs=jnp.zeros((dim + 1, dim)))
+        outputs=jnp.zeros((dim + 1, dim)),
+        num_updates=jnp.zeros([], jnp.int32))
 
-  def apply(self, state, rows):
+  def moved(self, state: LinearState, rows: types.TargetTable) -> jax.Array:
     """Returns A v + b [..., D] float32, of the norm of v if `keep_norm`."""
     stale = rows.embeddings.astype(jnp.float32)
     residual = maps.affine(stale, state.matrix[:-1], state.matrix[-1])
     return (maps.moved(stale, residual) if self.keep_norm
             else stale + residual)
 
-  def update(self, state, observation):
+  def update(self, state: LinearState, observation: types.Observation
+             ) -> tuple[LinearState, Mapping[str, jax.Array]]:
     """Returns the state that also fits this observation; nothing to log."""
     stale = observation.stale.embeddings.astype(jnp.float32)
     inputs = jnp.concatenate([stale, jnp.ones((len(stale), 1))], axis=1)
@@ -95,7 +118,13 @@ class Linear:
     inputs = self.decay * state.inputs + weighted.T @ inputs
     outputs = self.decay * state.outputs + weighted.T @ (
         observation.fresh - stale)
-    return LinearState(self._solve(inputs, outputs), inputs, outputs), {}
+    # Without a pair there is no scale for the penalty, and no map to find.
+    seen = jnp.trace(inputs) > 0
+    matrix = self._solve(
+        jnp.where(seen, inputs, jnp.eye(len(inputs))), outputs)
+    return LinearState(
+        jnp.where(seen, matrix, 0.0), inputs, outputs,
+        state.num_updates + observation.mask.any()), {}
 
   def _solve(self, inputs, outputs):
     size = len(inputs)
@@ -109,11 +138,12 @@ class Linear:
     turn = left @ right - jnp.eye(size - 1)
     return jnp.concatenate([turn, jnp.zeros((1, size - 1))])
 
-  def flops_per_row(self, dim):
+  def flops_per_row(self, dim: int) -> float:
     """Returns the FLOPs of `apply` per row."""
     return 2. * dim**2
 
-  def flops_per_update(self, num_rows, num_queries, dim):
+  def flops_per_update(self, num_rows: int, num_queries: int, dim: int
+                       ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows.
 
     Two sums of outer products, and what solves: a Cholesky decomposition with

@@ -1,6 +1,7 @@
 """A small residual network that follows the encoder: target correctors."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from retrieval_jax import table as tables
 from retrieval_jax import types
+from retrieval_jax.correctors import learned
 from retrieval_jax.correctors import maps
 
 _AGE_SCALE = 100.0
@@ -24,15 +26,17 @@ class MLPState:
     average: exponential average of Psi, which corrects; () without averaging.
     opt_state: of Psi's own optimizer.
     step: [] int32, training step whose parameters the network aims at.
+    num_updates: [] int32, observations so far.
   """
   params: Any
   average: Any
   opt_state: Any
   step: jax.Array
+  num_updates: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP:
+class MLP(learned.Learned):
   """Adds a two-layer network's output to every stale row.
 
     u = v + W2 gelu(W1 v + b1) + b2,    h(v) = u |v| / |u|
@@ -65,11 +69,8 @@ class MLP:
     average_decay: decay per training step of an exponential average of Psi
       that corrects in place of Psi, in [0, 1); 0 for none.
     condition_on_age: see above; for tables whose rows differ in age.
-    num_anchors: rows drawn uniformly and encoded at each step for the drift
-      loss alone; P_h has to be right where nothing is selected, too.
-    keep_norm: False gives h(v) = u, for encoders that do not normalise.
-    reset_on_refresh: whether to start from the identity after the whole table
-      was re-encoded.
+    num_anchors, use_after, keep_norm, reset_on_refresh: see `Learned`;
+      keep_norm=False gives h(v) = u, for encoders that do not normalise.
   """
   hidden: int
   learning_rate: float
@@ -80,6 +81,7 @@ class MLP:
   average_decay: float
   condition_on_age: bool
   num_anchors: int
+  use_after: int
   keep_norm: bool
   reset_on_refresh: bool
 
@@ -88,15 +90,12 @@ class MLP:
         ('hidden', 1, None), ('learning_rate', 0, None),
         ('warmup_steps', 0, None), ('updates_per_step', 1, None),
         ('weight_decay', 0, None), ('distribution_weight', 0, None),
-        ('average_decay', 0, 1), ('num_anchors', 0, None)):
-      value = getattr(self, name)
-      if value < low or high is not None and value >= high:
-        raise ValueError(
-            f'corrector.{name}={value} must be at least {low}'
-            + (f' and below {high}.' if high is not None else '.'))
+        ('average_decay', 0, 1), ('num_anchors', 0, None),
+        ('use_after', 0, None)):
+      learned.check_range(name, getattr(self, name), low, high)
 
-  def init(self, key, dim):
-    """Returns an MLPState whose network is the identity."""
+  def init(self, key: jax.Array, dim: int) -> MLPState:
+    """Returns the state whose network is the identity."""
     params = {
         'hidden': {
             'kernel': jax.random.normal(key, (dim, self.hidden)) * dim**-0.5,
@@ -109,15 +108,19 @@ class MLP:
         params=params,
         average=jax.tree.map(jnp.array, params) if self.average_decay else (),
         opt_state=self._optimizer().init(params),
-        step=jnp.zeros([], jnp.int32))
+        step=jnp.zeros([], jnp.int32), num_updates=jnp.zeros([], jnp.int32))
 
-  def apply(self, state, rows):
+  def moved(self, state: MLPState, rows: types.TargetTable) -> jax.Array:
     """Returns h(v) [..., D] float32 of the rows' stale embeddings v."""
     params = state.average if self.average_decay else state.params
     return self._correct(params, rows, state.step)
 
-  def update(self, state, observation):
-    """Returns the state after an observation, and 'corrector_loss'."""
+  def update(self, state: MLPState, observation: types.Observation
+             ) -> tuple[MLPState, Mapping[str, jax.Array]]:
+    """Returns the state after an observation, and 'corrector_loss' [].
+
+    An observation without any row changes nothing but the step.
+    """
     gradient_of = jax.value_and_grad(self._loss)
     optimizer = self._optimizer()
 
@@ -133,8 +136,15 @@ class MLP:
     if self.average_decay:
       average = optax.incremental_update(
           params, average, 1 - self.average_decay)
-    return MLPState(params, average, opt_state, observation.step + 1), {
-        'corrector_loss': losses[0]}
+    # Without a row, weight decay and moments would move on all the same.
+    seen = observation.mask.any()
+    keep = lambda new, old: jax.tree.map(
+        lambda a, b: jnp.where(seen, a, b), new, old)
+    return MLPState(
+        keep(params, state.params), keep(average, state.average),
+        keep(opt_state, state.opt_state), observation.step + 1,
+        state.num_updates + seen), {
+            'corrector_loss': jnp.where(seen, losses[0], 0.0)}
 
   def _optimizer(self):
     warmup = self.warmup_steps * self.updates_per_step
@@ -173,11 +183,12 @@ class MLP:
       loss += self.distribution_weight * divergence
     return loss
 
-  def flops_per_row(self, dim):
+  def flops_per_row(self, dim: int) -> float:
     """Returns the FLOPs of `apply` per row."""
     return 4. * dim * self.hidden
 
-  def flops_per_update(self, num_rows, num_queries, dim):
+  def flops_per_update(self, num_rows: int, num_queries: int, dim: int
+                       ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows.
 
     Of the network the pass forward and, without the gradient of its input,

@@ -278,7 +278,6 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
   return digest.hexdigest()
 
 
-atomic_folder = files.new_folder  # the name by which scripts know it
 
 
 def prepare(source: Reader, cache_folder: str, *,

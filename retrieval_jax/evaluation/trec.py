@@ -46,7 +46,6 @@ def decode_id(text: str) -> str:
   return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
 
 
-write_text = files.write_text  # the name by which scripts know it
 
 
 def _encoded_unique(query_id: str, ids: Sequence[str]) -> list[str]:

@@ -82,6 +82,7 @@ def get_config() -> config_dict.ConfigDict:
   config.corrector = ml_collections.ConfigDict()
   config.corrector.name = 'identity'  # or 'linear', 'mlp'; all numbers [ours]
   config.corrector.num_anchors = 0  # uniform rows encoded per step to learn from
+  config.corrector.use_after = 0  # steps of learning before it corrects
   config.corrector.reset_on_refresh = True  # start anew when all is re-encoded
   config.corrector.keep_norm = True  # False where model.normalize is
   config.corrector.hidden = 256  # this and the next six: of 'mlp' only
@@ -101,6 +102,7 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.num_negatives = 1  # K
   config.sampler.shortlist = 64  # rows kept by 'top_k_gumbel' and 'bucketed'
   config.sampler.pool_size = 4096  # of 'stochastic' and 'simans'
+  config.sampler.depth = config_dict.placeholder(int)  # 'top_k': K of so many
   # a and b of exp(-a (s - s+ - b)^2), s unscaled. [ours]: for cosines, whose
   # gaps are about 0.1.
   config.sampler.simans_a = 100.0

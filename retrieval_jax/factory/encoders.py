@@ -8,6 +8,7 @@ import warnings
 import jax
 import ml_collections
 
+from retrieval_jax import keys
 from retrieval_jax import runtime
 from retrieval_jax import sharding
 from retrieval_jax.factory import registries
@@ -52,7 +53,7 @@ def make_model(config, tokenizer):
       projection_activation=dense.activation if dense else 'identity',
       normalize=options.normalize,
       tied=options.tied, scale=options.scale, learn_scale=options.learn_scale)
-  params = model.init(jax.random.key(config.seed))
+  params = model.init(keys.of_phase(config.seed, 'model'))
   if towers:
     params = model.with_pretrained(params, *towers)
   if options.start_from:

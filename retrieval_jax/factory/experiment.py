@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import compatibility
 from retrieval_jax import data
 from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
 from retrieval_jax import sharding
-from retrieval_jax import table as tables
 from retrieval_jax.data import progress
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
@@ -99,40 +99,21 @@ class Experiment:
         buckets=tuple(self.config.encoding.buckets), **options)
 
   def first_ids(self):
-    """Returns the corpus ids [n] that the memory holds before step 0.
-
-    All of them, none, or as many random ones as a pre-filled ring takes: not
-    the first, for a corpus comes in some order (WordNet's by part of speech).
-    """
-    memory, num_targets = self.config.memory, len(self.target_tokens)
-    if self.method.memory == 'corpus':
-      return np.arange(num_targets)
-    if self.method.memory == 'none' or not memory.prefill:
-      return np.arange(0)
-    # The second number keeps this apart from other uses of the seed.
-    return np.sort(np.random.default_rng([self.config.seed, 1]).choice(
-        num_targets, memory.capacity, replace=False))
+    """Returns the corpus ids [n] that the memory holds before step 0."""
+    return self.method.memory.first_ids(
+        len(self.target_tokens), self.config.seed)
 
   def make_table(self, embeddings, step=0):
     """Returns the memory of the method, which holds `first_ids`.
 
     Args:
-      embeddings: [n, D] float32, of the targets `first_ids`.
+      embeddings: [n, D] float32, of the targets `first_ids`; not looked at
+        where it holds none.
       step: the step whose parameters made them.
     """
-    memory = self.config.memory
-    if self.method.memory == 'corpus':
-      return tables.from_embeddings(
-          embeddings, mesh=self.mesh, chunk_rows=memory.chunk_rows,
-          dtype=memory.dtype, step=step)
-    if self.method.memory == 'none':  # a placeholder: nothing reads or writes
-      return tables.empty(1, self.model.dim, mesh=self.mesh, chunk_rows=1,
-                          dtype=memory.dtype)
-    options = dict(mesh=self.mesh, chunk_rows=memory.chunk_rows,
-                   dtype=memory.dtype, replacement=memory.replacement)
-    if not memory.prefill:
-      return tables.empty(memory.capacity, self.model.dim, **options)
-    return tables.create(embeddings, self.first_ids(), step=step, **options)
+    return self.method.memory.create(
+        embeddings, self.first_ids(), dim=self.model.dim, mesh=self.mesh,
+        step=step)
 
   def make_step(self):
     """Returns (TrainStep, optimizer schedule)."""
@@ -172,10 +153,6 @@ class Experiment:
 def build(config, *, num_devices=None) -> Experiment:
   """Returns the Experiment for `config`; raises ValueError on bad options."""
   mesh = sharding.make_mesh(num_devices)
-  if config.batch_size % mesh.shape['data']:
-    raise ValueError(
-        f'--config.batch_size={config.batch_size} must be a multiple of the '
-        f'{mesh.shape["data"]} devices.')
   if config.profile.num_steps and config.profile.start < 1:
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
@@ -183,12 +160,13 @@ def build(config, *, num_devices=None) -> Experiment:
   config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
   dataset = datasets.make_dataset(config)
-  method = methods_lib.make_method(config, mesh, len(dataset.corpus_ids))
-  methods_lib.check_candidates(method, dataset, config.data.train_split)
-  if method.memory == 'ring':
-    methods_lib.check_ring(config, len(dataset.corpus_ids))
+  method = methods_lib.make_method(
+      config, len(dataset.corpus_ids), len(dataset.query_ids))
+  compatibility.check_setting(method, methods_lib.make_setting(
+      config, sharding.num_shards(mesh), dataset))
   tokenizer = datasets.make_tokenizer(config, dataset)
-  query_tokens, target_tokens_ = datasets.make_tokens(config, dataset, tokenizer)
+  query_tokens, target_tokens_ = datasets.make_tokens(
+      config, dataset, tokenizer)
   model, params = encoders.make_model(config, tokenizer)
   for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
     section, name = option.split('.')

@@ -1,14 +1,20 @@
 """Names of the config -> components; the registries are literal dicts.
 
-A new component is a file, a line here and a default in configs/base.py.
+A new component is a file, a line here and its options in configs/base.py. Each
+is a dataclass, whose fields are filled by name: from its section of the config,
+and from what the run knows (`make`).
 """
 
 import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from retrieval_jax import correctors
+from retrieval_jax import memories
 from retrieval_jax import samplers
-from retrieval_jax import sharding
 from retrieval_jax.data import readers
+from retrieval_jax.factory import defaults
 
 READERS = {
     'beir': readers.BeirReader,
@@ -24,58 +30,80 @@ READERS = {
 }
 """Each is called with the path of the data and returns a dataset.Reader."""
 
+MEMORIES = {
+    'none': memories.Nothing,
+    'ring': memories.Ring,
+    'corpus': memories.Corpus,
+}
+
 CORRECTORS = {
-    'identity': lambda config: correctors.Identity(),
-    'linear': lambda config: correctors.Linear(
-        **options(config.corrector, correctors.Linear)),
-    'mlp': lambda config: correctors.MLP(
-        **options(config.corrector, correctors.MLP)),
+    'identity': correctors.Identity,
+    'linear': correctors.Linear,
+    'mlp': correctors.MLP,
 }
 
 SAMPLERS = {
-    'none': lambda config, mesh, num_targets: samplers.NoNegatives(),
-    'uniform': lambda config, mesh, num_targets: samplers.Uniform(
-        config.sampler.num_negatives),
-    'stochastic': lambda config, mesh, num_targets: (
-        samplers.StochasticNegativeMining(
-            config.sampler.num_negatives, config.sampler.pool_size)),
-    'exhaustive': lambda config, mesh, num_targets: samplers.Exhaustive(
-        -(-sharding.capacity(num_targets, mesh, config.memory.chunk_rows)
-          // config.batch_size)),
-    'top_k': lambda config, mesh, num_targets: samplers.TopK(
-        config.sampler.num_negatives, config.memory.chunk_rows, mesh,
-        ceiling(config)),
-    'simans': lambda config, mesh, num_targets: samplers.SimANS(
-        config.sampler.num_negatives, config.sampler.pool_size,
-        config.sampler.simans_a, config.sampler.simans_b,
-        config.memory.chunk_rows, mesh, ceiling(config)),
-    'gumbel': lambda config, mesh, num_targets: samplers.Gumbel(
-        config.sampler.num_negatives, config.memory.chunk_rows, mesh,
-        ceiling(config)),
-    'top_k_gumbel': lambda config, mesh, num_targets: samplers.ShortlistGumbel(
-        config.sampler.num_negatives, config.sampler.shortlist, False,
-        config.memory.chunk_rows, mesh),
-    'bucketed': lambda config, mesh, num_targets: samplers.ShortlistGumbel(
-        config.sampler.num_negatives, config.sampler.shortlist, True,
-        config.memory.chunk_rows, mesh),
+    'none': samplers.NoNegatives,
+    'uniform': samplers.Uniform,
+    'stochastic': samplers.StochasticNegativeMining,
+    'exhaustive': samplers.Exhaustive,
+    'top_k': samplers.TopK,
+    'simans': samplers.SimANS,
+    'gumbel': samplers.Gumbel,
+    'top_k_gumbel': samplers.ShortlistGumbel,
+    'bucketed': samplers.BucketedGumbel,
 }
 
 
-def ceiling(config, section='sampler'):
-  share, margin = config[section].max_share, config[section].min_margin
-  if share is None and margin is None:
-    return None
-  return samplers.Ceiling(share, margin, section)
+def choose(registry: Mapping[str, Any], option: str, name: str) -> Any:
+  """Returns the entry of a registry that --config.OPTION names.
 
-
-def options(section, cls):
-  """Returns those options of a config section that are fields of `cls`."""
-  fields = {field.name for field in dataclasses.fields(cls)}
-  return {name: value for name, value in section.items() if name in fields}
-
-
-def choose(registry, option, name):
+  Raises:
+    ValueError: if there is none, naming those that there are.
+  """
   if name not in registry:
     raise ValueError(
         f'--config.{option}={name!r} is not one of {sorted(registry)}.')
   return registry[name]
+
+
+def make(registry: Mapping[str, Any], option: str, section: Mapping[str, Any],
+         **known: Any) -> Any:
+  """Returns the component that a section of the config names.
+
+  Args:
+    registry: name -> dataclass.
+    option: the option that holds the name, such as 'sampler.name'.
+    section: its section. An option that the component does not have is left
+      out, with a warning if it was set.
+    **known: what the run knows; a field that no option has is filled from here.
+
+  Raises:
+    ValueError: for an unknown name, or by the component for a bad option.
+  """
+  part, _, key = option.partition('.')
+  cls = choose(registry, option, section[key])
+  fields = {field.name for field in dataclasses.fields(cls)}
+  warn_unread(part, section, f'{option}={section[key]!r}', {key, *fields})
+  values = {**known, **section}
+  return cls(**{name: values[name] for name in fields & values.keys()})
+
+
+def warn_unread(part: str, section: Mapping[str, Any], by: str,
+                read: set[str]) -> None:
+  """Warns of options of a section that were set and that nothing reads.
+
+  Args:
+    part: name of the section.
+    section: its options; one is set if it is not the default.
+    by: what does not read them, for the message.
+    read: names of the options that are read; 'ceiling' stands for its two.
+  """
+  if 'ceiling' in read:
+    read = read | {'max_share', 'min_margin'}
+  usual = defaults.get_config()[part]
+  for name, value in section.items():
+    if name not in read | {'chunk_rows'} and value != usual.get(name):
+      warnings.warn(
+          f'--config.{part}.{name}={value} is not read with '
+          f'--config.{by}; leave it out.', stacklevel=3)

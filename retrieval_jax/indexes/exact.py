@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval_jax import scoring, sharding, table
 from retrieval_jax.indexes import arguments
-from retrieval_jax.types import TargetTable, View
+from retrieval_jax.types import Scan, TargetTable, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,6 @@ class ExactIndex:
 @functools.partial(jax.jit, static_argnames=('k', 'mesh', 'chunk_rows'))
 def _search(queries, state, exclude, *, k, mesh, chunk_rows):
   view = View(state, lambda rows: rows.embeddings.astype(jnp.float32),
-              jnp.ones(()))
+              jnp.ones(()), Scan(mesh, chunk_rows))
   # Row i of a corpus table holds id i, so rows need no translation.
-  return scoring.top_k(queries, view, k, mesh=mesh, chunk_rows=chunk_rows,
-                       exclude_rows=exclude)
+  return scoring.top_k(queries, view, k, exclude_rows=exclude)

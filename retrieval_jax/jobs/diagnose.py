@@ -33,7 +33,7 @@ def run(workdir: str, *, bounds: bool = False
       devices.
   """
   experiment, state = trained.load_state(workdir)
-  if experiment.method.memory == 'none':
+  if not experiment.method.memory.num_slots:
     raise ValueError(
         f'--workdir={workdir} trained without a memory '
         "(memory.kind='none'); there is nothing to compare.")
@@ -58,7 +58,7 @@ def of_state(experiment: factory.Experiment, state: states.TrainState,
       experiment.method.corrector.apply, state.corrector))}
   if bounds:
     for name, (corrector, num_steps) in _bounding_correctors(
-        experiment.config.model.normalize).items():
+        experiment.config.model.normalize, experiment.model.dim).items():
       fitted = diagnostics.fit_to_all(
           corrector, state.table, fresh, num_steps=num_steps)
       found[name] = look(functools.partial(corrector.apply, fitted))
@@ -86,20 +86,24 @@ def against_brute_force(
   return diagnostics.approximation(
       experiment.embed_queries(state.params, rows), fresh,
       types.View(table=state.table, correct=correct,
-                 scale=experiment.model.scale_of(state.params)),
+                 scale=experiment.model.scale_of(state.params),
+                 scan=types.Scan(experiment.mesh,
+                                 experiment.method.memory.chunk_rows)),
       known_positives=qrels.padded_known(rows),
       positive_ids=np.array(
           [qrels.positives(row)[0] for row in rows], np.int32),
       mesh=experiment.mesh)
 
 
-def _bounding_correctors(normalize: bool) -> dict[str, tuple[Any, int]]:
+def _bounding_correctors(normalize: bool, dim: int
+                         ) -> dict[str, tuple[Any, int]]:
   """Returns name -> (corrector, updates) of what is fitted to all targets."""
   shared: dict[str, Any] = dict(
-      num_anchors=0, keep_norm=normalize, reset_on_refresh=False)
+      num_anchors=0, use_after=0, keep_norm=normalize, reset_on_refresh=False)
   return {
       'best linear': (correctors.Linear(
-          fit='ridge', ridge=1e-4, decay=1.0, **shared), 60),
+          fit='ridge', ridge=max(1e-4, correctors.least_ridge(dim)), decay=1.0,
+          **shared), 60),
       'wide network': (correctors.MLP(
           hidden=1024, learning_rate=1e-3, warmup_steps=10,
           updates_per_step=1, weight_decay=0.0, distribution_weight=0.0,

@@ -1,6 +1,5 @@
 """Writes the embeddings of a corpus and of its queries as .npy files."""
 
-import json
 import os
 from collections.abc import Sequence
 
@@ -8,12 +7,11 @@ from ml_collections import config_dict
 import numpy as np
 
 from retrieval_jax import data
+from retrieval_jax import files
 from retrieval_jax import matryoshka
 from retrieval_jax import trained
-from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.data.readers import beir
-from retrieval_jax.evaluation import trec
 
 
 def run(out: str, *, workdir: str | None = None,
@@ -74,7 +72,7 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
 
   targets = cut(retriever.embed_targets())
   queries = cut(retriever.experiment.embed_queries(retriever.params))
-  with datasets.atomic_folder(os.path.abspath(out)) as folder:
+  with files.new_folder(os.path.abspath(out)) as folder:
     def save(name, vectors, ids_file, ids):
       np.save(os.path.join(folder, f'{name}.npy'), vectors.astype(dtype))
       embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
@@ -89,13 +87,13 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
                for q, t, grade in zip(qrels.query_rows, qrels.corpus_rows,
                                       qrels.grades))
       os.makedirs(os.path.join(folder, 'qrels'), exist_ok=True)
-      trec.write_text(os.path.join(folder, 'qrels', f'{split}.tsv'),
-                      'query-id\tcorpus-id\tscore\n' + ''.join(lines))
-    trec.write_text(os.path.join(folder, 'embeddings.json'), json.dumps({
+      files.write_text(os.path.join(folder, 'qrels', f'{split}.tsv'),
+                       'query-id\tcorpus-id\tscore\n' + ''.join(lines))
+    files.write_json(os.path.join(folder, 'embeddings.json'), {
         'dataset': dataset.name, 'workdir': retriever.workdir,
         'step': retriever.step, 'dim': dim,
         'num_targets': len(targets), 'num_queries': len(queries),
-        'dtype': dtype}, indent=2) + '\n')
+        'dtype': dtype})
   return targets, queries
 
 

@@ -6,11 +6,10 @@ import os
 import numpy as np
 import safetensors.numpy
 
+from retrieval_jax import files
 from retrieval_jax import indexes
 from retrieval_jax import trained
-from retrieval_jax.data import dataset as datasets
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation import trec
 from retrieval_jax.jobs import embed
 from retrieval_jax.jobs import model_card
 from retrieval_jax.models import export
@@ -34,12 +33,12 @@ def run(out: str, workdir: str, *, embeddings: bool = False) -> None:
   retriever = trained.open(workdir)
   config, model = retriever.config, retriever.model
   measured = os.path.exists(os.path.join(workdir, report.RESULTS_FILE))
-  with datasets.atomic_folder(os.path.abspath(out)) as folder:
+  with files.new_folder(os.path.abspath(out)) as folder:
     export.write(
         folder, model, retriever.params, retriever.experiment.tokenizer,
         lengths=(config.data.query_length, config.data.target_length),
         prompts=(config.model.query_prompt, config.model.target_prompt))
-    trec.write_text(os.path.join(folder, 'README.md'), model_card.write(
+    files.write_text(os.path.join(folder, 'README.md'), model_card.write(
         retriever,
         report.read_results(workdir) if measured else None))
     if embeddings:

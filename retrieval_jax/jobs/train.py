@@ -15,11 +15,11 @@ from ml_collections import config_dict
 import numpy as np
 
 from retrieval_jax import factory
+from retrieval_jax import files
 from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation import trec
 from retrieval_jax.jobs import evaluate
 from retrieval_jax.jobs import hooks
 from retrieval_jax.training import checkpoint
@@ -84,8 +84,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     if resumed is not None:
       checkpoint.check_same_config(
           meta['config'], saved_config, ignore=MAY_CHANGE)
-    trec.write_text(os.path.join(workdir, 'config.json'),
-                    json.dumps(resolved, indent=2) + '\n')
+    files.write_json(os.path.join(workdir, 'config.json'), resolved)
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
 
@@ -96,8 +95,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       meter.load_state_dict(meta['meter'])
       say(f'Resumed at step {resumed} of {config.num_steps}.')
     start_step = resumed or 0
-    meter.table_bytes = (0 if experiment.method.memory == 'none'
-                         else meters.num_bytes(state.table))
+    meter.table_bytes = (meters.num_bytes(state.table)
+                         if experiment.method.memory.num_slots else 0)
 
     writer = metric_writer.MetricWriter(
         workdir, resume_step=resumed, tensorboard=config.log.tensorboard)
@@ -141,15 +140,11 @@ def make_cost(experiment: factory.Experiment, meter: meters.Meter
   config, model, method = experiment.config, experiment.model, experiment.method
   flops = lambda store: model.flops(np.mean(store.lengths).item())
   return costs.Cost(
-      meter, method, columns=config.estimator.columns,
-      loss_dims=sum(config.estimator.matryoshka_dims) or model.dim,
-      dim=model.dim, batch_size=config.batch_size,
+      meter, method, dim=model.dim, batch_size=config.batch_size,
       query_flops=flops(experiment.query_tokens),
       target_flops=flops(experiment.target_tokens),
       passes=costs.passes_of_gradient(
-          chunked=bool(config.encoding.chunk_size), remat=config.model.remat),
-      num_taught=(0 if config.distillation.kind == 'none'
-                  else method.num_candidates))
+          chunked=bool(config.encoding.chunk_size), remat=config.model.remat))
 
 
 def start_state(experiment: factory.Experiment,
@@ -176,7 +171,7 @@ def start_state(experiment: factory.Experiment,
       targets = experiment.embed_targets(experiment.params, ids)
     if cost.reads_memory:
       cost.reembedding(len(ids))
-  whole = targets if experiment.method.memory == 'corpus' else None
+  whole = targets if experiment.method.memory.holds_corpus else None
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
     with cost.meter.phase('evaluate'):
@@ -185,8 +180,7 @@ def start_state(experiment: factory.Experiment,
           'untrained': evaluate.of_params(
               experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
-  trec.write_text(os.path.join(workdir, 'baselines.json'),
-                  json.dumps(baselines, indent=2) + '\n')
+  files.write_json(os.path.join(workdir, 'baselines.json'), baselines)
   state = train_step.init_state(
       experiment.params, experiment.make_table(targets))
   return train_step, schedule, state, baselines
@@ -208,15 +202,13 @@ def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
 
   def step(state, batch):
     with phase('propose') as hold:
-      proposal, probe_rows, negative_ids, probe_ids = hold(
-          train_step.propose(state, batch))
-    cost.step(state.table.ids.shape[0], proposal.rows.shape[1], negative_ids,
-              probe_ids)
+      draws = hold(train_step.propose(state, batch))
+    cost.step(state.table.ids.shape[0], draws.negative_ids, draws.probe_ids)
     with phase('gather') as hold:
-      negatives, probes = hold((gather(negative_ids), gather(probe_ids)))
+      negatives, probes = hold((
+          gather(draws.negative_ids), gather(draws.probe_ids)))
     with phase('update') as hold:
-      return hold(train_step.update(
-          state, batch, proposal, probe_rows, negatives, probes))
+      return hold(train_step.update(state, batch, draws, negatives, probes))
 
   return step
 
@@ -226,14 +218,26 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   """Returns the state with a memory of all targets, encoded by its model.
 
   The table of `state` is deleted before the new one is made, for the devices
-  need not have room for both.
+  need not have room for both. A sampler may then build itself anew; a method
+  without a memory has nothing else to renew.
   """
-  embeddings = experiment.embed_targets(state.params)
-  cost.reembedding(len(embeddings))
-  for array in jax.tree.leaves(state.table):
-    array.delete()
+  table = state.table
+  if experiment.method.memory.holds_corpus:
+    embeddings = experiment.embed_targets(state.params)
+    cost.reembedding(len(embeddings))
+    for array in jax.tree.leaves(table):
+      array.delete()
+    table = experiment.make_table(embeddings, step=int(state.step))
+
+  def embed_targets(ids):
+    cost.reembedding(len(ids))
+    return experiment.embed_targets(state.params, ids)
+
+  qrels = experiment.dataset.qrels[experiment.config.data.train_split]
   return train_step.refreshed(
-      state, experiment.make_table(embeddings, step=int(state.step)))
+      state, table, embed_targets=embed_targets,
+      embed_queries=functools.partial(experiment.embed_queries, state.params),
+      known_positives=qrels.padded_known)
 
 
 def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:

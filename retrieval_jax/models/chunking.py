@@ -61,8 +61,9 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
       table that is sharded by rows.
   """
   if not chunk_size:
-    sharded = layout is not None and layout.shards_parameters
-    return _Gathered(encode, layout) if sharded else encode
+    if layout is not None and layout.shards_parameters:
+      return _Gathered(encode, layout)
+    return encode
   devices = 1 if layout is None else layout.mesh.size
   if chunk_size < 0 or chunk_size % devices:
     raise ValueError(

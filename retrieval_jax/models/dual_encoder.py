@@ -164,14 +164,14 @@ class DualEncoder:
       ValueError: naming the first parameter of another shape, or if there are
         two towers for this model's one.
     """
-    towers = self._one_for_each(towers)
-    for name, tower in towers.items():
+    by_name = self._one_for_each(towers)
+    for name, tower in by_name.items():
       for part in tower:
         _check_same_shapes(params[name][part], tower[part])
     # Copies, so that donating one tower never invalidates the other.
     return {**params, **{
         name: {**params[name], **jax.tree.map(jnp.array, tower)}
-        for name, tower in towers.items()}}
+        for name, tower in by_name.items()}}
 
   def _one_for_each(self, towers):
     """Returns tower name -> the one of `towers` that it starts from."""

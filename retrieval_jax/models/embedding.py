@@ -74,10 +74,12 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
   lengths = np.asarray(tokens.lengths)[rows]
   order = np.argsort(lengths, kind='stable')
   fits = np.searchsorted(buckets, lengths[order])
-  result, waiting = None, []
+  result: np.ndarray | None = None
+  waiting: list[tuple[np.ndarray, jax.Array]] = []
 
   def fetch():
     places, embeddings = waiting.pop(0)
+    assert result is not None
     result[places] = np.asarray(embeddings)[:len(places)]
     if progress is not None:
       progress(len(places))
@@ -100,6 +102,7 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
         fetch()
   while waiting:
     fetch()
+  assert result is not None  # there is a text at least
   return result
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
     prompts: what stands before queries and before targets.
   """
   params = jax.tree.map(np.asarray, params)
-  facts = dict(
+  facts: dict[str, Any] = dict(
       pooling=model.pooling, normalize=model.normalize,
       query_prompt=prompts[0], target_prompt=prompts[1],
       scale=float(model.scale_of(params)))

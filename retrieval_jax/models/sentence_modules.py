@@ -180,7 +180,8 @@ def write_router(folder: str, towers: dict[str, str]):
     folder: holds the folders of the towers, each written by `write`.
     towers: route, 'query' and 'document' -> folder in `folder`.
   """
-  types, structure = {}, {}
+  types: dict[str, str] = {}
+  structure: dict[str, list[str]] = {}
   for route, tower in towers.items():
     structure[route] = []
     for module in _modules(os.path.join(folder, tower)):

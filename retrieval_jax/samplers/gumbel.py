@@ -4,13 +4,15 @@ import dataclasses
 
 import jax
 
+from retrieval_jax import ceiling as ceilings
 from retrieval_jax import scoring
-from retrieval_jax.samplers import positives
+from retrieval_jax import types
 from retrieval_jax.samplers import proposals
+from retrieval_jax.samplers import stateless
 
 
 @dataclasses.dataclass(frozen=True)
-class Gumbel:
+class Gumbel(stateless.Stateless):
   """Draws K rows without replacement from softmax(corrected logits).
 
   Gumbel-top-k over every live row that is not a known positive: for K = 1 the
@@ -21,27 +23,23 @@ class Gumbel:
 
   Attributes:
     num_negatives: K.
-    chunk_rows: C, rows scored at a time on each shard; must divide its rows.
-    mesh: the mesh whose axis 'data' shards the table.
-    ceiling: a positives.Ceiling, to leave out rows too near the positive.
+    ceiling: to leave out rows too near the positive.
   """
   num_negatives: int
-  chunk_rows: int
-  mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
-  ceiling: positives.Ceiling | None = None
-  gives_log_q = True
-  gives_log_z = True
-  reads_embeddings = True
+  ceiling: ceilings.Ceiling | None = None
+  gives = frozenset({'log_q', 'log_z'})
 
-  def propose(self, key, queries, exclude_rows, view):
+  def propose(self, state: tuple[()], key: jax.Array, request: types.Request,
+              view: types.View) -> types.Proposal:
     """Returns K draws with the exact log_z and log_q = logits - log_z."""
+    del state
     rows, logits, log_z = scoring.gumbel_top_k(
-        key, queries, view, self.num_negatives, mesh=self.mesh,
-        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
-        ceiling=self.ceiling and self.ceiling.logits(queries, view))
+        key, request.queries, view, self.num_negatives,
+        exclude_rows=request.exclude_rows,
+        ceiling=ceilings.highest_logits(self.ceiling, request, view))
     return proposals.scored(rows, logits, view, log_z)
 
-  def rows_scored(self, num_queries, capacity):
+  def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, row>, rows corrected) of one `propose`."""
     positives = num_queries if self.ceiling else 0
     scored, corrected = scoring.gumbel_rows_scored(

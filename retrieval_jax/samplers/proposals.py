@@ -1,18 +1,21 @@
-"""What samplers that score the table share: records of draws, and a check."""
+"""What samplers share: records of rows they chose, and a check of options."""
 
+import jax
 from jax import numpy as jnp
 
+from retrieval_jax import products
 from retrieval_jax import table as tables
 from retrieval_jax import types
 
 
-def scored(rows, logits, view, log_z=None):
+def scored(rows: jax.Array, logits: jax.Array, view: types.View,
+           log_z: jax.Array | None = None) -> types.Proposal:
   """Returns the Proposal of rows that came out of a scan with their logits.
 
   Args:
     rows: [B, K] int32, -1 where no row was left.
     logits: [B, K] float32, corrected.
-    view: types.View that was scanned.
+    view: what was scanned.
     log_z: [B] float32 log partition of the draws, each with log probability
       logits - log_z; None where the rows were not drawn by their logits: then
       log_q is 0 and log_z nan.
@@ -28,7 +31,32 @@ def scored(rows, logits, view, log_z=None):
       logits=logits, log_q=log_q, log_z=log_z, mask=mask)
 
 
-def check_enough(option, size, num_negatives):
+def described(rows: jax.Array, log_q: jax.Array, request: types.Request,
+              view: types.View) -> types.Proposal:
+  """Returns the Proposal of rows that were chosen without scoring the table.
+
+  Masks the rows to exclude and empty ones; scores the rest with the view.
+
+  Args:
+    rows: [B, K] int32, -1 for none.
+    log_q: [B, K] float32.
+    request: for whom.
+    view: where.
+  """
+  known = jnp.any(
+      rows[:, :, None] == request.exclude_rows[:, None, :], axis=-1)
+  chosen = tables.take(view.table, rows)
+  logits = view.scale * products.inner(
+      'bd,bkd->bk', request.queries, view.correct(chosen))
+  mask = (rows >= 0) & (chosen.ids >= 0) & ~known
+  return types.Proposal(
+      rows=jnp.where(mask, rows, -1), ids=jnp.where(mask, chosen.ids, -1),
+      logits=jnp.where(mask, logits, -jnp.inf),
+      log_q=jnp.where(mask, log_q, 0.0),
+      log_z=jnp.full(rows.shape[:1], jnp.nan), mask=mask)
+
+
+def check_enough(option: str, size: int, num_negatives: int):
   """Raises a ValueError if an option leaves fewer rows than are drawn."""
   if size < num_negatives:
     raise ValueError(

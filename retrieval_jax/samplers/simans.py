@@ -5,13 +5,15 @@ import dataclasses
 import jax
 from jax import numpy as jnp
 
+from retrieval_jax import ceiling as ceilings
 from retrieval_jax import scoring
-from retrieval_jax.samplers import positives
+from retrieval_jax import types
 from retrieval_jax.samplers import proposals
+from retrieval_jax.samplers import stateless
 
 
 @dataclasses.dataclass(frozen=True)
-class SimANS:
+class SimANS(stateless.Stateless):
   """Draws K of the exact top rows, by how near they are to the positive.
 
     p(d) ~ exp(-a (s(q, d) - s(q, d+) - b)^2)
@@ -27,39 +29,35 @@ class SimANS:
   Attributes:
     num_negatives: K.
     pool_size: candidates per query, at least K.
-    a: how sharply the chance falls with the distance, at least 0.
-    b: where it is highest, relative to the positive's score.
-    chunk_rows: C, rows scored at a time on each shard; must divide its rows.
-    mesh: the mesh whose axis 'data' shards the table.
-    ceiling: a positives.Ceiling, to leave out rows too near the positive.
+    simans_a: a, how sharply the chance falls with the distance, at least 0.
+    simans_b: b, where it is highest, relative to the positive's score.
+    ceiling: to leave out rows too near the positive.
   """
   num_negatives: int
   pool_size: int
-  a: float
-  b: float
-  chunk_rows: int
-  mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
-  ceiling: positives.Ceiling | None = None
-  gives_log_q = False
-  gives_log_z = False
-  reads_embeddings = True
+  simans_a: float
+  simans_b: float
+  ceiling: ceilings.Ceiling | None = None
 
   def __post_init__(self):
     proposals.check_enough('pool_size', self.pool_size, self.num_negatives)
-    if self.a < 0:
+    if self.simans_a < 0:
       raise ValueError(
-          f'sampler.simans_a={self.a} must be at least 0; 0 draws uniformly '
-          'from the candidates.')
+          f'sampler.simans_a={self.simans_a} must be at least 0; 0 draws '
+          'uniformly from the candidates.')
 
-  def propose(self, key, queries, exclude_rows, view):
+  def propose(self, state: tuple[()], key: jax.Array, request: types.Request,
+              view: types.View) -> types.Proposal:
     """Returns K draws; log_q is not defined, and log_z is not computed."""
+    del state
     logits, rows = scoring.top_k(
-        queries, view, self.pool_size, mesh=self.mesh,
-        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
-        ceiling=self.ceiling and self.ceiling.logits(queries, view))
-    scores, known = positives.positive_scores(queries, view)
-    gaps = logits / view.scale - scores[:, None] - self.b
-    log_chances = jnp.where(known[:, None], -self.a * jnp.square(gaps), 0.0)
+        request.queries, view, self.pool_size,
+        exclude_rows=request.exclude_rows,
+        ceiling=ceilings.highest_logits(self.ceiling, request, view))
+    scores, known = ceilings.positive_scores(request, view)
+    gaps = logits / view.scale - scores[:, None] - self.simans_b
+    log_chances = jnp.where(
+        known[:, None], -self.simans_a * jnp.square(gaps), 0.0)
     keys = log_chances + jax.random.gumbel(key, rows.shape)
     _, which = jax.lax.top_k(
         jnp.where(rows >= 0, keys, -jnp.inf), self.num_negatives)
@@ -67,7 +65,7 @@ class SimANS:
     return proposals.scored(
         rows, jnp.take_along_axis(logits, which, axis=1), view)
 
-  def rows_scored(self, num_queries, capacity):
+  def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, row>, rows corrected) of one `propose`."""
     scored, corrected = scoring.top_k_rows_scored(
         num_queries, capacity, self.pool_size)

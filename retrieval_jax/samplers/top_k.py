@@ -3,42 +3,54 @@
 import dataclasses
 
 import jax
+from jax import numpy as jnp
 
+from retrieval_jax import ceiling as ceilings
 from retrieval_jax import scoring
-from retrieval_jax.samplers import positives
+from retrieval_jax import types
 from retrieval_jax.samplers import proposals
+from retrieval_jax.samplers import stateless
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK:
-  """Takes the K rows with the highest corrected logits, exactly.
+class TopK(stateless.Stateless):
+  """Takes K of the `depth` rows with the highest corrected logits, exactly.
+
+  With `depth` above K they are a uniform choice without replacement, in random
+  order: ANCE (ICLR 2021) draws its negatives from the top 200 of its index.
 
   Attributes:
     num_negatives: K.
-    chunk_rows: C, rows scored at a time on each shard; must divide its rows.
-    mesh: the mesh whose axis 'data' shards the table.
-    ceiling: a positives.Ceiling, to leave out rows too near the positive.
+    depth: rows to choose from, at least K; None for K: the K highest.
+    ceiling: to leave out rows too near the positive.
   """
   num_negatives: int
-  chunk_rows: int
-  mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
-  ceiling: positives.Ceiling | None = None
-  gives_log_q = False
-  gives_log_z = False
-  reads_embeddings = True
+  depth: int | None = None
+  ceiling: ceilings.Ceiling | None = None
 
-  def propose(self, key, queries, exclude_rows, view):
-    """Returns the K highest rows, hardest first; log_q is not defined."""
-    del key
+  def __post_init__(self):
+    if self.depth is not None:
+      proposals.check_enough('depth', self.depth, self.num_negatives)
+
+  def propose(self, state: tuple[()], key: jax.Array, request: types.Request,
+              view: types.View) -> types.Proposal:
+    """Returns K rows, without `depth` hardest first; log_q is not defined."""
+    del state
     logits, rows = scoring.top_k(
-        queries, view, self.num_negatives, mesh=self.mesh,
-        chunk_rows=self.chunk_rows, exclude_rows=exclude_rows,
-        ceiling=self.ceiling and self.ceiling.logits(queries, view))
+        request.queries, view, self.depth or self.num_negatives,
+        exclude_rows=request.exclude_rows,
+        ceiling=ceilings.highest_logits(self.ceiling, request, view))
+    if self.depth is not None:
+      order = jax.random.uniform(key, rows.shape)
+      # Rows that were found come before the -1 of queries with fewer.
+      _, chosen = jax.lax.top_k(order + (rows >= 0), self.num_negatives)
+      logits, rows = (jnp.take_along_axis(a, chosen, axis=1)
+                      for a in (logits, rows))
     return proposals.scored(rows, logits, view)
 
-  def rows_scored(self, num_queries, capacity):
+  def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, row>, rows corrected) of one `propose`."""
     positives = num_queries if self.ceiling else 0
     scored, corrected = scoring.top_k_rows_scored(
-        num_queries, capacity, self.num_negatives)
+        num_queries, capacity, self.depth or self.num_negatives)
     return scored + positives, corrected + positives

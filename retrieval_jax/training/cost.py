@@ -5,7 +5,9 @@ Components say what they cost:
     proposal takes, rows that pass the corrector);
   sampler.reads_embeddings, whether the choice depends on what is remembered;
   corrector.flops_per_row(dim), of `apply`;
-  corrector.flops_per_update(num_rows, num_queries, dim), of `update`.
+  corrector.flops_per_update(num_rows, num_queries, dim), of `update`;
+  objective.flops(batch_size, num_negatives, num_candidates, dim), of its
+    products, without a gradient.
 """
 
 import dataclasses
@@ -28,27 +30,20 @@ class Cost:
   Attributes:
     meter: what counts.
     method: a method.Method.
-    columns: which targets the loss of a query sees, of method.COLUMNS.
-    loss_dims: dimensions that the loss takes products over; the lengths of all
-      prefixes together where it is of prefixes.
     dim: D, of the embeddings.
     batch_size: B.
     query_flops: of one query's forward pass.
     target_flops: of one target's forward pass.
     passes: forward passes that one text of the loss is worth, see
       `passes_of_gradient`.
-    num_taught: candidates per query whose scores are compared with a teacher's.
   """
   meter: meters.Meter
   method: Any
-  columns: str
-  loss_dims: int
   dim: int
   batch_size: int
   query_flops: float
   target_flops: float
   passes: int
-  num_taught: int = 0
 
   @property
   def reads_memory(self) -> bool:
@@ -56,36 +51,35 @@ class Cost:
     return (self.method.sampler.reads_embeddings
             or self.method.targets.source != 'encoder')
 
-  def step(self, capacity: int, num_negatives: int, negative_ids: jax.Array,
+  def step(self, capacity: int, negative_ids: jax.Array,
            probe_ids: jax.Array):
     """Counts one training step.
 
     Args:
       capacity: M, rows of the table.
-      num_negatives: K, draws and candidates of a query.
       negative_ids: [B * K] int32, targets encoded for the loss, -1 for none;
         [0] where it reads targets from the table.
       probe_ids: [P] int32, targets encoded for the memory, likewise.
     """
-    scored, corrected = self.method.sampler.rows_scored(
-        self.batch_size, capacity)
-    if scored:  # else nothing asks for the queries, and none is encoded
+    sampler = self.method.sampler
+    scored, corrected = sampler.rows_scored(self.batch_size, capacity)
+    if scored or sampler.on_host:  # else nothing asks for the queries
       self.meter.count_step(targets=0, queries=self.batch_size,
                             query_flops=self.query_flops)
     self.meter.count('flops_scoring', scored, 2. * self.dim)
-    self._loss(num_negatives, negative_ids)
+    self._loss(negative_ids)
     if probe_ids.size:
       self.reembedding(_num_texts(probe_ids))
     self._correcting(
         corrected,
-        self.batch_size * (1 + num_negatives) + probe_ids.shape[0])
+        self.batch_size * (1 + self.method.num_negatives) + probe_ids.size)
 
   def reembedding(self, num_targets: int | jax.Array):
     """Counts targets encoded for the memory alone."""
     self.meter.count_reembedding(
         targets=num_targets, target_flops=self.target_flops)
 
-  def _loss(self, num_negatives, negative_ids):
+  def _loss(self, negative_ids):
     encoded = self.method.targets.source == 'encoder'
     self.meter.count_step(
         targets=self.batch_size if encoded else 0, queries=self.batch_size,
@@ -97,10 +91,10 @@ class Cost:
           target_flops=self.passes * self.target_flops)
     # A product's gradient is two more, or one where targets have none.
     products = 2 if self.method.targets.source == 'frozen' else 3
-    scored = 1 + self.num_taught + num_columns(
-        self.columns, self.batch_size, num_negatives)
-    self.meter.count('flops_scoring', products * self.batch_size * scored,
-                     2. * self.loss_dims)
+    self.meter.count(
+        'flops_scoring', products, self.method.objective.flops(
+            self.batch_size, self.method.num_negatives,
+            self.method.num_candidates, self.dim))
 
   def _correcting(self, corrected, num_observed):
     """Counts the rows that a proposal corrects and those a step observes."""
@@ -110,19 +104,6 @@ class Cost:
                      corrector.flops_per_row(self.dim))
     self.meter.count('flops_correcting', 1, corrector.flops_per_update(
         num_observed, self.batch_size, self.dim))
-
-
-def num_columns(kind: str, batch_size: int, num_negatives: int) -> int:
-  """Returns how many targets a query's loss sees beside its positive.
-
-  Args:
-    kind: one of method.COLUMNS.
-    batch_size: B.
-    num_negatives: K, draws and candidates of a query.
-  """
-  return {'own': num_negatives, 'positives': num_negatives + batch_size,
-          'all': (1 + num_negatives) * batch_size,
-          'draws': num_negatives * batch_size}[kind]
 
 
 def passes_of_gradient(*, chunked: bool, remat: bool) -> int:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ class StopSignal:
 
   def __init__(self, *, sync_every: int = 16):
     self._sync_every = sync_every
-    self._previous = {}
+    self._previous: dict[int, Any] = {}
     self.received = None  # name of the first signal
 
   def __enter__(self):
@@ -36,7 +37,7 @@ class StopSignal:
   def __exit__(self, *exception):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-    self._previous = {}
+    self._previous: dict[int, Any] = {}
 
   def __call__(self, step: int) -> bool:
     """Returns whether to stop after `step`; equal on all processes."""

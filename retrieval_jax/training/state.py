@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from retrieval_jax import types
 
@@ -18,16 +19,18 @@ class TrainState:
 
   Attributes:
     step: [] int32, number of finished steps.
-    params: pytree of float arrays, placed by a sharding.Layout.
+    params: pytree of float arrays, placed by a sharding.Layout; those of an
+      objective, if it has any, under 'objective'.
     opt_state: pytree of the optimizer, likewise.
-    table: the remembered targets, rows sharded over 'data'; None without.
+    table: the remembered targets, rows sharded over 'data'.
     corrector: pytree of the corrector, replicated.
-    sampler: pytree of the sampler, () for those without state.
+    sampler: pytree of the sampler, () for those without state; replicated but
+      for what is `types.ByRow`. Numpy arrays where the sampler is on the host.
   """
   step: jax.Array
   params: types.Params
   opt_state: Any
-  table: types.TargetTable | None
+  table: types.TargetTable
   corrector: Any
   sampler: Any
 
@@ -39,8 +42,11 @@ def abstract(state):
   state's buffers were donated.
 
   Args:
-    state: pytree of arrays, or of ShapeDtypeStruct with shardings.
+    state: pytree of arrays, or of ShapeDtypeStruct with shardings. A numpy
+      array gives one that takes no memory, and comes back as numpy.
   """
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      state)
+  def describe(x):
+    if isinstance(x, np.ndarray):
+      return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+  return jax.tree.map(describe, state)

@@ -8,18 +8,18 @@ everything else is replicated.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 import optax
 
-from retrieval_jax import estimators
+from retrieval_jax import keys
+from retrieval_jax import method as methods
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
-from retrieval_jax.training import columns as columns_lib
 from retrieval_jax.training import state as states
 
 
@@ -36,63 +36,124 @@ class Encoders(NamedTuple):
   scale: Callable[[types.Params], jax.Array]
 
 
+class Draws(NamedTuple):
+  """What `propose` chose, and whose tokens it asks for.
+
+  Attributes:
+    proposal: the sampler's draws, then the batch's candidates; K per query.
+    refresh_rows: [P] int32, rows to re-encode; -1 fills up to a multiple of S.
+    anchor_rows: [A] int32, rows to encode for the corrector, likewise.
+    negative_ids: [B * K] int32, corpus ids of the proposal; [0] where nothing
+      reads their tokens.
+    probe_ids: [P + A] int32, corpus ids of those rows, -1 for none.
+  """
+  proposal: types.Proposal
+  refresh_rows: jax.Array
+  anchor_rows: jax.Array
+  negative_ids: jax.Array
+  probe_ids: jax.Array
+
+
 class TrainStep(NamedTuple):
-  """The jitted functions of a step; see `make_train_step`."""
-  init_state: Callable
-  propose: Callable
-  update: Callable
-  refreshed: Callable
+  """The functions of a step; see `make_train_step`.
+
+  Attributes:
+    init_state: (params, table) -> TrainState, sharded over the mesh. It takes
+      the table over: do not use it afterwards.
+    propose: (state, batch) -> Draws.
+    update: (state, batch, draws, negative_tokens [B * K, L], probe_tokens
+      [P + A, L]) -> (state, metrics). Donates the state.
+    refreshed: (state, table, embed_queries=, embed_targets=, known_positives=)
+      -> state, with the table replaced by a new one of the present parameters,
+      and corrector and sampler rebuilt; the functions are those of a
+      types.Episode.
+  """
+  init_state: Callable[..., states.TrainState]
+  propose: Callable[..., Draws]
+  update: Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]
+  refreshed: Callable[..., states.TrainState]
 
 
-def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
+def make_train_step(
+    encoders: Encoders, method: methods.Method,
+    optimizer: optax.GradientTransformation, *, mesh: jax.sharding.Mesh,
+    seed: int, layout: sharding.Layout | None = None) -> TrainStep:
   """Returns the functions that train `encoders` by `method`.
 
   A step is
-    proposal, probe_rows, negative_ids, probe_ids = propose(state, batch)
-    negative_tokens, probe_tokens = tokens of those corpus ids
-    state, metrics = update(state, batch, proposal, probe_rows,
-                            negative_tokens, probe_tokens)
-  and is split there so that token arrays may live on the host.
+    draws = propose(state, batch)
+    negative_tokens, probe_tokens = tokens of draws.negative_ids, .probe_ids
+    state, metrics = update(state, batch, draws, negative_tokens, probe_tokens)
+  and is split there so that token arrays may live on the host. A sampler on the
+  host runs between two compiled parts of `propose`.
 
   Args:
-    encoders: an Encoders.
-    method: a method.Method.
-    optimizer: an optax.GradientTransformation.
+    encoders: the model.
+    method: the point of the design space.
+    optimizer: of the parameters.
     mesh: mesh with axis 'data'.
-    seed: int; step t draws from fold_in(key(seed), t), so nothing random is
-      part of the state.
-    layout: sharding.Layout of the parameters and of what the optimizer keeps
-      of them, the one that `encoders` know; None replicates both.
-
-  Returns:
-    A TrainStep: `init_state(params, table) -> TrainState` sharded over the
-    mesh; `propose` and `update` as above, with negative_ids [B * K] and
-    probe_ids [P] int32 (-1 where there is nothing to encode) and
-    negative_tokens [B * K, L], probe_tokens [P, L] int32, the batch's
-    candidates counted in K; where targets are read from the table, negatives
-    need no tokens and those two are empty.
-    `update` donates the state. `refreshed(state, table) -> TrainState` replaces
-    the whole table and lets the corrector start anew if it asks for that.
+    seed: step t draws from keys.of_step(seed, t), so nothing random is part of
+      the state.
+    layout: of the parameters and of what the optimizer keeps of them, the one
+      that `encoders` know; None replicates both.
   """
-  shards = mesh.shape['data']
+  memory, sampler, objective = method.memory, method.sampler, method.objective
   layout = layout or sharding.Layout(mesh)
+  scan = types.Scan(mesh, memory.chunk_rows)
   encodes_targets = method.targets.source == 'encoder'
+  asks_for_tokens = encodes_targets or objective.reads_tokens
+  has_own_params = bool(jax.tree.leaves(
+      jax.eval_shape(objective.init, jax.random.key(0))))
+  replicated = sharding.replicated(mesh)
 
-  def init_corrector(dim):
-    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-    return method.corrector.init(key, dim)
+  # --- What a sampler sees.
+
+  def view_of(state, apply=method.corrector.apply):
+    return types.View(
+        table=state.table, scale=encoders.scale(state.params), scan=scan,
+        correct=functools.partial(apply, state.corrector))
+
+  def request_of(state, batch):
+    excluded = batch.known_positives
+    if batch.candidates is not None:
+      excluded = jnp.concatenate([excluded, batch.candidates.ids], axis=1)
+    return types.Request(
+        queries=encoders.queries(state.params, batch.query_tokens),
+        query_ids=batch.query_ids,
+        exclude_rows=memory.rows_of(state.table, excluded),
+        exclude_ids=excluded,
+        positive_rows=memory.rows_of(state.table, batch.target_ids),
+        step=state.step)
+
+  # --- The beginning, and what a refresh builds anew.
 
   def init_state(params, table):
+    if has_own_params:
+      params = {**params,
+                'objective': objective.init(keys.of_phase(seed, 'objective'))}
+
     def build(params, table):
-      return states.TrainState(
+      state = states.TrainState(
           step=jnp.zeros([], jnp.int32), params=params,
-          opt_state=optimizer.init(params), table=table,
-          corrector=init_corrector(table.embeddings.shape[1]), sampler=())
+          opt_state=optimizer.init(params), table=table, sampler=(),
+          corrector=method.corrector.init(
+              keys.of_phase(seed, 'corrector'), table.embeddings.shape[1]))
+      if not sampler.on_host:
+        state = dataclasses.replace(state, sampler=sampler.init(
+            keys.of_phase(seed, 'sampler'), view_of(state)))
+      return dataclasses.replace(state, table=None)  # it is not to be copied
+
     # Parameters are put in place first: none is whole on any device that is to
     # hold a shard of it.
     params = jax.device_put(params, layout.shardings(params))
     shape = jax.eval_shape(build, params, table)
-    return jax.jit(build, out_shardings=state_shardings(shape))(params, table)
+    state = dataclasses.replace(
+        jax.jit(build, out_shardings=state_shardings(shape))(params, table),
+        table=table)
+    if sampler.on_host:
+      state = dataclasses.replace(state, sampler=sampler.init(
+          keys.of_phase(seed, 'sampler'), view_of(state, correct_on_host)))
+    return state
 
   def state_shardings(state):
     return dataclasses.replace(
@@ -100,138 +161,220 @@ def make_train_step(encoders, method, optimizer, *, mesh, seed, layout=None):
         params=layout.shardings(state.params),
         opt_state=layout.shardings(state.opt_state))
 
-  num_anchors = -(-method.corrector.num_anchors // shards) * shards
+  def refreshed(state, table, *, embed_queries=None, embed_targets=None,
+                known_positives=None):
+    dim = table.embeddings.shape[1]
+    step = int(state.step)
+    key = keys.of_rebuild(seed, step)
+    corrector = jax.jit(method.corrector.rebuild, static_argnums=2,
+                        out_shardings=replicated)(
+                            state.corrector, keys.of_phase(seed, 'corrector'),
+                            dim)
+    state = dataclasses.replace(state, table=table, corrector=corrector)
+    return dataclasses.replace(state, sampler=sampler.rebuild(
+        state.sampler, key, types.Episode(
+            step, view_of(state, correct_on_host), embed_queries,
+            embed_targets, known_positives)))
+
+  # --- Propose.
 
   def propose(state, batch):
-    draw_key, probe_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(seed), state.step))
-    queries = encoders.queries(state.params, batch.query_tokens)
-    view = types.View(
-        table=state.table, scale=encoders.scale(state.params),
-        correct=functools.partial(method.corrector.apply, state.corrector),
-        positive_rows=tables.rows_of(state.table, batch.target_ids))
-    excluded = batch.known_positives
-    if batch.candidates is not None:
-      excluded = jnp.concatenate([excluded, batch.candidates.ids], axis=1)
-    proposal = with_candidates(
-        method.sampler.propose(
-            draw_key, queries, tables.rows_of(state.table, excluded), view),
-        batch.candidates, state.table)
-    capacity = state.table.ids.shape[0]
-    refresh_key, anchor_key = jax.random.split(probe_key)
-    probe_rows = jnp.concatenate([
-        systematic_rows(refresh_key, capacity,
-                        method.refresh.num_probes(capacity, shards)),
-        systematic_rows(anchor_key, capacity, num_anchors)])
-    probe_ids = tables.take(state.table, probe_rows).ids
-    negative_ids = proposal.ids.reshape(-1)[:None if encodes_targets else 0]
-    return proposal, probe_rows, negative_ids, probe_ids
+    request, view = request_of(state, batch), view_of(state)
+    draw_key, _ = step_keys(state)
+    return complete(state, batch, sampler.propose(
+        state.sampler, draw_key, request, view))
 
-  def update(state, batch, proposal, probe_rows, negative_tokens, probe_tokens):
+  def step_keys(state):
+    return jax.random.split(keys.of_step(seed, state.step))
+
+  def complete(state, batch, proposal):
+    """Returns Draws: adds the candidates, and the rows to encode besides."""
+    table = state.table
+    if not sampler.draws_from_memory:
+      rows = memory.rows_of(table, proposal.ids)
+      proposal = dataclasses.replace(
+          proposal, rows=jnp.where(proposal.mask, rows, -1))
+    candidates = batch.candidates
+    proposal = with_candidates(
+        proposal, candidates,
+        None if candidates is None else memory.rows_of(table, candidates.ids))
+    _, probe_key = step_keys(state)
+    refresh_rows, anchor_rows = (
+        padded(tables.systematic_rows(key, table, num_rows))
+        for key, num_rows in zip(jax.random.split(probe_key), (
+            method.refresh.num_rows(memory.num_slots),
+            method.corrector.num_anchors)))
+    return Draws(
+        proposal, refresh_rows, anchor_rows,
+        proposal.ids.reshape(-1)[:None if asks_for_tokens else 0],
+        memory.take(table, jnp.concatenate([refresh_rows, anchor_rows])).ids)
+
+  def padded(rows):
+    missing = -len(rows) % sharding.num_shards(mesh)
+    return jnp.pad(rows, (0, missing), constant_values=-1)
+
+  # --- Update.
+
+  def update(state, batch, draws, negative_tokens, probe_tokens):
+    """Returns (state, metrics, what the step observed of the memory)."""
+    proposal = draws.proposal
     num_queries, num_negatives = proposal.rows.shape
+    positive_rows = memory.rows_of(state.table, batch.target_ids)
     used_rows = vectors = None
     if not encodes_targets:
-      used_rows, place = distinct_rows(state.table, batch, proposal)
-      vectors = tables.take(state.table, used_rows).embeddings.astype(
+      used_rows, place = distinct_rows(positive_rows, proposal)
+      vectors = memory.take(state.table, used_rows).embeddings.astype(
           jnp.float32)
 
-    def loss_fn(params, vectors):
+    def encode(params, vectors):
       if encodes_targets:
         targets = encoders.targets(params, jnp.concatenate(
             [batch.target_tokens, negative_tokens]))
       else:
         targets = vectors[place]
       scale = encoders.scale(params)
-      return method.matryoshka.total(
-          lambda queries, targets: loss_of(
-              method, queries, targets, scale, batch, proposal),
-          encoders.queries(params, batch.query_tokens), targets)
+      queries = encoders.queries(params, batch.query_tokens)
+      return types.Fresh(
+          queries=queries, positives=targets[:num_queries],
+          negatives=targets[num_queries:].reshape(
+              num_queries, num_negatives, targets.shape[-1]), scale=scale)
 
-    (_, (metrics, *fresh)), (gradient, row_gradient) = jax.value_and_grad(
-        loss_fn, argnums=(0, 1), has_aux=True)(state.params, vectors)
-    queries, positives, negatives = jax.lax.stop_gradient(fresh)
-    metrics['gradient_norm'] = optax.tree.norm(gradient)
+    def mean_loss(own, fresh):
+      if objective.reads_tokens:
+        fresh = fresh._replace(negative_tokens=negative_tokens.reshape(
+            num_queries, num_negatives, negative_tokens.shape[-1]))
+      loss, info = objective(own, fresh, batch, proposal)
+      return loss.mean(), info
+
+    # The loss is one of embeddings, whose gradient the encoders pull back.
+    fresh, pull_back = jax.vjp(encode, state.params, vectors)
+    own = state.params['objective'] if has_own_params else {}
+    (loss, info), (own_gradient, of_fresh) = jax.value_and_grad(
+        mean_loss, argnums=(0, 1), has_aux=True)(own, fresh)
+    gradient, row_gradient = pull_back(of_fresh)
+    if has_own_params:
+      gradient = {**gradient, 'objective': own_gradient}
     updates, opt_state = optimizer.update(
         gradient, state.opt_state, state.params)
+    metrics = {**info, 'loss': loss, 'scale': fresh.scale,
+               'gradient_norm': optax.tree.norm(gradient)}
 
-    # What the step saw of the memory's drift, before any row is overwritten:
-    # draws, candidates, rows to refresh, anchors of the corrector, positives.
+    # What the step saw of the memory's drift, before any row is overwritten.
+    probe_rows = jnp.concatenate([draws.refresh_rows, draws.anchor_rows])
+    num_refreshed = len(draws.refresh_rows)
+    probes = jnp.zeros((0, fresh.queries.shape[-1]))
+    if len(probe_rows):
+      probes = encoders.targets(state.params, probe_tokens)
+    encoded = types.Encoded(
+        drawn=types.Rows(proposal.rows.reshape(-1), fresh.negatives.reshape(
+            -1, fresh.negatives.shape[-1])),
+        refreshed=types.Rows(draws.refresh_rows, probes[:num_refreshed]),
+        anchors=types.Rows(draws.anchor_rows, probes[num_refreshed:]),
+        positives=types.Rows(positive_rows, fresh.positives))
+    observation = observed(state, encoded, fresh)
     corrector, table = state.corrector, state.table
-    positive_rows = tables.rows_of(table, batch.target_ids)
-    rows = jnp.concatenate(
-        [proposal.rows.reshape(-1), probe_rows, positive_rows])
-    fresh_rows = [negatives.reshape(-1, queries.shape[-1]), positives]
-    if probe_rows.shape[0]:
-      fresh_rows.insert(1, encoders.targets(state.params, probe_tokens))
-    fresh_rows = jnp.concatenate(fresh_rows)
-    num_drawn = num_queries * num_negatives
-    num_refreshed = num_drawn + probe_rows.shape[0] - num_anchors
-    if method.memory != 'none':
-      stale = tables.take(table, rows)
-      known = stale.ids >= 0
+    if memory.num_slots:
       metrics |= staleness(
-          method.corrector, corrector, stale, fresh_rows,
-          known.at[-num_queries:].set(False), state.step)  # not the positives
-      corrector, corrector_metrics = method.corrector.update(
-          corrector, types.Observation(
-              stale=stale, fresh=fresh_rows, mask=known, queries=queries,
-              scale=metrics['scale'], step=state.step))
-      metrics |= corrector_metrics
-
-    if method.targets.source == 'rows':
-      table = tables.write(
-          table, used_rows, descend(vectors, row_gradient, method.targets),
+          method.corrector, corrector, observation.stale, observation.fresh,
+          observation.mask.at[-num_queries:].set(False),  # not the positives
           state.step)
+      corrector, of_corrector = method.corrector.update(corrector, observation)
+      metrics |= of_corrector
+
+    # Then the writes: what was trained, encoded for the loss, re-encoded, and
+    # last the positives, which take the oldest rows of a ring.
+    write = functools.partial(memory.write, step=state.step)
+    if method.targets.source == 'rows':
+      table = write(table, used_rows, descend(
+          vectors, row_gradient, method.targets))
     if method.refresh.write_back:
-      table = tables.write(
-          table, rows[:num_drawn], fresh_rows[:num_drawn], state.step)
-    if num_refreshed > num_drawn:
-      chosen = slice(num_drawn, num_refreshed)
-      table = tables.write(table, rows[chosen], fresh_rows[chosen], state.step)
+      table = write(table, *encoded.drawn)
+    if num_refreshed:
+      table = write(table, *encoded.refreshed)
     if method.refresh.push:
-      table = tables.push(table, batch.target_ids, positives, state.step)
+      table = memory.push(
+          table, batch.target_ids, encoded.positives.fresh, state.step)
     return states.TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
         opt_state=opt_state, table=table, corrector=corrector,
-        sampler=state.sampler), metrics
+        sampler=state.sampler), metrics, observation
+
+  def observed(state, encoded, fresh):
+    rows, embeddings = (jnp.concatenate(parts) for parts in zip(*encoded))
+    stale = memory.take(state.table, rows)
+    return types.Observation(
+        stale=stale, fresh=jax.lax.stop_gradient(embeddings),
+        mask=stale.ids >= 0, queries=fresh.queries, scale=fresh.scale,
+        step=state.step)
 
   # Outputs are pinned to the shardings of the inputs: a second step then finds
   # what the first one found and compiles nothing.
-  replicated = sharding.replicated(mesh)
+  def pinned(state):
+    return jax.lax.with_sharding_constraint(state, state_shardings(state))
 
-  def update_pinned(state, *arguments):
-    new_state, metrics = update(state, *arguments)
-    return jax.lax.with_sharding_constraint(
-        new_state, state_shardings(new_state)), metrics
+  def update_on_device(state, *arguments):
+    new, metrics, observation = update(state, *arguments)
+    sampler_state, of_sampler = sampler.update(state.sampler, observation)
+    new = dataclasses.replace(new, sampler=sampler_state)
+    return pinned(new), {**metrics, **of_sampler}
 
-  def refreshed(state, table):
-    corrector = state.corrector
-    if method.corrector.reset_on_refresh:
-      corrector = jax.jit(
-          init_corrector, static_argnums=0, out_shardings=replicated)(
-              table.embeddings.shape[1])
-    return dataclasses.replace(state, table=table, corrector=corrector)
+  if not sampler.on_host:
+    correct_on_host = method.corrector.apply
+    return TrainStep(
+        init_state, jax.jit(propose, out_shardings=replicated),
+        jax.jit(update_on_device, donate_argnums=0), refreshed)
 
-  return TrainStep(
-      init_state,
-      jax.jit(propose, out_shardings=(replicated,) * 4),
-      jax.jit(update_pinned, donate_argnums=0), refreshed)
+  # --- The same around a sampler on the host, whose state no jit sees.
+
+  correct_on_host = jax.jit(method.corrector.apply)
+  bare = lambda state: dataclasses.replace(state, sampler=())
+  request_jit = jax.jit(
+      lambda state, batch: (request_of(state, batch), step_keys(state)[0]),
+      out_shardings=replicated)
+  complete_jit = jax.jit(complete, out_shardings=replicated)
+
+  def update_and_observe(state, *arguments):
+    new, metrics, observation = update(state, *arguments)
+    return pinned(new), metrics, jax.lax.with_sharding_constraint(
+        observation, replicated)
+
+  update_jit = jax.jit(update_and_observe, donate_argnums=0)
+
+  def propose_on_host(state, batch):
+    request, key = request_jit(bare(state), batch)
+    with jax.transfer_guard('allow'):  # to the host and back is its business
+      proposal = sampler.propose(
+          state.sampler, key, request, view_of(state, correct_on_host))
+      proposal = jax.device_put(proposal, replicated)
+    return complete_jit(bare(state), batch, proposal)
+
+  def update_on_host(state, *arguments):
+    new, metrics, observation = update_jit(bare(state), *arguments)
+    with jax.transfer_guard('allow'):
+      sampler_state, of_sampler = sampler.update(state.sampler, observation)
+      of_sampler = jax.device_put(dict(of_sampler), replicated)
+    return (dataclasses.replace(new, sampler=sampler_state),
+            {**metrics, **of_sampler})
+
+  return TrainStep(init_state, propose_on_host, update_on_host, refreshed)
 
 
-def with_candidates(proposal, candidates, table):
+def with_candidates(proposal: types.Proposal,
+                    candidates: types.Candidates | None, rows: jax.Array | None
+                    ) -> types.Proposal:
   """Returns the proposal with explicit candidates behind its draws.
 
   From here on they are treated as draws are: encoded, columns of the loss,
   written back where the memory holds them.
 
   Args:
-    proposal: types.Proposal of K draws.
-    candidates: types.Candidates, or None for the proposal itself.
-    table: types.TargetTable.
+    proposal: K draws.
+    candidates: None for the proposal itself.
+    rows: [B, n] int32, where the memory has them, -1 where it has not.
 
   Returns:
-    types.Proposal of K + n; the logits and log_q of candidates, which no
-    sampler saw, are nan.
+    K + n of them; the logits and log_q of candidates, which no sampler saw, are
+    nan.
   """
   if candidates is None:
     return proposal
@@ -239,57 +382,19 @@ def with_candidates(proposal, candidates, table):
   join = lambda *parts: jnp.concatenate(parts, axis=1)
   return dataclasses.replace(
       proposal,
-      rows=join(proposal.rows, tables.rows_of(table, candidates.ids)),
+      rows=join(proposal.rows, rows),
       ids=join(proposal.ids, candidates.ids),
       logits=join(proposal.logits, unseen), log_q=join(proposal.log_q, unseen),
       mask=join(proposal.mask, candidates.ids >= 0))
 
 
-def loss_of(method, queries, targets, scale, batch, proposal):
-  """Returns the loss of a batch, and what the step needs besides.
-
-  Args:
-    method: a method.Method.
-    queries: [B, D] float32.
-    targets: [B + B * K, D] float32, of the positives, then of the draws and
-      candidates of each query.
-    scale: [] float32.
-    batch: types.Batch.
-    proposal: types.Proposal of the draws and candidates, K per query.
-
-  Returns:
-    loss: [] float32, the mean over the batch.
-    (metrics, queries, positives [B, D], negatives [B, K, D]).
-  """
-  num_queries, num_negatives = proposal.rows.shape
-  positives = targets[:num_queries]
-  negatives = targets[num_queries:].reshape(
-      num_queries, num_negatives, targets.shape[-1])
-  positive = scale * jnp.einsum('bd,bd->b', queries, positives)
-  columns = columns_lib.below(
-      columns_lib.make(method.columns, queries, positives, negatives, batch,
-                       proposal, scale),
-      method.ceiling, positive, scale)
-  surrogate, info = estimators.ESTIMATORS[method.estimator](
-      positive, columns.logits, columns.mask, proposal)
-  candidates = negatives[:, num_negatives - batch.num_candidates:]
-  loss, of_teacher = method.distillation.mix(
-      surrogate, positive,
-      scale * jnp.einsum('bd,bnd->bn', queries, candidates), batch.candidates)
-  info = {name: value.mean() for name, value in (info | of_teacher).items()}
-  info |= columns_lib.breakdown(columns, batch.target_ids)
-  info |= {'loss': loss.mean(), 'positive_logit': positive.mean(),
-           'scale': scale}
-  return loss.mean(), (info, queries, positives, negatives)
-
-
-def distinct_rows(table, batch, proposal):
+def distinct_rows(positive_rows: jax.Array, proposal: types.Proposal
+                  ) -> tuple[jax.Array, jax.Array]:
   """Returns the rows of the table that a step's loss reads, each once.
 
   Args:
-    table: types.TargetTable of the whole corpus.
-    batch: types.Batch.
-    proposal: types.Proposal.
+    positive_rows: [B] int32.
+    proposal: the draws, K per query.
 
   Returns:
     rows: [B + B * K] int32, the distinct rows of the positives and the draws,
@@ -298,13 +403,13 @@ def distinct_rows(table, batch, proposal):
       A loss over `vectors[place]` gives a row that is used several times the
       sum of its gradients.
   """
-  rows = jnp.concatenate(
-      [tables.rows_of(table, batch.target_ids), proposal.rows.reshape(-1)])
+  rows = jnp.concatenate([positive_rows, proposal.rows.reshape(-1)])
   return jnp.unique(
       rows, size=rows.shape[0], fill_value=-1, return_inverse=True)
 
 
-def descend(vectors, gradient, targets):
+def descend(vectors: jax.Array, gradient: jax.Array, targets: methods.Targets
+            ) -> jax.Array:
   """Returns rows after a step of plain SGD, g - eta dL/dg, [P, D] float32.
 
   L is the mean over the batch, as for all parameters. With
@@ -313,21 +418,24 @@ def descend(vectors, gradient, targets):
   Args:
     vectors: [P, D] float32.
     gradient: [P, D] float32, dL/dg.
-    targets: method.Targets.
+    targets: with the rate.
 
   Source: direct gradients on cached targets, AAAI 2026.
   """
+  assert targets.row_learning_rate is not None  # of source 'rows'
   moved = vectors - targets.row_learning_rate * gradient
   return dual_encoder.normalise(moved) if targets.normalize else moved
 
 
-def staleness(corrector, state, stale, fresh, mask, step):
+def staleness(corrector: types.Corrector, state: Any,
+              stale: types.TargetTable, fresh: jax.Array, mask: jax.Array,
+              step: jax.Array) -> dict[str, jax.Array]:
   """Returns the drift of the rows seen in a step, before and after correction.
 
   Args:
-    corrector: a types.Corrector and its `state`.
-    state: the corrector's state.
-    stale: types.TargetTable slice of P rows.
+    corrector: of the run.
+    state: the corrector's.
+    stale: slice of P rows.
     fresh: [P, D] float32, the same targets encoded now.
     mask: [P] bool.
     step: [] int32.
@@ -342,17 +450,3 @@ def staleness(corrector, state, stale, fresh, mask, step):
       'drift_before': mean(tables.drift(stale.embeddings, fresh)),
       'drift_after': mean(tables.drift(corrector.apply(state, stale), fresh)),
       'age': mean(tables.age(stale, step).astype(jnp.float32))}
-
-
-def systematic_rows(key, capacity, num_rows):
-  """Returns `num_rows` distinct rows, each row equally likely, [P] int32.
-
-  Rows a, a + h, a + 2h, ... modulo M with h = floor(M / P) and a uniform: each
-  row has probability P / M, independently from step to step, without sorting
-  or permuting M rows (ours).
-  """
-  if not num_rows:
-    return jnp.zeros([0], jnp.int32)
-  start = jax.random.randint(key, (), 0, capacity)
-  return (start + jnp.arange(num_rows, dtype=jnp.int32)
-          * (capacity // num_rows)) % capacity

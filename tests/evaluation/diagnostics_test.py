@@ -24,7 +24,7 @@ def make_view(embeddings, ids=None, correct=identity, scale=_SCALE):
       embeddings=embeddings, ids=jnp.asarray(ids, jnp.int32),
       written=jnp.zeros(len(embeddings), jnp.int32),
       rows_are_ids=False)
-  return types.View(table, correct, jnp.float32(scale))
+  return types.View(table, correct, jnp.float32(scale), scan=None)
 
 
 def unit(rng, *shape):
@@ -202,7 +202,7 @@ class DiagnosticsTest(parameterized.TestCase):
         make_view(np.pad(self.stale, ((0, 3), (0, 0))),
                   np.pad(np.arange(37), (0, 3), constant_values=-1)).table,
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data')))
-    view = types.View(spread, identity, jnp.float32(_SCALE))
+    view = types.View(spread, identity, jnp.float32(_SCALE), scan=None)
     with jax.transfer_guard('disallow'):
       many = diagnostics.approximation(
           self.queries, self.fresh, view, mesh=mesh, **arguments)
@@ -312,8 +312,8 @@ class FitToAllTest(absltest.TestCase):
         ids[:, None] >= 0, fresh[ids] @ np.linalg.inv(matrix), 50.0)
     table = make_view(stale, ids).table
     corrector = correctors.Linear(
-        fit='ridge', ridge=1e-6, decay=1.0, num_anchors=0, keep_norm=False,
-        reset_on_refresh=False)
+        fit='ridge', ridge=1e-5, decay=1.0, num_anchors=0, use_after=0,
+        keep_norm=False, reset_on_refresh=False)
     state = diagnostics.fit_to_all(
         corrector, table, fresh, num_steps=5, num_rows=64)
     np.testing.assert_allclose(

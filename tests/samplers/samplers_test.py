@@ -6,59 +6,55 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from retrieval_jax import estimators
 from retrieval_jax import samplers
 from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
+from retrieval_jax.objectives import estimators
 from tests import helpers
 
 B, SCALE = 8, 5.0
 
 
-def every_sampler(mesh):
+def every_sampler():
   return {
       'none': samplers.NoNegatives(),
       'uniform': samplers.Uniform(3),
       'stochastic': samplers.StochasticNegativeMining(3, 16),
-      'exhaustive': samplers.Exhaustive(sharding.capacity(
-          helpers.NUM_TARGETS, mesh, helpers.CHUNK_ROWS) // B),
-      'top_k': samplers.TopK(3, helpers.CHUNK_ROWS, mesh),
-      'simans': samplers.SimANS(3, 16, 20.0, 0.1, helpers.CHUNK_ROWS, mesh),
-      'gumbel': samplers.Gumbel(3, helpers.CHUNK_ROWS, mesh),
-      'top_k_gumbel': samplers.ShortlistGumbel(
-          3, 8, False, helpers.CHUNK_ROWS, mesh),
-      'bucketed': samplers.ShortlistGumbel(
-          3, 8, True, helpers.CHUNK_ROWS, mesh),
+      'exhaustive': samplers.Exhaustive(helpers.NUM_TARGETS, B),
+      'top_k': samplers.TopK(3),
+      'top_k_of': samplers.TopK(3, 8),
+      'simans': samplers.SimANS(3, 16, 20.0, 0.1),
+      'gumbel': samplers.Gumbel(3),
+      'top_k_gumbel': samplers.ShortlistGumbel(3, 8),
+      'bucketed': samplers.BucketedGumbel(3, 8),
   }
 
 
-def view(table):
+def view(table, mesh, scale=SCALE):
   return types.View(table, lambda rows: rows.embeddings.astype(jnp.float32),
-                    jnp.float32(SCALE),
-                    tables.rows_of(table, jnp.asarray(
-                        helpers.batch(0).target_ids)))
+                    jnp.float32(scale), helpers.scan(mesh))
 
 
 def propose(sampler, mesh, table=None, key=0):
   table = helpers.table(mesh) if table is None else table
   batch = helpers.batch(0)
-  queries = helpers.encode(helpers.params(), batch.query_tokens)
-  exclude = tables.rows_of(table, jnp.asarray(batch.known_positives))
+  request = helpers.request(
+      helpers.encode(helpers.params(), batch.query_tokens), table,
+      exclude=batch.known_positives, positives=batch.target_ids)
   return jax.jit(lambda key: sampler.propose(
-      key, queries, exclude, view(table)))(jax.random.key(key))
+      (), key, request, view(table, mesh)))(jax.random.key(key))
 
 
 class ContractTest(parameterized.TestCase):
 
   @parameterized.product(
-      name=('none', 'uniform', 'stochastic', 'exhaustive', 'top_k', 'gumbel',
-            'top_k_gumbel', 'bucketed', 'simans'),
+      name=tuple(every_sampler()),
       devices=(1, 4))
   def test_every_proposal_is_consistent(self, name, devices):
     mesh = sharding.make_mesh(devices)
-    sampler = every_sampler(mesh)[name]
+    sampler = every_sampler()[name]
     table = helpers.table(mesh)
     proposal = propose(sampler, mesh, table)
     shape = (B, sampler.num_negatives)
@@ -69,8 +65,8 @@ class ContractTest(parameterized.TestCase):
       self.assertEqual(getattr(proposal, field).dtype, dtype, field)
     self.assertEqual(proposal.log_z.shape, (B,))
     self.assertEqual(bool(np.isfinite(proposal.log_z).all()),
-                     sampler.gives_log_z)
-    if sampler.gives_log_z:
+                     'log_z' in sampler.gives)
+    if 'log_z' in sampler.gives:
       np.testing.assert_allclose(
           proposal.log_q, np.where(proposal.mask, proposal.logits
                                    - proposal.log_z[:, None], 0), rtol=1e-6)
@@ -96,7 +92,7 @@ class ContractTest(parameterized.TestCase):
     mesh = sharding.make_mesh(1)
     empty = tables.empty(helpers.CHUNK_ROWS, helpers.DIM, mesh=mesh,
                          chunk_rows=helpers.CHUNK_ROWS, dtype='float32')
-    proposal = propose(every_sampler(mesh)[name], mesh, empty)
+    proposal = propose(every_sampler()[name], mesh, empty)
     self.assertFalse(bool(proposal.mask.any()))
     np.testing.assert_array_equal(proposal.rows, -1)
 
@@ -118,9 +114,9 @@ class ShortlistTest(parameterized.TestCase):
     table = tables.create(
         values, ids, mesh=mesh, chunk_rows=64, dtype='float32')
     queries = jnp.array([[-1.0], [1.0]])
-    proposal = samplers.ShortlistGumbel(2, 2, True, 64, mesh).propose(
-        jax.random.key(0), queries, jnp.full((2, 1), -1, jnp.int32),
-        types.View(table, lambda rows: rows.embeddings, jnp.float32(1.0)))
+    proposal = samplers.BucketedGumbel(2, 2).propose(
+        (), jax.random.key(0), helpers.request(queries, table),
+        view(table, mesh, 1.0))
     np.testing.assert_array_equal(
         np.sort(proposal.rows, axis=1), [[1, half + 1], [0, half]])
     _, info = estimators.cache_gradient(
@@ -143,9 +139,8 @@ class ShortlistTest(parameterized.TestCase):
     table = tables.create(
         embeddings, ids, mesh=mesh, chunk_rows=64, dtype='float32')
     found, rows = jax.jit(lambda: scoring.bucket_maxima(
-        queries, types.View(table, lambda rows: rows.embeddings,
-                            jnp.float32(2.0)), num_buckets,
-        mesh=mesh, chunk_rows=64, exclude_rows=jnp.asarray(exclude)))()
+        queries, view(table, mesh, 2.0), num_buckets,
+        exclude_rows=jnp.asarray(exclude)))()
     buckets = logits.reshape(3, num_buckets, -1)
     np.testing.assert_allclose(found, buckets.max(axis=2), rtol=1e-5)
     best = buckets.argmax(axis=2) + np.arange(num_buckets) * buckets.shape[2]
@@ -156,14 +151,14 @@ class ShortlistTest(parameterized.TestCase):
   def test_buckets_that_do_not_divide_the_shards_are_refused(
       self, devices, num_buckets):
     mesh = sharding.make_mesh(devices)
-    sampler = samplers.ShortlistGumbel(1, num_buckets, True, 64, mesh)
+    sampler = samplers.BucketedGumbel(1, num_buckets)
     with self.assertRaisesRegex(
         ValueError, f'{num_buckets} buckets over {64 * devices} rows .*=64'):
       propose(sampler, mesh)
 
   def test_fewer_rows_than_draws_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'shortlist=2 is smaller than'):
-      samplers.ShortlistGumbel(3, 2, False, 64, sharding.make_mesh(1))
+      samplers.ShortlistGumbel(3, 2)
 
   def test_draws_follow_the_softmax_over_the_best_rows(self):
     """Chi-square of the ordered pairs of 8,192 draws from three of 56 rows."""
@@ -173,10 +168,9 @@ class ShortlistTest(parameterized.TestCase):
     logits[best] = [1.0, 2.0, 1.5]
     table = tables.from_embeddings(
         logits[:, None], mesh=mesh, chunk_rows=64, dtype='float32')
-    proposal = samplers.ShortlistGumbel(2, 3, False, 64, mesh).propose(
-        jax.random.key(0), jnp.ones((8192, 1)),
-        jnp.full((8192, 1), -1, jnp.int32),
-        types.View(table, lambda rows: rows.embeddings, jnp.float32(1.0)))
+    proposal = samplers.ShortlistGumbel(2, 3).propose(
+        (), jax.random.key(0), helpers.request(jnp.ones((8192, 1)), table),
+        view(table, mesh, 1.0))
     log_z = np.logaddexp.reduce(logits[best])
     np.testing.assert_allclose(proposal.log_z, log_z, rtol=1e-6)
     p = np.exp(logits[best] - log_z)
@@ -193,15 +187,16 @@ class DrawTest(absltest.TestCase):
 
   def test_exhaustive_deals_out_every_row_once(self):
     mesh = sharding.make_mesh(1)
-    proposal = propose(every_sampler(mesh)['exhaustive'], mesh)
+    proposal = propose(every_sampler()['exhaustive'], mesh)
     rows = np.asarray(proposal.rows)
     self.assertEqual(sorted(rows[rows >= 0].tolist()),
                      list(range(helpers.NUM_TARGETS)))
 
   def test_exhaustive_refuses_to_leave_rows_out(self):
     mesh = sharding.make_mesh(1)
-    with self.assertRaisesRegex(ValueError, 'num_negatives >= 8'):
-      propose(samplers.Exhaustive(2), mesh)
+    with self.assertRaisesRegex(
+        ValueError, 'made for 8 queries and 16 rows, and got 8 and 56'):
+      propose(samplers.Exhaustive(16, 8), mesh)
 
   def test_top_k_takes_the_highest_logits(self):
     mesh = sharding.make_mesh(2)
@@ -213,13 +208,50 @@ class DrawTest(absltest.TestCase):
     for b, known in enumerate(batch.known_positives):
       logits[b, known[known >= 0]] = -np.inf
     np.testing.assert_array_equal(
-        propose(every_sampler(mesh)['top_k'], mesh).rows,
+        propose(every_sampler()['top_k'], mesh).rows,
         np.argsort(-logits, axis=1)[:, :3])
+
+  def test_top_k_of_a_depth_takes_each_of_its_rows_equally_often(self):
+    """ANCE's choice: K of the top rows; chi-square, 99.95% bound."""
+    mesh = sharding.make_mesh(1)
+    table = helpers.table(mesh)
+    batch = helpers.batch(0)
+    query = helpers.encode(helpers.params(), batch.query_tokens[:1])
+    scores = np.array(table.embeddings[:helpers.NUM_TARGETS] @ query[0])
+    scores[batch.target_ids[0]] = -np.inf
+    top = np.argsort(-scores)[:8]
+    drawn = np.asarray(samplers.TopK(3, 8).propose(
+        (), jax.random.key(2), helpers.request(
+            np.tile(query, (4000, 1)), table,
+            exclude=np.full((4000, 1), batch.target_ids[0])),
+        view(table, mesh)).rows)
+    self.assertTrue(np.isin(drawn, top).all())
+    self.assertTrue(all(len(set(row)) == 3 for row in drawn[:100].tolist()))
+    for place in range(3):  # in random order, too
+      counts = np.bincount(drawn[:, place], minlength=helpers.NUM_TARGETS)[top]
+      self.assertLess(((counts - 500)**2 / 500).sum(), 26.0)
+    with self.assertRaisesRegex(ValueError, 'sampler.depth=2 is smaller'):
+      samplers.TopK(3, 2)
+
+  def test_uniform_draws_find_rows_between_empty_ones(self):
+    mesh = sharding.make_mesh(2)
+    ids = np.full(128, -1)
+    ids[[3, 70, 71, 127]] = [5, 6, 7, 8]
+    table = tables.create(np.ones((128, helpers.DIM)), ids, mesh=mesh,
+                          chunk_rows=64, dtype='float32')
+    for sampler in (samplers.Uniform(40),
+                    samplers.StochasticNegativeMining(4, 200)):
+      proposal = propose(sampler, mesh, table)
+      found = np.asarray(proposal.ids)[np.asarray(proposal.mask)]
+      known = helpers.batch(0).known_positives
+      self.assertEqual(set(found), {5, 6, 7, 8})
+      self.assertTrue(np.isin([5, 6, 7, 8], known).any() or
+                      bool(proposal.mask.all()))
 
   def test_stochastic_takes_the_highest_of_its_pool_without_repeats(self):
     mesh = sharding.make_mesh(1)
     whole = samplers.StochasticNegativeMining(3, 4000)  # covers all 56 rows
-    top = propose(every_sampler(mesh)['top_k'], mesh)
+    top = propose(every_sampler()['top_k'], mesh)
     np.testing.assert_array_equal(propose(whole, mesh).rows, top.rows)
     small = propose(samplers.StochasticNegativeMining(3, 8), mesh)
     self.assertLess(float(small.logits[:, 0].mean()),
@@ -246,12 +278,14 @@ class DrawTest(absltest.TestCase):
     """Chi-square of 4,000 single draws per query against exp(log_q)."""
     mesh = sharding.make_mesh(1)
     table = helpers.table(mesh)
-    sampler = samplers.Gumbel(1, helpers.CHUNK_ROWS, mesh)
+    sampler = samplers.Gumbel(1)
     batch = helpers.batch(0)
     queries = helpers.encode(helpers.params(), batch.query_tokens)[:1]
     many = jnp.tile(queries, (4000, 1))
     exclude = jnp.tile(jnp.asarray(batch.known_positives[:1]), (4000, 1))
-    proposal = sampler.propose(jax.random.key(1), many, exclude, view(table))
+    proposal = sampler.propose(
+        (), jax.random.key(1), helpers.request(many, table, exclude=exclude),
+        view(table, mesh))
     rows = np.asarray(proposal.rows)[:, 0]
     logits = np.array(
         SCALE * queries @ table.embeddings[:helpers.NUM_TARGETS].T)[0]

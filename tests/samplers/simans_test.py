@@ -22,13 +22,14 @@ def draw(mesh, num_queries, positive_row, num_negatives=2, a=A):
   batch = helpers.batch(0)
   query = helpers.encode(helpers.params(), batch.query_tokens[:1])
   scores = np.asarray(table.embeddings[:helpers.NUM_TARGETS] @ query[0])
-  sampler = samplers.SimANS(
-      num_negatives, POOL, a, B, helpers.CHUNK_ROWS, mesh)
+  sampler = samplers.SimANS(num_negatives, POOL, a, B)
   proposal = sampler.propose(
-      jax.random.key(3), jnp.tile(query, (num_queries, 1)),
-      jnp.full((num_queries, 1), batch.target_ids[0]),
+      (), jax.random.key(3), helpers.request(
+          jnp.tile(query, (num_queries, 1)), table,
+          exclude=np.full((num_queries, 1), batch.target_ids[0]),
+          positives=np.full(num_queries, positive_row)),
       types.View(table, lambda rows: rows.embeddings, jnp.float32(SCALE),
-                 jnp.full(num_queries, positive_row)))
+                 helpers.scan(mesh)))
   return np.asarray(proposal.rows), scores
 
 
@@ -77,18 +78,11 @@ class SimANSTest(parameterized.TestCase):
     many, _ = draw(sharding.make_mesh(devices), 16, positive)
     np.testing.assert_array_equal(one, many)
 
-  def test_needs_candidates_a_sharpness_and_the_positives(self):
-    mesh = sharding.make_mesh(1)
+  def test_needs_candidates_and_a_sharpness(self):
     with self.assertRaisesRegex(ValueError, 'raise pool_size'):
-      samplers.SimANS(3, 2, A, B, 64, mesh)
+      samplers.SimANS(3, 2, A, B)
     with self.assertRaisesRegex(ValueError, 'simans_a=-1.0 must be at least 0'):
-      samplers.SimANS(1, 2, -1.0, B, 64, mesh)
-    table = helpers.table(mesh)
-    with self.assertRaisesRegex(ValueError, 'view.positive_rows is None'):
-      samplers.SimANS(1, 2, A, B, 64, mesh).propose(
-          jax.random.key(0), jnp.zeros((1, helpers.DIM)),
-          jnp.full((1, 1), -1),
-          types.View(table, lambda rows: rows.embeddings, jnp.float32(SCALE)))
+      samplers.SimANS(1, 2, -1.0, B)
 
 
 if __name__ == '__main__':

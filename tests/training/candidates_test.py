@@ -10,14 +10,16 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-from retrieval_jax import distillation
-from retrieval_jax import estimators
 from retrieval_jax import method as methods
+from retrieval_jax import objectives
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.models import chunking
+from retrieval_jax.objectives import columns
+from retrieval_jax.objectives import distillation
+from retrieval_jax.objectives import estimators
 from retrieval_jax.training import step as steps
 from tests import helpers
 
@@ -38,19 +40,19 @@ def explicit_loss(params, batch):
 
 def all_methods():
   """Yields (name, method) of every estimator, columns and teacher that go."""
-  mesh = sharding.make_mesh(1)
-  exhaustive = samplers.Exhaustive(helpers.CHUNK_ROWS // helpers.BATCH)
-  for estimator, columns, number, kind in itertools.product(
-      estimators.ESTIMATORS, methods.COLUMNS, (0, 2), distillation.KINDS):
-    sampler = exhaustive if estimator == 'full_softmax' else helpers.gumbel(
-        mesh)
+  exhaustive = samplers.Exhaustive(helpers.NUM_TARGETS, helpers.BATCH)
+  for estimator, kind, number, teacher in itertools.product(
+      estimators.ESTIMATORS, columns.KINDS, (0, 2),
+      (None, *set(distillation.KINDS) - {'none'})):
+    sampler = (exhaustive if estimator == 'full_softmax'
+               else helpers.gumbel())
     try:
       method = helpers.method(
-          sampler, estimator=estimator, columns=columns, num_candidates=number,
-          distillation=kind)
+          sampler, estimator=estimator, columns=kind, num_candidates=number,
+          distillation=teacher)
     except ValueError:
       continue  # tests of Method say which are refused
-    yield f'{estimator}_{columns}_{number}_{kind}', method
+    yield f'{estimator}_{kind}_{number}_{teacher}', method
 
 
 def drawn(num_draws, num_candidates):
@@ -63,11 +65,9 @@ def drawn(num_draws, num_candidates):
   proposal = types.Proposal(
       rows=ids, ids=ids, logits=log_q, log_q=log_q,
       log_z=rng.normal(size=helpers.BATCH) + 3, mask=rng.random(shape) < 0.9)
-  every = np.arange(helpers.NUM_TARGETS)
   proposal = steps.with_candidates(
-      jax.tree.map(jnp.asarray, proposal), batch.candidates, types.TargetTable(
-          jnp.zeros((len(every), helpers.DIM)), jnp.asarray(every),
-          jnp.asarray(every), rows_are_ids=True))
+      jax.tree.map(jnp.asarray, proposal), batch.candidates,
+      batch.candidates and jnp.asarray(batch.candidates.ids))
   return batch, proposal, np.concatenate(
       [batch.target_tokens, helpers.gather(proposal.ids.reshape(-1))])
 
@@ -80,7 +80,7 @@ class CachedGradientTest(parameterized.TestCase):
     # under three kinds of teacher; the others have one each.
     self.assertLen(names, 4 * (1 + 3) + 3)
 
-  @parameterized.parameters((2, 0), (2, 2), (8, 0))
+  @parameterized.parameters((2, 0), (2, 2), (7, 0))
   def test_equals_the_uncached_one_in_float64(self, num_draws, num_candidates):
     """So chunks add nothing to, and take nothing from, a query's negatives."""
     names, chosen = zip(*(
@@ -95,9 +95,13 @@ class CachedGradientTest(parameterized.TestCase):
       def losses(words, encode):
         queries = encode({'words': words}, batch.query_tokens)
         targets = encode({'words': words}, tokens)
+        fresh = types.Fresh(
+            queries, targets[:helpers.BATCH], targets[helpers.BATCH:].reshape(
+                helpers.BATCH, num_draws + num_candidates, -1),
+            jnp.float64(5.0))
         return jnp.stack([
-            steps.loss_of(method, queries, targets, jnp.float64(5.0), batch,
-                          proposal)[0] for method in chosen])
+            method.objective({}, fresh, batch, proposal)[0].mean()
+            for method in chosen])
 
       words = jnp.asarray(np.asarray(helpers.params()['words'], np.float64))
       plain, cached = (
@@ -134,7 +138,7 @@ class CandidatesTest(parameterized.TestCase):
     batch = helpers.batch(0, num_candidates=20)
     seen = []
     helpers.train(
-        helpers.method(helpers.gumbel(mesh, 24), num_candidates=20), mesh,
+        helpers.method(helpers.gumbel(24), num_candidates=20), mesh,
         num_steps=1, each=lambda state, proposal, probes: seen.append(
             np.asarray(proposal.ids)))
     for ids, candidates in zip(seen[0], batch.candidates.ids):
@@ -146,7 +150,7 @@ class CandidatesTest(parameterized.TestCase):
   def test_write_back_remembers_candidates(self, devices):
     mesh = sharding.make_mesh(devices)
     state, _ = helpers.train(
-        helpers.method(helpers.gumbel(mesh, 1), num_candidates=3,
+        helpers.method(helpers.gumbel(1), num_candidates=3,
                        write_back=True),
         mesh, num_steps=1, stale_params=helpers.params(5))
     ids = helpers.batch(0, num_candidates=3).candidates.ids
@@ -161,11 +165,12 @@ class CandidatesTest(parameterized.TestCase):
     other = np.setdiff1d(np.arange(helpers.NUM_TARGETS), np.append(
         batch.candidates.ids, batch.target_ids))[:1]
     state, _ = helpers.train(
-        helpers.method(samplers.TopK(1, helpers.CHUNK_ROWS, mesh),
+        helpers.method(samplers.TopK(1),
                        memory='ring', num_candidates=3, push=True,
                        write_back=True),
         mesh, num_steps=1, table_=tables.create(
-            np.ones((1, helpers.DIM), np.float32), other, mesh=mesh,
+            np.ones((16, helpers.DIM), np.float32),
+            np.append(other, [-1] * 15), mesh=mesh,
             chunk_rows=helpers.CHUNK_ROWS, dtype='float32'))
     remembered = set(np.asarray(state.table.ids).tolist()) - {-1}
     self.assertEqual(remembered, {*other, *batch.target_ids})
@@ -174,7 +179,7 @@ class CandidatesTest(parameterized.TestCase):
     """With 'rows', candidates are trained where they stand."""
     mesh = sharding.make_mesh(1)
     method = dataclasses.replace(
-        helpers.method(helpers.gumbel(mesh, 1), num_candidates=3),
+        helpers.method(helpers.gumbel(1), num_candidates=3),
         targets=methods.Targets('rows', 1.0))
     drawn = []
     state, _ = helpers.train(
@@ -206,8 +211,8 @@ class CandidatesTest(parameterized.TestCase):
 
     state, history = helpers.train(
         dataclasses.replace(
-            helpers.method(helpers.gumbel(mesh), columns='all',
-                           num_candidates=3), distillation=teacher),
+            helpers.method(helpers.gumbel(), columns='all', num_candidates=3),
+            objective=objectives.Distilled(helpers.objective(), teacher)),
         mesh, num_steps=1, optimizer=optax.sgd(1.0))
     value, gradient = jax.value_and_grad(loss)(helpers.params())
     np.testing.assert_allclose(history[0]['loss'], value, rtol=1e-5)

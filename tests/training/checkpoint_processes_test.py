@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 
-import jax
 from absl.testing import absltest
 
 from retrieval_jax import training

@@ -10,12 +10,14 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from retrieval_jax import correctors
+from retrieval_jax import objectives
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import training
 from retrieval_jax import types
 from retrieval_jax.training import cost as costs
+from tests import helpers
 
 B, K, M, D, N = 4, 2, 256, 8, 200
 QUERY, TARGET, PASSES = 3., 5., 4  # FLOPs of a text, and passes of its gradient
@@ -25,6 +27,7 @@ QUERY, TARGET, PASSES = 3., 5., 4  # FLOPs of a text, and passes of its gradient
 class Sampler:
   """Scores 100 rows for each query and corrects 70 for all of them."""
   reads_embeddings: bool = True
+  on_host: bool = False
   scored: int = 100
 
   def rows_scored(self, num_queries, capacity):
@@ -45,17 +48,19 @@ class Corrector:
 
 
 def count(*, sampler=Sampler(), corrector=correctors.Identity(),
-          source='encoder', negative_ids=range(B * K), probe_ids=(), **options):
+          source='encoder', negative_ids=range(B * K), probe_ids=(),
+          objective=objectives.Contrastive('truncated_softmax', 'own'),
+          num_candidates=0):
   """Returns the counts of one step."""
   meter = training.Meter()
   method = namespaces.SimpleNamespace(
-      sampler=sampler, corrector=corrector,
+      sampler=sampler, corrector=corrector, objective=objective,
+      num_negatives=K, num_candidates=num_candidates,
       targets=namespaces.SimpleNamespace(source=source))
-  cost = costs.Cost(**{
-      'meter': meter, 'method': method, 'columns': 'own', 'loss_dims': D,
-      'dim': D, 'batch_size': B, 'query_flops': QUERY, 'target_flops': TARGET,
-      'passes': PASSES, **options})
-  cost.step(M, K, jnp.array(list(negative_ids), jnp.int32),
+  cost = costs.Cost(
+      meter=meter, method=method, dim=D, batch_size=B, query_flops=QUERY,
+      target_flops=TARGET, passes=PASSES)
+  cost.step(M, jnp.array(list(negative_ids), jnp.int32),
             jnp.array(probe_ids, jnp.int32))
   return meter.counts()
 
@@ -104,11 +109,16 @@ class CostTest(parameterized.TestCase):
   @parameterized.parameters(
       ('own', K), ('positives', K + B), ('all', B + B * K), ('draws', B * K))
   def test_columns(self, columns, others):
-    got = count(columns=columns)['flops_scoring']
+    got = count(objective=objectives.Contrastive(
+        'truncated_softmax', columns))['flops_scoring']
     self.assertEqual(got, 2 * D * B * (100 + 3 * (1 + others)))
 
   def test_prefixes_and_a_teacher(self):
-    got = count(loss_dims=2 + 4, num_taught=1)['flops_scoring']
+    taught = objectives.Distilled(
+        objectives.Contrastive('truncated_softmax', 'own'),
+        objectives.Distillation('kl'))
+    got = count(objective=objectives.Matryoshka(taught, (2, 4)),
+                num_candidates=1)['flops_scoring']
     self.assertEqual(got, 2 * D * B * 100 + 3 * 2 * (2 + 4) * B * (1 + 1 + K))
 
   def test_passes_of_a_text_with_a_gradient(self):
@@ -125,8 +135,8 @@ class CostTest(parameterized.TestCase):
         sampler=Sampler(sampler_reads),
         targets=namespaces.SimpleNamespace(source=source))
     self.assertEqual(costs.Cost(
-        training.Meter(), method, 'own', D, D, B, QUERY, TARGET,
-        PASSES).reads_memory, reads)
+        training.Meter(), method, D, B, QUERY, TARGET, PASSES).reads_memory,
+        reads)
 
 
 class SamplerCostTest(parameterized.TestCase):
@@ -134,21 +144,19 @@ class SamplerCostTest(parameterized.TestCase):
   @parameterized.parameters(
       # M = 256 rows are scanned; then K, a shortlist or a pool of blocks of 16
       # rows (of 64 for Gumbel-top-k) is scored again.
-      (lambda mesh: samplers.TopK(K, 64, mesh), 16 * K, 0),
-      (lambda mesh: samplers.TopK(
-          K, 64, mesh, samplers.Ceiling(0.9, None)), 16 * K, B),
-      (lambda mesh: samplers.Gumbel(K, 64, mesh), 64 * K, 0),
-      (lambda mesh: samplers.Gumbel(
-          K, 64, mesh, samplers.Ceiling(0.9, None)), 64 * K, B),
+      (samplers.TopK(K), 16 * K, 0),
+      (samplers.TopK(K, ceiling=samplers.Ceiling(0.9, None)), 16 * K, B),
+      (samplers.TopK(K, 3), 16 * 3, 0),
+      (samplers.Gumbel(K), 64 * K, 0),
+      (samplers.Gumbel(K, samplers.Ceiling(0.9, None)), 64 * K, B),
       # Not more blocks than there are.
-      (lambda mesh: samplers.Gumbel(5, 64, mesh), 64 * 4, 0),
-      (lambda mesh: samplers.SimANS(K, 3, 1., 0., 64, mesh), 16 * 3, B),
-      (lambda mesh: samplers.ShortlistGumbel(K, 3, False, 64, mesh), 16 * 3, 0),
+      (samplers.Gumbel(5), 64 * 4, 0),
+      (samplers.SimANS(K, 3, 1., 0.), 16 * 3, B),
+      (samplers.ShortlistGumbel(K, 3), 16 * 3, 0),
       # 32 buckets of 8 rows, a block each.
-      (lambda mesh: samplers.ShortlistGumbel(K, 32, True, 64, mesh), 8 * 32, 0),
+      (samplers.BucketedGumbel(K, 32), 8 * 32, 0),
   )
-  def test_scans(self, make, again, positives):
-    sampler = make(sharding.make_mesh(1))
+  def test_scans(self, sampler, again, positives):
     got = sampler.rows_scored(B, M)
     self.assertEqual(got, (B * M + B * again + positives,
                            M + B * again + positives))
@@ -156,7 +164,7 @@ class SamplerCostTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (samplers.NoNegatives(), 0, 0), (samplers.Uniform(K), B * K, B * K),
-      (samplers.Exhaustive(M // B), M, M),
+      (samplers.Exhaustive(N, B), N, N),
       (samplers.StochasticNegativeMining(K, 10), B * (10 + K), 10 + B * K))
   def test_without_a_scan(self, sampler, scored, corrected):
     self.assertEqual(sampler.rows_scored(B, M), (scored, corrected))
@@ -180,10 +188,12 @@ class SamplerCostTest(parameterized.TestCase):
     table = tables.from_embeddings(
         rng.normal(size=(N, D)).astype(np.float32), sharding.make_mesh(1),
         64, 'float32')
-    view = types.View(table, correct, jnp.float32(1), jnp.arange(B))
-    queries = jnp.asarray(rng.normal(size=(B, D)), jnp.float32)
+    view = types.View(table, correct, jnp.float32(1),
+                      types.Scan(sharding.make_mesh(1), 64))
+    queries = rng.normal(size=(B, D)).astype(np.float32)
     jax.block_until_ready(sampler.propose(
-        jax.random.key(0), queries, jnp.full((B, 1), -1, jnp.int32), view))
+        (), jax.random.key(0), helpers.request(
+            queries, table, positives=np.arange(B)), view))
     jax.effects_barrier()
     self.assertEqual((seen['products'], seen['rows']), claimed)
 
@@ -196,7 +206,7 @@ class CorrectorCostTest(absltest.TestCase):
     self.assertEqual(corrector.flops_per_update(10, B, D), 0)
 
   def test_linear(self):
-    make = lambda fit: correctors.Linear(fit, 0.01, 0.9, 0, True, True)
+    make = lambda fit: correctors.Linear(fit, 0.01, 0.9, 0, 0, True, True)
     self.assertEqual(make('ridge').flops_per_row(8), 2 * 8 * 8)
     sums = 2 * 10 * 9 * 9 + 2 * 10 * 9 * 8  # x x^T and x (g - v)^T
     self.assertAlmostEqual(
@@ -209,7 +219,7 @@ class CorrectorCostTest(absltest.TestCase):
     make = lambda weight: correctors.MLP(
         hidden=6, learning_rate=1e-3, warmup_steps=0, updates_per_step=3,
         weight_decay=0., distribution_weight=weight, average_decay=0.,
-        condition_on_age=False, num_anchors=0, keep_norm=True,
+        condition_on_age=False, num_anchors=0, use_after=0, keep_norm=True,
         reset_on_refresh=True)
     self.assertEqual(make(0.).flops_per_row(8), 2 * 8 * 6 + 2 * 6 * 8)
     # Forward W1, W2; back W2, h and W1. Three times over ten rows.

@@ -27,7 +27,6 @@ RING_ROWS = 16
 class Recorder:
   """A corrector that corrects nothing and shows what it was shown."""
   num_anchors: int = 0
-  reset_on_refresh = False
 
   def init(self, key, dim):
     del key, dim
@@ -39,6 +38,10 @@ class Recorder:
 
   def update(self, state, observation):
     return state + 1, {'observation': observation}
+
+  def rebuild(self, state, key, dim):
+    del key, dim
+    return state
 
 
 class Step(NamedTuple):
@@ -121,8 +124,8 @@ def ring_steps(replacement):
   """Returns three steps that write drawn and refreshed rows, and push."""
   method = dataclasses.replace(
       helpers.method(
-          samplers.Uniform(2), memory='ring', columns='all', write_back=True,
-          push=True, fraction=0.25),
+          samplers.Uniform(2), memory=helpers.ring(RING_ROWS, RING_ROWS),
+          columns='all', write_back=True, push=True, fraction=0.25),
       corrector=Recorder(num_anchors=3))
   return run(method, num_steps=3, table_=full_ring(
       sharding.make_mesh(1), replacement))
@@ -203,8 +206,9 @@ class ObservationTest(parameterized.TestCase):
 
   def test_empty_rows_are_not_to_be_learned_from(self):
     method = dataclasses.replace(
-        helpers.method(samplers.Uniform(2), memory='ring', columns='all',
-                       push=True, fraction=0.5),
+        helpers.method(
+            samplers.Uniform(2), memory=helpers.ring(RING_ROWS, RING_ROWS),
+            columns='all', push=True, fraction=0.5),
         corrector=Recorder(num_anchors=8))
     mesh = sharding.make_mesh(1)
     steps_ = run(method, num_steps=2, table_=tables.empty(
@@ -247,11 +251,11 @@ def probed(seed):
   """Returns [(refreshed rows, anchor rows)] of six steps."""
   method = dataclasses.replace(
       helpers.method(samplers.NoNegatives(), columns='positives',
-                     fraction=0.2), corrector=Recorder(num_anchors=8))
+                     fraction=0.2), corrector=Recorder(num_anchors=5))
   found = []
   for number, step in enumerate(run(method, num_steps=6, seed=seed)):
     shown = step.metrics['observation'].stale.ids[:-8]
-    refreshed, anchors = shown[:-8], shown[-8:]
+    refreshed, anchors = shown[:-5], shown[-5:]
     table = step.after.table
     if number:  # the table itself is of step 0
       np.testing.assert_array_equal(
@@ -308,18 +312,12 @@ class ScaleTest(parameterized.TestCase):
     self.assertGreater(abs(gradient), 0.1)
     np.testing.assert_allclose(
         step.after.params['log_beta'], np.log(3.0) - gradient, rtol=1e-5)
-    moved = jax.tree.map(np.subtract, step.after.params, step.before.params)
-    for name, wanted in (
-        ('scale', 3.0), ('positive_logit', 3.0 * positive.mean()),
-        ('gradient_norm', np.sqrt(sum(
-            np.square(x).sum() for x in jax.tree.leaves(moved))))):
-      np.testing.assert_allclose(
-          step.metrics[name], wanted, rtol=1e-5, err_msg=name)
+    self.assertAlmostEqual(step.metrics['scale'], 3.0, places=5)
 
   def test_cache_gradient_teaches_the_scale(self):
     """dL/d log beta = mean_b (1 - p_b+) beta (s_b- - s_b+)."""
     step = self.step(helpers.method(
-        helpers.gumbel(sharding.make_mesh(1), 1), estimator='cache_gradient'))
+        helpers.gumbel(1), estimator='cache_gradient'))
     queries, positive = self.scores(step)
     drawn = fresh_targets(step)[step.proposal.ids[:, 0]]
     negative = np.einsum('bd,bd->b', queries, drawn)

@@ -1,7 +1,5 @@
 """Targets read from the table: frozen, or trained row by row."""
 
-import dataclasses
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -12,7 +10,8 @@ import optax
 from retrieval_jax import method as methods
 from retrieval_jax import samplers
 from retrieval_jax import sharding
-from retrieval_jax.training import columns as columns_lib
+from retrieval_jax import types
+from retrieval_jax.objectives import columns as columns_lib
 from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 from tests import helpers
@@ -28,11 +27,9 @@ ENCODERS = steps.Encoders(
     helpers.encode, refuse, lambda params: jnp.float32(SCALE))
 
 
-def method(mesh, source, *, normalize=True, columns='all', num_negatives=3):
-  return dataclasses.replace(
-      helpers.method(samplers.TopK(num_negatives, helpers.CHUNK_ROWS, mesh),
-                     columns=columns),
-      targets=methods.Targets(
+def method(source, *, normalize=True, columns='all', num_negatives=3):
+  return helpers.method(
+      samplers.TopK(num_negatives), columns=columns, targets=methods.Targets(
           source, RATE if source == 'rows' else None, normalize))
 
 
@@ -44,14 +41,11 @@ def train(method_, mesh, num_steps):
   before, proposals = [], []
   for step in range(num_steps):
     batch = sharding.put_batch(helpers.batch(step), mesh)
-    proposal, probe_rows, negative_ids, probe_ids = train_step.propose(
-        state, batch)
-    assert negative_ids.shape == (0,)  # nothing to look tokens up for
+    draws = train_step.propose(state, batch)
+    assert draws.negative_ids.shape == (0,)  # nothing to look tokens up for
     before.append(jax.device_get(state.table))
-    proposals.append(jax.device_get(proposal))
-    none = sharding.put_batch(helpers.gather(negative_ids), mesh)
-    state, _ = jax.block_until_ready(train_step.update(
-        state, batch, proposal, probe_rows, none, none))
+    proposals.append(jax.device_get(draws.proposal))
+    state, _ = helpers.update(train_step, state, batch, draws, mesh)
   return state, before, proposals
 
 
@@ -88,7 +82,7 @@ class RowsTest(parameterized.TestCase):
     mesh = sharding.make_mesh(devices)
     batch = helpers.batch(0)
     state, [before], [proposal] = train(
-        method(mesh, 'rows', normalize=normalize), mesh, num_steps=1)
+        method('rows', normalize=normalize), mesh, num_steps=1)
     used = np.concatenate([batch.target_ids, proposal.ids.reshape(-1)])
     self.assertLess(len(np.unique(used)), len(used) - 5)  # many duplicates
     self.assertNotEmpty(set(batch.target_ids) & set(proposal.ids.reshape(-1)))
@@ -106,7 +100,7 @@ class RowsTest(parameterized.TestCase):
 
   def test_written_says_which_rows_moved(self):
     mesh = sharding.make_mesh(2)
-    state, before, proposals = train(method(mesh, 'rows'), mesh, num_steps=3)
+    state, before, proposals = train(method('rows'), mesh, num_steps=3)
     used = np.unique(np.concatenate(
         [helpers.batch(2).target_ids, proposals[2].rows.reshape(-1)]))
     np.testing.assert_array_equal(
@@ -117,7 +111,7 @@ class RowsTest(parameterized.TestCase):
     states = []
     for devices in (1, 8):
       mesh = sharding.make_mesh(devices)
-      state, _, proposals = train(method(mesh, 'rows'), mesh, num_steps=4)
+      state, _, proposals = train(method('rows'), mesh, num_steps=4)
       states.append((state, [p.rows for p in proposals]))
     (one, drawn), (eight, drawn_by_eight) = states
     np.testing.assert_array_equal(drawn, drawn_by_eight)
@@ -129,15 +123,13 @@ class RowsTest(parameterized.TestCase):
     """With the query tower held still the loss falls all the same."""
     mesh = sharding.make_mesh(1)
     train_step = steps.make_train_step(
-        ENCODERS, method(mesh, 'rows'), optax.set_to_zero(), mesh=mesh, seed=0)
+        ENCODERS, method('rows'), optax.set_to_zero(), mesh=mesh, seed=0)
     state = train_step.init_state(helpers.params(), helpers.table(mesh))
     batch = sharding.put_batch(helpers.batch(0), mesh)
     losses = []
     for _ in range(10):
-      proposal, probes, _, _ = train_step.propose(state, batch)
-      none = sharding.put_batch(np.zeros((0, helpers.LENGTH), np.int32), mesh)
-      state, metrics = jax.block_until_ready(train_step.update(
-          state, batch, proposal, probes, none, none))
+      state, metrics = helpers.update(
+          train_step, state, batch, train_step.propose(state, batch), mesh)
       losses.append(float(metrics['nll']))
     self.assertLess(losses[-1], 0.7 * losses[0])
 
@@ -147,7 +139,7 @@ class FrozenTest(parameterized.TestCase):
   def test_the_table_stays_and_the_queries_learn_the_exact_gradient(self):
     mesh = sharding.make_mesh(2)
     state, [before], [proposal] = train(
-        method(mesh, 'frozen'), mesh, num_steps=1)
+        method('frozen'), mesh, num_steps=1)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.table),
                  before)
     batch = helpers.batch(0)
@@ -158,8 +150,9 @@ class FrozenTest(parameterized.TestCase):
     def loss(params):
       queries = helpers.encode(params, batch.query_tokens)
       columns = columns_lib.make(
-          'all', queries, targets[batch.target_ids],
-          targets[proposal.ids], batch, proposal, jnp.float32(SCALE))
+          'all', types.Fresh(
+              queries, targets[batch.target_ids], targets[proposal.ids],
+              jnp.float32(SCALE)), batch, proposal)
       positive = SCALE * jnp.sum(queries * targets[batch.target_ids], axis=1)
       every = jnp.concatenate(
           [positive[:, None],

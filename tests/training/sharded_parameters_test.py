@@ -65,9 +65,9 @@ class Run:
     """Returns what `update` takes at the next step."""
     put = lambda tree: sharding.put_batch(tree, self.mesh)
     batch = put(helpers.batch(int(self.state.step)))
-    proposal, rows, ids, probe_ids = self.train_step.propose(self.state, batch)
-    return (self.state, batch, proposal, rows, put(helpers.gather(ids)),
-            put(helpers.gather(probe_ids)))
+    draws = self.train_step.propose(self.state, batch)
+    return (self.state, batch, draws, put(helpers.gather(draws.negative_ids)),
+            put(helpers.gather(draws.probe_ids)))
 
   def train(self, num_steps):
     """Returns the losses up to `num_steps`."""

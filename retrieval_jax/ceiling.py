@@ -1,11 +1,13 @@
-"""The remembered score of the positive, to judge negatives by."""
+"""The score of the positive, to judge negatives by."""
 
 import dataclasses
 
 import jax
 from jax import numpy as jnp
 
+from retrieval_jax import products
 from retrieval_jax import table as tables
+from retrieval_jax import types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Ceiling:
           f'{self.section}.min_margin={self.min_margin} must be at least 0, '
           'for instance 0.05; leave it out for no ceiling.')
 
-  def highest(self, scores):
+  def highest(self, scores: jax.Array) -> jax.Array:
     """Returns the largest allowed scores [B], given those of the positives."""
     highest = scores
     if self.max_share is not None:
@@ -52,33 +54,27 @@ class Ceiling:
       highest = jnp.minimum(highest, scores - self.min_margin)
     return highest
 
-  def logits(self, queries, view):
+  def logits(self, request: types.Request, view: types.View) -> jax.Array:
     """Returns the largest allowed logit of each query, [B] float32."""
-    scores, known = positive_scores(queries, view)
+    scores, known = positive_scores(request, view)
     return jnp.where(known, view.scale * self.highest(scores), jnp.inf)
 
 
-def positive_scores(queries, view):
-  """Returns each query's score with its positive, as the memory has it.
+def highest_logits(ceiling: Ceiling | None, request: types.Request,
+                   view: types.View) -> jax.Array | None:
+  """Returns what `Ceiling.logits` does, or None where there is no ceiling."""
+  return None if ceiling is None else ceiling.logits(request, view)
 
-  Args:
-    queries: [B, D] float32.
-    view: types.View with `positive_rows` [B].
+
+def positive_scores(request: types.Request, view: types.View
+                    ) -> tuple[jax.Array, jax.Array]:
+  """Returns each query's score with its positive, as the memory has it.
 
   Returns:
     scores: [B] float32, unscaled, 0 where unknown.
     known: [B] bool, whether the positive is remembered.
-
-  Raises:
-    ValueError: if the view does not say where the positives are.
   """
-  if view.positive_rows is None:
-    raise ValueError(
-        'The sampler compares negatives with the positive, but '
-        'view.positive_rows is None; give the row of each positive.')
-  known = view.positive_rows >= 0
-  positives = view.correct(tables.take(view.table, view.positive_rows))
-  scores = jnp.einsum('bd,bd->b', queries, positives,
-                      precision=jax.lax.Precision.HIGHEST,
-                      preferred_element_type=jnp.float32)
+  known = request.positive_rows >= 0
+  positives = view.correct(tables.take(view.table, request.positive_rows))
+  scores = products.inner('bd,bd->b', request.queries, positives)
   return jnp.where(known, scores, 0.0), known

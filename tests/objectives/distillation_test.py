@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from retrieval_jax import distillation
+from retrieval_jax.objectives import distillation
 from retrieval_jax import types
 
 POSITIVE = np.array([1.0, -0.5, 2.0, 0.3])

@@ -3,11 +3,12 @@
 Every estimator maps (positive [B], negative [B, J], mask [B, J], proposal) to
 a surrogate [B], whose gradient is the method's estimate of
 grad -log P(y+ | x), and to metrics [B], of which 'nll' is the interpretable
-number. Nothing in the proposal carries gradient.
-
-`needs` lists what an estimator reads beyond logits, so that `method.Method`
-can refuse combinations that cannot work when they are built.
+number. Nothing in the proposal carries gradient. `ESTIMATORS` says of each what
+it needs.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -15,7 +16,9 @@ from jax import numpy as jnp
 from retrieval_jax import types
 
 
-def truncated_softmax(positive, negative, mask, proposal):
+def truncated_softmax(
+    positive: jax.Array, negative: jax.Array, mask: jax.Array,
+    proposal: types.Proposal) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns softmax cross-entropy over the positive and the columns it sees.
 
     nll = -log( exp(s+) / (exp(s+) + sum_j exp(s_j)) )
@@ -39,19 +42,22 @@ def truncated_softmax(positive, negative, mask, proposal):
   return nll, {'nll': nll}
 
 
-def full_softmax(positive, negative, mask, proposal):
+def full_softmax(
+    positive: jax.Array, negative: jax.Array, mask: jax.Array,
+    proposal: types.Proposal) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the exact loss: softmax cross-entropy over every live target.
 
   The same formula as `truncated_softmax`; exact because the columns are all
-  targets (sampler 'exhaustive', columns 'draws'), which `method.Method`
-  enforces. For small corpora: it encodes every target in every step.
+  targets (sampler 'exhaustive', columns 'draws'). For small corpora: it encodes every target in every step.
 
   Args and returns: as `truncated_softmax`, with J >= N - 1.
   """
   return truncated_softmax(positive, negative, mask, proposal)
 
 
-def cache_gradient(positive, negative, mask, proposal):
+def cache_gradient(
+    positive: jax.Array, negative: jax.Array, mask: jax.Array,
+    proposal: types.Proposal) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns a surrogate whose gradient estimates that of the full softmax loss.
 
   With y- drawn from the softmax q over the table without the positive,
@@ -97,7 +103,9 @@ def cache_gradient(positive, negative, mask, proposal):
       'nll': jax.nn.softplus(-margin), 'p': jax.nn.sigmoid(margin)}
 
 
-def sampled_softmax(positive, negative, mask, proposal):
+def sampled_softmax(
+    positive: jax.Array, negative: jax.Array, mask: jax.Array,
+    proposal: types.Proposal) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns cross-entropy with importance-weighted negatives.
 
     Z_hat = exp(s+) + (1 / K) * sum_k exp(s_k) / q_k,   nll = log Z_hat - s+
@@ -135,9 +143,26 @@ def _log_total(positive, negative):
       jnp.concatenate([positive[:, None], negative], axis=1), axis=1)
 
 
+class Estimator(NamedTuple):
+  """A loss, and under which conditions it is right.
+
+  Attributes:
+    loss: (positive, negative, mask, proposal) -> (surrogate, metrics), above.
+    needs: as of a `types.Objective`.
+    columns: the only kind of columns that it is right for; None for any.
+  """
+  loss: Callable[[jax.Array, jax.Array, jax.Array, types.Proposal],
+                 tuple[jax.Array, dict[str, jax.Array]]]
+  needs: frozenset[str] = frozenset()
+  columns: str | None = None
+
+
 ESTIMATORS = {
-    'truncated_softmax': truncated_softmax,
-    'full_softmax': full_softmax,
-    'cache_gradient': cache_gradient,
-    'sampled_softmax': sampled_softmax,
+    'truncated_softmax': Estimator(truncated_softmax),
+    'full_softmax': Estimator(
+        full_softmax, frozenset({'every_row', 'only_draws'}), 'draws'),
+    'cache_gradient': Estimator(
+        cache_gradient, frozenset({'log_z', 'only_draws'}), 'own'),
+    'sampled_softmax': Estimator(
+        sampled_softmax, frozenset({'log_q', 'only_draws'}), 'own'),
 }

@@ -10,15 +10,16 @@ from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
+from tests import helpers
 
 N, D, B, K, SCALE, CHUNK = 200, 4, 6, 20, 5.0, 64
 
 
-def draw(make, devices, seed=0, corrected=lambda rows: rows):
+def draw(sampler, devices, seed=0, corrected=lambda rows: rows):
   """Returns (proposal, scores [B, N], positive rows [B], known [B]).
 
   Args:
-    make: mesh -> sampler.
+    sampler: what draws.
     devices: of the mesh.
     seed: of rows, queries and draws.
     corrected: embeddings [..., D] -> present ones, by which all is scored.
@@ -36,9 +37,9 @@ def draw(make, devices, seed=0, corrected=lambda rows: rows):
   table = tables.from_embeddings(
       rows, mesh=mesh, chunk_rows=CHUNK, dtype='float32')
   view = types.View(table, lambda rows: corrected(rows.embeddings),
-                    jnp.float32(SCALE), where)
-  proposal = make(mesh).propose(
-      jax.random.key(seed), jnp.asarray(queries), where[:, None], view)
+                    jnp.float32(SCALE), types.Scan(mesh, CHUNK))
+  proposal = sampler.propose((), jax.random.key(seed), helpers.request(
+      queries, table, exclude=where[:, None], positives=where), view)
   return jax.device_get(proposal), scores, positives, known
 
 
@@ -63,8 +64,8 @@ class CeilingTest(parameterized.TestCase):
       options=((0.9, None), (None, 0.3), (0.9, 0.3)), devices=(1, 2, 4, 8))
   def test_top_k_are_the_best_of_the_rows_below(self, options, devices):
     proposal, scores, positives, known = draw(
-        lambda mesh: samplers.TopK(
-            K, CHUNK, mesh, samplers.Ceiling(*options)), devices)
+        samplers.TopK(
+            K, ceiling=samplers.Ceiling(*options)), devices)
     self.assertTrue((scores[np.arange(B), positives] < 0)[known].any())
     free = np.where(allowed(scores, positives, known, *options), scores,
                     -np.inf)
@@ -74,8 +75,7 @@ class CeilingTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4, 8)
   def test_gumbel_sums_over_and_draws_from_the_rows_below(self, devices):
     proposal, scores, positives, known = draw(
-        lambda mesh: samplers.Gumbel(
-            K, CHUNK, mesh, samplers.Ceiling(0.9, None)), devices)
+        samplers.Gumbel(K, samplers.Ceiling(0.9, None)), devices)
     free = allowed(scores, positives, known, 0.9, None)
     logits = np.where(free, SCALE * scores, -np.inf)
     np.testing.assert_allclose(
@@ -86,8 +86,8 @@ class CeilingTest(parameterized.TestCase):
   @parameterized.parameters(1, 4)
   def test_simans_has_candidates_below_only(self, devices):
     proposal, scores, positives, known = draw(
-        lambda mesh: samplers.SimANS(
-            K, K, 1.0, 0.0, CHUNK, mesh, samplers.Ceiling(None, 0.3)), devices)
+        samplers.SimANS(
+            K, K, 1.0, 0.0, samplers.Ceiling(None, 0.3)), devices)
     free = np.where(allowed(scores, positives, known, None, 0.3), scores,
                     -np.inf)
     np.testing.assert_array_equal(
@@ -101,15 +101,14 @@ class CeilingTest(parameterized.TestCase):
     """The correction turns every row about: stale scores have other signs."""
     turn = np.linalg.qr(np.random.default_rng(5).normal(size=(D, D)))[0].astype(
         np.float32)
-    make = {
-        'top_k': lambda mesh, ceiling: samplers.TopK(K, CHUNK, mesh, ceiling),
-        'gumbel': lambda mesh, ceiling: samplers.Gumbel(
-            K, CHUNK, mesh, ceiling),
+    ceiling = samplers.Ceiling(*options)
+    sampler = {
+        'top_k': samplers.TopK(K, ceiling=ceiling),
+        'gumbel': samplers.Gumbel(K, ceiling),
         # As many candidates as draws: all of them come out.
-        'simans': lambda mesh, ceiling: samplers.SimANS(
-            K, K, 1.0, 0.0, CHUNK, mesh, ceiling)}[name]
+        'simans': samplers.SimANS(K, K, 1.0, 0.0, ceiling)}[name]
     proposal, scores, positives, known = draw(
-        lambda mesh: make(mesh, samplers.Ceiling(*options)), devices=1,
+        sampler, devices=1,
         corrected=lambda rows: -rows @ turn)
     free = np.where(allowed(scores, positives, known, *options), scores,
                     -np.inf)

@@ -8,8 +8,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from retrieval_jax import estimators
 from retrieval_jax import types
+from retrieval_jax.objectives import estimators
 
 
 def proposal(shape, *, log_z=None, log_q=None):
@@ -49,7 +49,7 @@ class TruncatedSoftmaxTest(parameterized.TestCase):
 
   @parameterized.parameters('truncated_softmax', 'sampled_softmax')
   def test_all_columns_masked_gives_zero_loss_and_finite_gradient(self, name):
-    loss = lambda p, n: estimators.ESTIMATORS[name](
+    loss = lambda p, n: estimators.ESTIMATORS[name].loss(
         p, n, jnp.zeros((1, 2), bool), proposal((1, 2)))[0].sum()
     value, gradient = jax.value_and_grad(loss, argnums=(0, 1))(
         jnp.array([3.0]), jnp.array([[1.0, 2.0]]))
@@ -62,7 +62,7 @@ class TruncatedSoftmaxTest(parameterized.TestCase):
     positive, mask = jnp.array([0.7]), jnp.array([[True, True, False]])
 
     def loss(positive, negative, log_q):
-      return estimators.ESTIMATORS[name](positive, negative, mask, proposal(
+      return estimators.ESTIMATORS[name].loss(positive, negative, mask, proposal(
           (1, 3), log_z=[1.5], log_q=log_q))[0].sum()
 
     take = jax.value_and_grad(loss, argnums=(0, 1))

@@ -7,11 +7,14 @@ all of whose candidates, have none gives 0.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 from jax import numpy as jnp
 
+from retrieval_jax import products
 from retrieval_jax import types
+from retrieval_jax.objectives import contrastive
 
 
 def kl(positive, candidates, teacher, scores, mask):
@@ -118,3 +121,49 @@ class Distillation:
     term = jnp.where(given, term, 0.0)
     return (1 - self.weight) * surrogate + self.weight * term, {
         'distillation': term, 'distilled': given.astype(jnp.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+  """An objective beside which a teacher's scores have a share.
+
+  Attributes:
+    inner: the objective.
+    distillation: how much of the loss the teacher has; its kind is not 'none'.
+  """
+  inner: types.Objective
+  distillation: Distillation
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """What the inner objective needs, and a teacher."""
+    return self.inner.needs | {'teacher'}
+
+  @property
+  def reads_tokens(self) -> bool:
+    """Whether the inner objective does."""
+    return self.inner.reads_tokens
+
+  def init(self, key: jax.Array) -> types.Params:
+    """Returns the parameters of the inner objective."""
+    return self.inner.init(key)
+
+  def __call__(self, params: types.Params, fresh: types.Fresh,
+               batch: types.Batch, proposal: types.Proposal
+               ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Returns the mixed loss [B], and scalars of both parts."""
+    loss, info = self.inner(params, fresh, batch, proposal)
+    num_draws = fresh.negatives.shape[1] - batch.num_candidates
+    loss, of_teacher = self.distillation.mix(
+        loss, contrastive.positive_logits(fresh),
+        fresh.scale * products.inner(
+            'bd,bnd->bn', fresh.queries, fresh.negatives[:, num_draws:]),
+        batch.candidates)
+    return loss, {**info, **{
+        name: value.mean() for name, value in of_teacher.items()}}
+
+  def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
+            dim: int) -> float:
+    """Returns those of the inner objective, and of the candidates' products."""
+    return 2. * batch_size * num_candidates * dim + self.inner.flops(
+        batch_size, num_negatives, num_candidates, dim)

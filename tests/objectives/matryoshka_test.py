@@ -1,8 +1,6 @@
 """Losses over prefixes: sums of those of each, the encoder run once."""
 
 import dataclasses
-import functools
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -12,6 +10,7 @@ import numpy as np
 import optax
 
 from retrieval_jax import matryoshka
+from retrieval_jax import objectives
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import types
@@ -21,12 +20,25 @@ from tests import helpers
 
 
 def method(dims, weights=(), estimator='truncated_softmax'):
-  mesh = sharding.make_mesh(1)
   made = helpers.method(
-      helpers.gumbel(mesh, 1) if estimator == 'cache_gradient'
+      helpers.gumbel(1) if estimator == 'cache_gradient'
       else samplers.Uniform(3), estimator=estimator)
-  return dataclasses.replace(
-      made, matryoshka=matryoshka.Matryoshka(dims, weights, normalize=True))
+  if not dims:
+    return made
+  return dataclasses.replace(made, objective=objectives.Matryoshka(
+      made.objective, dims, weights, normalize=True))
+
+
+def norm_of(dim=2, normalize=True):
+  """Returns (loss [B], info) of prefixes; the loss is all inner products."""
+  def inner(params, fresh, batch, proposal):
+    del params, batch, proposal
+    logits = fresh.queries @ fresh.positives.T
+    return logits.sum(axis=1), {'dim': fresh.negatives.shape[-1]}
+  queries, targets = np.random.default_rng(0).normal(size=(2, 4, 6))
+  fresh = types.Fresh(queries, targets, targets[:, None], jnp.float32(1))
+  return (*objectives.Matryoshka(inner, (dim,), normalize=normalize)(
+      {}, fresh, None, None), queries, targets)
 
 
 class MatryoshkaTest(parameterized.TestCase):
@@ -50,14 +62,15 @@ class MatryoshkaTest(parameterized.TestCase):
 
     def value_and_grad(dims, weights=()):
       made = method(dims, weights, estimator)
-      loss = lambda queries, targets: made.matryoshka.total(
-          lambda queries, targets: steps.loss_of(
-              made, queries, targets, jnp.float32(5.0), helpers.batch(0),
-              proposal), queries, targets)
-      (total, (metrics, *_)), gradient = jax.jit(jax.value_and_grad(
+      def loss(queries, targets):
+        value, info = made.objective({}, types.Fresh(
+            queries, targets[:size], targets[size:].reshape(
+                size, num_draws, -1), jnp.float32(5.0)),
+            helpers.batch(0), proposal)
+        return value.mean(), info
+      (total, metrics), gradient = jax.jit(jax.value_and_grad(
           loss, argnums=(0, 1), has_aux=True))(*embeddings)
-      np.testing.assert_array_equal(total, metrics['loss'])
-      return metrics, gradient
+      return {**metrics, 'loss': total}, gradient
 
     weights = (1.0, 0.5, 2.0)
     metrics, together = value_and_grad((2, 5, 8), weights)
@@ -70,30 +83,21 @@ class MatryoshkaTest(parameterized.TestCase):
           weight * one[i] for weight, (_, one) in zip(weights, alone)),
           atol=1e-6)
     for dim, (one, _) in zip((2, 5, 8), alone):
-      self.assertEqual(metrics[f'loss_{dim}'], one['loss'])
+      np.testing.assert_allclose(
+          metrics[f'loss_{dim}'], one['loss'], rtol=1e-6)
     # Prefixes differ, or there would be nothing to sum.
     self.assertGreater(np.abs(alone[0][1][0] - alone[2][1][0]).max(), 1e-3)
 
   def test_a_prefix_is_normalised_and_scored_as_an_embedding(self):
-    queries, targets = np.random.default_rng(0).normal(size=(2, 4, 6))
-    def loss(queries, targets):
-      return jnp.sum(queries @ targets.T), ({'nll': 0.0}, queries)
-    made, (metrics, whole) = matryoshka.Matryoshka(
-        (2,), normalize=True).total(loss, queries, targets)
+    made, info, queries, targets = norm_of()
     unit = lambda x: x[:, :2] / np.linalg.norm(x[:, :2], axis=1, keepdims=True)
     np.testing.assert_allclose(
-        made, (unit(queries) @ unit(targets).T).sum(), rtol=1e-5)
-    np.testing.assert_array_equal(whole, queries)
-    raw, _ = matryoshka.Matryoshka((2,)).total(loss, queries, targets)
+        made, (unit(queries) @ unit(targets).T).sum(axis=1), rtol=1e-5)
+    self.assertEqual(info['dim'], 2)
+    raw, *_ = norm_of(normalize=False)
     np.testing.assert_allclose(
-        raw, (queries[:, :2] @ targets[:, :2].T).sum(), rtol=1e-5)
-    np.testing.assert_array_equal(metrics['loss'], made)
-
-  def test_without_dims_it_is_the_plain_loss_bit_for_bit(self):
-    plain = mock.Mock(return_value='anything')
-    self.assertEqual(
-        matryoshka.Matryoshka().total(plain, 'queries', 'targets'), 'anything')
-    plain.assert_called_once_with('queries', 'targets')
+        raw, (queries[:, :2] @ targets[:, :2].T).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(info['loss_2'], made.mean(), rtol=1e-6)
 
   def test_the_encoder_runs_once_and_draws_see_all_dimensions(self):
     mesh = sharding.make_mesh(1)
@@ -108,15 +112,15 @@ class MatryoshkaTest(parameterized.TestCase):
                                 buckets=(helpers.LENGTH,), pad_id=-1)
       train_step = steps.make_train_step(
           steps.Encoders(encode, encode, lambda params: jnp.float32(5.0)),
-          dataclasses.replace(method(dims), sampler=helpers.gumbel(mesh, 3)),
+          dataclasses.replace(method(dims), sampler=helpers.gumbel(3)),
           optax.sgd(1.0), mesh=mesh, seed=0)
       state = train_step.init_state(helpers.params(), helpers.table(mesh))
       batch = sharding.put_batch(helpers.batch(0), mesh)
-      proposal, rows, ids, probes = train_step.propose(state, batch)
+      draws = train_step.propose(state, batch)
       lengths.clear()
-      train_step.update.lower(state, batch, proposal, rows,
-                              helpers.gather(ids), helpers.gather(probes))
-      return list(lengths), np.asarray(proposal.rows)
+      train_step.update.lower(state, batch, draws, *map(
+          helpers.gather, (draws.negative_ids, draws.probe_ids)))
+      return list(lengths), np.asarray(draws.proposal.rows)
 
     (plain, rows), (nested, same_rows) = trace(()), trace((2, 5, 8))
     self.assertEqual(nested, plain)
@@ -137,16 +141,14 @@ class MatryoshkaTest(parameterized.TestCase):
     for dims in ((4, 2), (2, 2), (0, 4)):
       with self.assertRaisesRegex(
           ValueError, r'estimator.matryoshka_dims=\(.* ascending'):
-        matryoshka.Matryoshka(dims)
+        method(dims)
     for weights in ((1.0,), (1.0, 0.0)):
       with self.assertRaisesRegex(
           ValueError, 'matryoshka_weights=.*one positive number for each'):
-        matryoshka.Matryoshka((2, 4), weights)
+        method((2, 4), weights)
     with self.assertRaisesRegex(
-        ValueError, r'\(2, 9\) goes beyond the 8 dimensions'):
-      jax.eval_shape(
-          functools.partial(matryoshka.Matryoshka((2, 9)).total, None),
-          jnp.ones((3, 8)), jnp.ones((3, 8)))
+        ValueError, r'\(9,\) goes beyond the 6 dimensions'):
+      norm_of(dim=9)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
-from retrieval_jax.training import columns as columns_lib
+from retrieval_jax.objectives import columns as columns_lib
 from retrieval_jax.training import step as steps
 from tests import helpers
 
@@ -82,11 +82,12 @@ class ColumnsTest(parameterized.TestCase):
         query_ids=batch.query_ids,
         target_ids=np.zeros_like(batch.target_ids),
         known_positives=np.zeros_like(batch.known_positives))
-    proposal = samplers.NoNegatives().propose(
-        None, jnp.zeros((8, 3)), None, None)
+    proposal = samplers.NoNegatives().propose((), None, helpers.request(
+        jnp.zeros((8, 3)), helpers.table(sharding.make_mesh(1))), None)
     mask = columns_lib.make(
-        'positives', jnp.ones((8, 3)), jnp.ones((8, 3)), jnp.ones((8, 0, 3)),
-        batch, proposal, jnp.float32(1.0)).mask
+        'positives', types.Fresh(
+            jnp.ones((8, 3)), jnp.ones((8, 3)), jnp.ones((8, 0, 3)),
+            jnp.float32(1.0)), batch, proposal).mask
     self.assertEqual(mask.shape, (8, 8))
     self.assertFalse(bool(mask.any()))
 
@@ -98,17 +99,22 @@ class ColumnsTest(parameterized.TestCase):
     host = helpers.batch(STEP, num_candidates=num_candidates)
     batch = sharding.put_batch(host, mesh)
     queries = ENCODE(helpers.params(), batch.query_tokens)
-    draws = helpers.gumbel(mesh).propose(
-        jax.random.key(0), queries,
-        tables.rows_of(table, batch.known_positives),
-        types.View(table, lambda rows: rows.embeddings, jnp.float32(5.0)))
-    proposal = steps.with_candidates(draws, batch.candidates, table)
+    draws = helpers.gumbel().propose(
+        (), jax.random.key(0), helpers.request(
+            queries, table, exclude=batch.known_positives),
+        types.View(table, lambda rows: rows.embeddings, jnp.float32(5.0),
+                   helpers.scan(mesh)))
+    candidates = batch.candidates
+    proposal = steps.with_candidates(
+        draws, candidates,
+        candidates and tables.rows_of(table, candidates.ids))
     negatives = ENCODE(
         helpers.params(), helpers.gather(proposal.ids.reshape(-1)))
     columns = columns_lib.make(
-        kind, queries, ENCODE(helpers.params(), batch.target_tokens),
-        negatives.reshape(8, 2 + num_candidates, -1), batch, proposal,
-        jnp.float32(5.0))
+        kind, types.Fresh(
+            queries, ENCODE(helpers.params(), batch.target_tokens),
+            negatives.reshape(8, 2 + num_candidates, -1), jnp.float32(5.0)),
+        batch, proposal)
     names = {columns_lib.IN_BATCH: 'in_batch', columns_lib.DRAWN: 'drawn',
              columns_lib.CANDIDATE: 'candidates'}
     for b, ids in enumerate(np.asarray(columns.ids)):
@@ -149,7 +155,7 @@ class ColumnsTest(parameterized.TestCase):
     mesh = sharding.make_mesh(devices)
     seen = []
     _, history = helpers.train(
-        helpers.method(helpers.gumbel(mesh), columns=kind, num_candidates=3,
+        helpers.method(helpers.gumbel(), columns=kind, num_candidates=3,
                        ceiling=samplers.Ceiling(None, 0.2)),
         mesh, start_step=STEP, num_steps=STEP + 1, optimizer=optax.sgd(0.0),
         stale_params=helpers.params(5),

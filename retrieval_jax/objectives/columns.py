@@ -6,6 +6,16 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import ceiling as ceilings
+from retrieval_jax import products
+from retrieval_jax import types
+
+KINDS = ('own', 'positives', 'all', 'draws')
+"""Which fresh targets each query's loss sees besides its positive: its own
+draws; these and the other queries' positives; all draws and positives of the
+batch; all draws of the batch and no in-batch positives. Explicit candidates go
+with the draws."""
+
 IN_BATCH, DRAWN, CANDIDATE = range(3)
 
 
@@ -24,27 +34,25 @@ class Columns(NamedTuple):
   sources: np.ndarray
 
 
-def make(kind, queries, positives, negatives, batch, proposal, scale):
+def make(kind: str, fresh: types.Fresh, batch: types.Batch,
+         proposal: types.Proposal) -> Columns:
   """Returns the Columns of a batch; a target that is in it twice counts twice.
 
   Args:
-    kind: one of method.COLUMNS.
-    queries: [B, D] float32.
-    positives: [B, D] float32, fresh embeddings of the batch's positives.
-    negatives: [B, K, D] float32, fresh embeddings of the draws, then of the
-      candidates.
-    batch: types.Batch; a column whose corpus id is a known positive of the
-      query (its own positive included) is masked by id, never by score.
-    proposal: types.Proposal of the draws and candidates.
-    scale: [] float32.
+    kind: one of KINDS.
+    fresh: what the step encoded.
+    batch: the step's; a column whose corpus id is a known positive of the query
+      (its own positive included) is masked by id, never by score.
+    proposal: the draws and candidates.
   """
+  queries, positives, negatives, scale = fresh[:4]
   num_queries, num_negatives = negatives.shape[:2]
   own_sources = np.repeat([DRAWN, CANDIDATE], [
       num_negatives - batch.num_candidates, batch.num_candidates])
   own_ids = jnp.where(proposal.mask, proposal.ids, -1)  # [B, K]
   logits, ids, sources = [], [], []
   if kind in ('own', 'positives'):
-    logits.append(jnp.einsum('bd,bkd->bk', queries, negatives))
+    logits.append(products.inner('bd,bkd->bk', queries, negatives))
     ids.append(own_ids)
     sources.append(own_sources)
   shared, shared_ids = [], []
@@ -57,24 +65,39 @@ def make(kind, queries, positives, negatives, batch, proposal, scale):
     shared_ids.append(own_ids.reshape(-1))
     sources.append(np.tile(own_sources, num_queries))
   if shared:
-    logits.append(queries @ jnp.concatenate(shared).T)
+    logits.append(products.inner(
+        'bd,jd->bj', queries, jnp.concatenate(shared)))
     every = jnp.concatenate(shared_ids)
     ids.append(jnp.broadcast_to(every, (num_queries, every.shape[0])))
-  ids = jnp.concatenate(ids, axis=1)
+  every_id = jnp.concatenate(ids, axis=1)
   known = jnp.any(
-      ids[:, :, None] == batch.known_positives[:, None, :], axis=-1)
-  return Columns(scale * jnp.concatenate(logits, axis=1), ids,
-                 (ids >= 0) & ~known, np.concatenate(sources))
+      every_id[:, :, None] == batch.known_positives[:, None, :], axis=-1)
+  return Columns(scale * jnp.concatenate(logits, axis=1), every_id,
+                 (every_id >= 0) & ~known, np.concatenate(sources))
 
 
-def below(columns, ceiling, positive, scale):
+def number(kind: str, batch_size: int, num_negatives: int) -> int:
+  """Returns J, the columns beside its positive that a query's loss sees.
+
+  Args:
+    kind: one of KINDS.
+    batch_size: B.
+    num_negatives: K, draws and candidates of a query.
+  """
+  return {'own': num_negatives, 'positives': num_negatives + batch_size,
+          'all': (1 + num_negatives) * batch_size,
+          'draws': num_negatives * batch_size}[kind]
+
+
+def below(columns: Columns, ceiling: ceilings.Ceiling | None,
+          positive: jax.Array, scale: jax.Array) -> Columns:
   """Returns Columns without those that score too near the positive.
 
   Scores are fresh, and the choice has no gradient.
 
   Args:
-    columns: a Columns.
-    ceiling: a samplers.Ceiling, or None to keep them all.
+    columns: all of them.
+    ceiling: None to keep them all.
     positive: [B] float32, fresh logits of the positives.
     scale: [] float32.
   """
@@ -85,11 +108,12 @@ def below(columns, ceiling, positive, scale):
       mask=columns.mask & (columns.logits <= highest[:, None]))
 
 
-def breakdown(columns, target_ids):
+def breakdown(columns: Columns, target_ids: jax.Array
+              ) -> dict[str, jax.Array]:
   """Returns how many columns a query's loss sees, and where they come from.
 
   Args:
-    columns: a Columns.
+    columns: those of the loss.
     target_ids: [B] int32, the positives'.
 
   Returns:

@@ -1,0 +1,208 @@
+"""Which parts of a method go together, and with which data; the only place.
+
+What an objective needs must be given by the sampler, the data or the method:
+each need has one message. Besides, each kind of memory and of targets has its
+conditions. Messages name the options of the config and what to change.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+from retrieval_jax import correctors
+from retrieval_jax import types
+
+if typing.TYPE_CHECKING:  # a Method checks itself, so it imports this
+  from retrieval_jax import method as methods
+
+NEEDS = {
+    'log_z': (
+        "estimator.name='cache_gradient' needs log Z over the memory; use "
+        "sampler.name='gumbel', 'top_k_gumbel' or 'bucketed'."),
+    'log_q': (
+        "estimator.name='sampled_softmax' needs log q of every column; use "
+        "sampler.name='uniform' or 'gumbel'."),
+    'every_row': (
+        "estimator.name='full_softmax' is the exact loss over all targets; it "
+        "needs memory.kind='corpus' and sampler.name='exhaustive'."),
+    'only_draws': (
+        'data.num_candidates changes the columns of the loss, but this '
+        'estimator.name is right for all that was drawn and nothing else; '
+        "leave it out, or use estimator.name='truncated_softmax'."),
+    'negatives': (
+        "sampler.name='none' with estimator.columns='own' or 'draws' leaves the "
+        "loss without negatives; use columns 'positives', or explicit "
+        'candidates by data.num_candidates.'),
+    'teacher': (
+        "distillation.kind compares the scores of a query's positive and "
+        'candidates; it needs data.num_candidates of at least 1.'),
+}
+"""Need of an objective -> what to say where nothing gives it."""
+
+
+def given(method: 'methods.Method') -> frozenset[str]:
+  """Returns what a method gives to its objective, of the keys of NEEDS."""
+  gives = set(method.sampler.gives)
+  if not method.memory.holds_corpus:
+    gives.discard('every_row')
+  gives.add('teacher' if method.num_candidates else 'only_draws')
+  if method.num_negatives:
+    gives.add('negatives')
+  return frozenset(gives)
+
+
+def check_method(method: 'methods.Method'):
+  """Raises a ValueError if the parts of a method do not go together."""
+  if method.num_candidates < 0:
+    raise ValueError(
+        f'data.num_candidates={method.num_candidates} must be a number of '
+        'candidates per query, or 0 for none.')
+  for need, message in NEEDS.items():
+    if need in method.objective.needs - given(method):
+      raise ValueError(message)
+  memory, refresh = method.memory, method.refresh
+  _MEMORY_CHECKS.get(memory.kind, lambda method: None)(method)
+  if not method.sampler.num_negatives and refresh.write_back:
+    raise ValueError(
+        "refresh.write_back=True needs drawn rows, but sampler.name='none'.")
+  if method.targets.source != 'encoder' and (
+      not memory.holds_corpus or not refresh.is_off
+      or method.corrector != correctors.Identity()):
+    raise ValueError(
+        f'targets.source={method.targets.source!r} takes the rows of the table '
+        "for the targets; it needs memory.kind='corpus', all of refresh off "
+        "and corrector.name='identity'.")
+  refresh.num_rows(memory.num_slots)
+  if method.corrector.num_anchors > memory.num_slots:
+    raise ValueError(
+        f'corrector.num_anchors={method.corrector.num_anchors} exceeds the '
+        f'{memory.num_slots} rows of the memory; lower it.')
+
+
+def _check_none(method):
+  # A sampler that draws from elsewhere may ask to be built anew.
+  only_rebuilds = dataclasses.replace(method.refresh, reencode_every=0).is_off
+  if method.sampler.draws_from_memory or not (
+      only_rebuilds if method.sampler.num_negatives
+      else method.refresh.is_off):
+    raise ValueError(
+        "memory.kind='none' remembers nothing to draw from or refresh; set "
+        "memory.kind='corpus' or 'ring', or sampler.name='none' with all of "
+        'refresh off.')
+  if method.corrector != correctors.Identity():
+    raise ValueError(
+        "memory.kind='none' remembers nothing to correct; set "
+        "corrector.name='identity', or memory.kind='corpus' or 'ring'.")
+
+
+def _check_ring(method):
+  if method.refresh.reencode_every:
+    raise ValueError(
+        'refresh.reencode_every re-encodes a whole corpus; with '
+        "memory.kind='ring' use refresh.fraction, push and write_back.")
+  if not method.refresh.push:
+    raise ValueError(
+        "memory.kind='ring' takes in the batches' positives: set "
+        'refresh.push=True.')
+
+
+_MEMORY_CHECKS: dict[str, Callable[['methods.Method'], None]] = {
+    'none': _check_none, 'ring': _check_ring}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What a method meets in a run.
+
+  Attributes:
+    batch_size: B.
+    num_devices: S.
+    num_targets: N.
+    tied: whether one tower encodes queries and targets.
+    normalize: whether embeddings have length one.
+    table_dtype: of the remembered embeddings.
+    data_name: of the data set, for messages.
+    split: of the training queries.
+    num_candidates: the most explicit candidates that a query of the split has
+      besides its known positives; None where the split has no candidates.
+    has_teacher: whether some query has a teacher's scores of a positive and of
+      another candidate.
+  """
+  batch_size: int
+  num_devices: int
+  num_targets: int
+  tied: bool
+  normalize: bool
+  table_dtype: str
+  data_name: str
+  split: str
+  num_candidates: int | None
+  has_teacher: bool
+
+
+def check_setting(method: 'methods.Method', setting: Setting):
+  """Raises a ValueError if a method does not go with the model or the data."""
+  if setting.batch_size % setting.num_devices:
+    raise ValueError(
+        f'--config.batch_size={setting.batch_size} must be a multiple of the '
+        f'{setting.num_devices} devices.')
+  if getattr(method.corrector, 'keep_norm', False) and not setting.normalize:
+    raise ValueError(
+        '--config.corrector.keep_norm=True gives a corrected row the length of '
+        'the stale one, which is right for embeddings of length one only; with '
+        '--config.model.normalize=False set --config.corrector.keep_norm=False.')
+  source = method.targets.source
+  if source != 'encoder' and setting.tied:
+    raise ValueError(
+        f'--config.targets.source={source!r} trains the query tower alone, '
+        'which must not be the target tower too; set '
+        '--config.model.tied=False.')
+  if source == 'rows' and setting.table_dtype != 'float32':
+    raise ValueError(
+        "--config.targets.source='rows' trains the rows of the table by small "
+        f'steps, which {setting.table_dtype} rounds away; set '
+        '--config.memory.dtype=float32.')
+  _check_capacity(method.memory, method, setting)
+  _check_candidates(method, setting)
+
+
+def _check_capacity(memory: types.Memory, method: 'methods.Method',
+                    setting: Setting):
+  if not memory.num_slots or memory.holds_corpus:
+    return
+  if method.refresh.push and memory.num_slots < setting.batch_size:
+    raise ValueError(
+        f'--config.memory.capacity={memory.num_slots} rows must hold at least '
+        f'one batch of {setting.batch_size} (--config.batch_size).')
+  if getattr(memory, 'prefill', False) and (
+      memory.num_slots > setting.num_targets):
+    raise ValueError(
+        f'--config.memory.capacity={memory.num_slots} rows cannot be filled '
+        f'with {setting.num_targets} targets; lower it, or take '
+        "--config.memory.kind=corpus, which holds them all.")
+
+
+def _check_candidates(method: 'methods.Method', setting: Setting):
+  """Raises where the data has not the candidates or scores that are asked for.
+
+  Single queries may have fewer, or no scores: they are masked.
+  """
+  asked = f'--config.data.num_candidates={method.num_candidates}'
+  if not method.num_candidates:
+    return
+  if setting.num_candidates is None:
+    raise ValueError(
+        f'{asked}, but {setting.data_name} has no candidates of split '
+        f'{setting.split!r}; add candidates/{setting.split}.tsv to its folder, '
+        'or set the option to 0.')
+  if setting.num_candidates < method.num_candidates:
+    raise ValueError(
+        f'{asked}, but no query of split {setting.split!r} has more than '
+        f'{setting.num_candidates} candidates that are not known positives; '
+        'lower the option.')
+  if 'teacher' in method.objective.needs and not setting.has_teacher:
+    raise ValueError(
+        '--config.distillation.kind needs teacher scores, but no query of split '
+        f'{setting.split!r} has both a positive and another candidate with a '
+        f'score; give them in the third column of '
+        f'candidates/{setting.split}.tsv, the positives among them.')

@@ -1,0 +1,61 @@
+"""What correctors share that learn from observations."""
+
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+
+from retrieval_jax import types
+
+
+class Learned:
+  """Options, and when they take effect, of a corrector that learns.
+
+  A subclass is a frozen dataclass whose state has `num_updates`, [] int32, the
+  observations since `init`, and which defines `init`, `moved` and `update`.
+
+  Source: the warm-up phase that precedes the corrector's use is of Monath et
+    al., ICML 2024; its length is not known to us.
+
+  Attributes:
+    num_anchors: rows drawn uniformly and encoded at each step for the corrector
+      to learn from; it has to be right where nothing is selected, too.
+    use_after: observations after which it corrects; until then it learns, and
+      rows are taken as they are. 0: from the first.
+    keep_norm: rescale a corrected row to the norm of the stale one.
+    reset_on_refresh: whether to start from the identity after the whole table
+      was re-encoded.
+  """
+  num_anchors: int
+  use_after: int
+  keep_norm: bool
+  reset_on_refresh: bool
+
+  def apply(self, state: Any, rows: types.TargetTable) -> jax.Array:
+    """Returns present embeddings [..., D] float32 of a slice of the table."""
+    moved = self.moved(state, rows)
+    if not self.use_after:
+      return moved
+    return jnp.where(state.num_updates >= self.use_after, moved,
+                     rows.embeddings.astype(jnp.float32))
+
+  def rebuild(self, state: Any, key: jax.Array, dim: int) -> Any:
+    """Returns a new state, or the same if it is not to be reset."""
+    return self.init(key, dim) if self.reset_on_refresh else state
+
+  def init(self, key: jax.Array, dim: int) -> Any:
+    """Returns the state that is the identity."""
+    raise NotImplementedError
+
+  def moved(self, state: Any, rows: types.TargetTable) -> jax.Array:
+    """Returns what `apply` does once it is in use."""
+    raise NotImplementedError
+
+
+def check_range(name: str, value: float, low: float,
+                high: float | None = None):
+  """Raises a ValueError unless low <= corrector.NAME < high."""
+  if value < low or high is not None and value >= high:
+    raise ValueError(
+        f'corrector.{name}={value} must be at least {low}'
+        + (f' and below {high}.' if high is not None else '.'))

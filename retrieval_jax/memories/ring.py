@@ -1,0 +1,66 @@
+"""Fewer rows than targets: the latest ones, which come and go."""
+
+import dataclasses
+
+import numpy as np
+
+from retrieval_jax import table as tables
+from retrieval_jax.memories import on_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring(on_device.OnDevice):
+  """Remembers the targets that were pushed last, at most `capacity` of them.
+
+  Source: the cache of Lindgren et al., NeurIPS 2021.
+
+  Attributes:
+    capacity: the most targets that it holds.
+    replacement: which row a new target takes, 'lru' (that written longest ago)
+      or 'fifo' (that filled longest ago).
+    prefill: whether it starts full of random targets instead of empty.
+    dtype: of the remembered embeddings, 'float32' or 'bfloat16'.
+    chunk_rows: C, rows scored at a time on each device.
+  """
+  capacity: int
+  replacement: str
+  prefill: bool
+  dtype: str
+  chunk_rows: int
+  kind = 'ring'
+  holds_corpus = False
+
+  def __post_init__(self):
+    if self.replacement not in tables.REPLACEMENTS:
+      raise ValueError(
+          f'memory.replacement={self.replacement!r} is not one of '
+          f'{list(tables.REPLACEMENTS)}.')
+    if self.capacity < 1:
+      raise ValueError(
+          f'memory.capacity={self.capacity} must be the number of targets that '
+          'a ring holds, at least 1.')
+
+  @property
+  def num_slots(self):
+    """`capacity`."""
+    return self.capacity
+
+  def first_ids(self, num_targets, seed):
+    """Returns no ids, or `capacity` random ones in order if it is pre-filled.
+
+    Not the first, for a corpus comes in some order (WordNet's by part of
+    speech).
+    """
+    if not self.prefill:
+      return np.arange(0)
+    # The second number keeps this apart from other uses of the seed.
+    return np.sort(np.random.default_rng([seed, 1]).choice(
+        num_targets, self.capacity, replace=False))
+
+  def create(self, embeddings, ids, *, dim, mesh, step=0):
+    """Returns the table that holds `ids` [n], empty for n = 0."""
+    options = dict(mesh=mesh, chunk_rows=self.chunk_rows, dtype=self.dtype,
+                   replacement=self.replacement)
+    if not len(ids):
+      return tables.empty(self.capacity, dim, **options)
+    return tables.create(embeddings, ids, step=step, **options)

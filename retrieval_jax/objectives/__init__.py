@@ -1,0 +1,11 @@
+"""What fresh embeddings become: the losses, and terms on top of them.
+
+Every objective is a frozen `types.Objective`: (parameters of its own, fresh
+embeddings, batch, proposal) -> (loss [B], scalars). `Contrastive` is the loss
+of all published systems here; `Distilled` and `Matryoshka` wrap another one.
+"""
+
+from retrieval_jax.objectives.contrastive import Contrastive
+from retrieval_jax.objectives.distillation import Distillation
+from retrieval_jax.objectives.distillation import Distilled
+from retrieval_jax.objectives.matryoshka import Matryoshka

@@ -1,0 +1,84 @@
+"""The contrastive loss: a positive against columns of other targets."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+
+from retrieval_jax import ceiling as ceilings
+from retrieval_jax import products
+from retrieval_jax import types
+from retrieval_jax.objectives import columns as columns_lib
+from retrieval_jax.objectives import estimators
+from retrieval_jax.objectives import parameterless
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive(parameterless.Parameterless):
+  """An estimator of -log P(y+ | x), over the columns that each query sees.
+
+  Attributes:
+    estimator: a name in `estimators.ESTIMATORS`.
+    columns: a name in `columns.KINDS`, which fresh targets each query's loss
+      sees besides its positive.
+    ceiling: what columns must stay below, by fresh scores; None for nothing.
+  """
+  estimator: str
+  columns: str
+  ceiling: ceilings.Ceiling | None = None
+
+  def __post_init__(self):
+    for option, value, choices in (
+        ('name', self.estimator, estimators.ESTIMATORS),
+        ('columns', self.columns, columns_lib.KINDS)):
+      if value not in choices:
+        raise ValueError(
+            f'estimator.{option}={value!r} is not one of {list(choices)}.')
+    wanted = estimators.ESTIMATORS[self.estimator].columns
+    if wanted not in (None, self.columns):
+      raise ValueError(
+          f'estimator.name={self.estimator!r} is right for one kind of columns '
+          f'alone; set estimator.columns={wanted!r} (it is {self.columns!r}).')
+    if self.ceiling and 'only_draws' in self.needs:
+      raise ValueError(
+          'estimator.max_share or min_margin changes the columns of the loss, '
+          f'but estimator.name={self.estimator!r} is right for all that was '
+          'drawn and nothing else; leave it out, or use '
+          "estimator.name='truncated_softmax'.")
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """What the estimator needs; negatives, where columns are nothing else."""
+    needs = estimators.ESTIMATORS[self.estimator].needs
+    if self.columns in ('own', 'draws'):
+      needs |= {'negatives'}
+    return needs
+
+  def __call__(self, params: types.Params, fresh: types.Fresh,
+               batch: types.Batch, proposal: types.Proposal
+               ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Returns the surrogate [B], and what to log of it and of its columns."""
+    del params
+    positive = positive_logits(fresh)
+    columns = columns_lib.below(
+        columns_lib.make(self.columns, fresh, batch, proposal),
+        self.ceiling, positive, fresh.scale)
+    surrogate, info = estimators.ESTIMATORS[self.estimator].loss(
+        positive, columns.logits, columns.mask, proposal)
+    return surrogate, {
+        **{name: value.mean() for name, value in info.items()},
+        **columns_lib.breakdown(columns, batch.target_ids),
+        'positive_logit': positive.mean()}
+
+  def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
+            dim: int) -> float:
+    """Returns those of the positive's and the columns' products."""
+    del num_candidates
+    seen = 1 + columns_lib.number(self.columns, batch_size, num_negatives)
+    return 2. * batch_size * seen * dim
+
+
+def positive_logits(fresh: types.Fresh) -> jax.Array:
+  """Returns the fresh logits of the positives, [B] float32."""
+  return fresh.scale * products.inner(
+      'bd,bd->b', fresh.queries, fresh.positives)

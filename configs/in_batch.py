@@ -15,6 +15,5 @@ def get_config(variant=''):
   config = base.get_config(variant).unlock()
   config.memory.kind = 'none'
   config.sampler.name = 'none'
-  config.sampler.num_negatives = 0
   config.estimator.columns = 'positives'
   return config.lock()

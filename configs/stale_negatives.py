@@ -73,7 +73,6 @@ def _arms(steps, num_targets):
   published = {'estimator.name': 'cache_gradient', 'estimator.columns': 'own'}
   return {
       'in_batch': {'memory.kind': 'none', 'sampler.name': 'none',
-                   'sampler.num_negatives': 0,
                    'estimator.columns': 'positives'},
       'uniform': {'sampler.name': 'uniform'},
       'stale': {},

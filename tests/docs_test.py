@@ -23,8 +23,12 @@ from configs import base
 from experiments.dev import flag_tables
 from experiments.results.stale_negatives import costs
 import retrieval_jax
-from retrieval_jax import factory
+from retrieval_jax import indexes
 from retrieval_jax import runtime
+from retrieval_jax import types
+from retrieval_jax.factory import registries
+from retrieval_jax.mining import formats
+from retrieval_jax.objectives import estimators
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md',
@@ -254,13 +258,19 @@ def test_every_option_is_described():
   assert sorted(every - described) == []
 
 
-@pytest.mark.parametrize('registry', ['SAMPLERS', 'CORRECTORS', 'READERS'])
-def test_every_component_is_described(registry):
-  text = read(ROOT / 'docs' / (
-      'data.md' if registry == 'READERS' else 'methods.md'))
-  rows = {name for row in re.findall(r'^\| (`.*?) \|', text, re.M)
-          for name in _INLINE.findall(row)}
-  assert set(getattr(factory, registry)) - rows == set()
+@pytest.mark.parametrize('registry, page, column', [
+    (registries.MEMORIES, 'methods.md', 1),
+    (registries.SAMPLERS, 'methods.md', 1),
+    (registries.CORRECTORS, 'methods.md', 1),
+    (estimators.ESTIMATORS, 'methods.md', 1),
+    (registries.READERS, 'data.md', 1),
+    (indexes.INDEXES, 'mining.md', 2), (formats.FORMATS, 'mining.md', 2)])
+def test_every_component_is_described(registry, page, column):
+  cells = [row.split(' | ')[column - 1] for row in re.findall(
+      r'^\| (.*) \|$', read(ROOT / 'docs' / page), re.M) if ' | ' in row]
+  named = {name.rpartition('=')[2] for cell in cells
+           for name in _INLINE.findall(cell)}
+  assert set(registry) - named == set()
 
 
 def test_every_config_is_described():
@@ -303,6 +313,21 @@ def check_call(node):
 def test_every_public_name_is_described():
   assert set(retrieval_jax.__all__) - set(
       code(read(ROOT / 'docs' / 'python.md'))[1]) == set()
+
+
+def test_skeletons_of_components_run():
+  defined = {}
+  for block in _PYTHON.findall(read(ROOT / 'CONTRIBUTING.md')):
+    scope = {'__name__': 'skeleton'}
+    exec(compile(block, 'skeleton', 'exec'), scope)
+    defined |= scope
+  for name, protocol, options in (
+      ('Newest', types.Sampler, (1,)), ('Shift', types.Corrector, (0, 0, 0, 0)),
+      ('Triplet', types.Objective, (.1,))):
+    component = defined[name](*options)
+    wanted = {*protocol.__annotations__, *vars(protocol)}
+    assert [each for each in wanted if not each.startswith('_')
+            and not hasattr(component, each)] == []
 
 
 @each_document

@@ -206,6 +206,17 @@ def test_wrong_commands_do_not(command, message, monkeypatch):
       check(module, arguments)
 
 
+def test_other_commands_have_their_options():
+  # Of modules that take their options by argparse.
+  found = re.findall(r'python -m (tests[\w.]+)([^\n`]*)', '\n'.join(
+      read(path) for path in DOCUMENTS))
+  assert found
+  for module, rest in found:
+    source = read(ROOT / (module.replace('.', '/') + '.py'))
+    for option in re.findall(r'--\w+', rest):
+      assert f"'{option}'" in source, f'{module} has no {option}'
+
+
 def test_commands_are_found_in_all_kinds_of_code():
   text = ('`python -m experiments.a\n --x=1`, and\n\n'
           '    G="--y=2\n        -z"\n'

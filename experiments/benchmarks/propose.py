@@ -14,13 +14,17 @@ import functools
 import statistics
 import time
 
-from absl import app, flags
+from absl import app
+from absl import flags
 import jax
-import jax.numpy as jnp
+from jax import numpy as jnp
 import numpy as np
 
-from retrieval_jax import correctors, scoring, sharding, table
-from retrieval_jax.types import View
+from retrieval_jax import correctors
+from retrieval_jax import scoring
+from retrieval_jax import sharding
+from retrieval_jax import table
+from retrieval_jax import types
 
 _NUM_ROWS = flags.DEFINE_multi_integer(
     'num_rows', [100_000, 1_000_000], 'Table rows M; may be repeated.')
@@ -48,7 +52,8 @@ def _corrector(dim):
   """Returns (corrector, state), a state that moves every row."""
   corrector = correctors.MLP(
       hidden=_HIDDEN.value, learning_rate=1e-3, warmup_steps=0,
-      updates_per_step=1, weight_decay=0., distribution_weight=0.,
+      updates_per_step=1, use_after=0, weight_decay=0.,
+      distribution_weight=0.,
       average_decay=0., condition_on_age=False, num_anchors=0, keep_norm=True,
       reset_on_refresh=True)
   state = corrector.init(jax.random.key(0), dim)
@@ -57,11 +62,11 @@ def _corrector(dim):
 
 def _kernels(mesh, dim):
   """Returns name -> jitted function of (key, queries, table, exclude)."""
-  options = dict(mesh=mesh, chunk_rows=_CHUNK_ROWS.value)
   k = _NUM_NEGATIVES.value
-  view = lambda rows: View(
+  scan = types.Scan(mesh, _CHUNK_ROWS.value)
+  view = lambda rows: types.View(
       rows, lambda part: part.embeddings.astype(jnp.float32),
-      jnp.float32(_SCALE.value))
+      jnp.float32(_SCALE.value), scan)
 
   def matmul(key, queries, rows, exclude):
     del key, exclude
@@ -80,22 +85,22 @@ def _kernels(mesh, dim):
 
   def gumbel(k, view=view):
     return lambda key, queries, rows, exclude: scoring.gumbel_top_k(
-        key, queries, view(rows), k, exclude_rows=exclude, **options)
+        key, queries, view(rows), k, exclude_rows=exclude)
 
   named = {
       'matmul': matmul,
       'log_partition': lambda key, queries, rows, exclude: (
           scoring.log_partition(
-              queries, view(rows), exclude_rows=exclude, **options)),
+              queries, view(rows), exclude_rows=exclude)),
       'gumbel K=1': gumbel(1),
       f'gumbel K={k}': gumbel(k),
       f'top_k K={k}': lambda key, queries, rows, exclude: scoring.top_k(
-          queries, view(rows), k, exclude_rows=exclude, **options)}
+          queries, view(rows), k, exclude_rows=exclude)}
   if _HIDDEN.value:
     corrector, state = _corrector(dim)
-    corrected = lambda rows: View(
+    corrected = lambda rows: types.View(
         rows, functools.partial(corrector.apply, state),
-        jnp.float32(_SCALE.value))
+        jnp.float32(_SCALE.value), scan)
     named |= {f'corrected K={size}': gumbel(size, corrected)
               for size in (1, k)}
   return {name: jax.jit(kernel) for name, kernel in named.items()}

@@ -175,9 +175,10 @@ def make_experiment(options, *, chunk_size=0, dtype='float32'):
   tokenizer = factory.make_tokenizer(config, None)
   model, params = factory.make_model(config, tokenizer)
   return factory.Experiment(
-      config=config, mesh=mesh, layout=sharding.Layout(mesh), dataset=None, tokenizer=tokenizer,
-      query_tokens=None, target_tokens=None, model=model, params=params,
-      method=factory.make_method(config, mesh, 0))
+      config=config, mesh=mesh, layout=sharding.Layout(mesh), dataset=None,
+      tokenizer=tokenizer, query_tokens=None, target_tokens=None, model=model,
+      params=params,
+      method=factory.make_method(config, num_targets=0, num_queries=0))
 
 
 class OurTrainer:
@@ -211,9 +212,9 @@ class OurTrainer:
   def step(self, batch):
     """Takes a step; returns its loss and global gradient norm."""
     none = batch.target_tokens[:0]
-    proposal, rows, _, _ = self._train_step.propose(self._state, batch)
+    draws = self._train_step.propose(self._state, batch)
     self._state, metrics = jax.block_until_ready(self._train_step.update(
-        self._state, batch, proposal, rows, none, none))
+        self._state, batch, draws, none, none))
     return float(metrics['loss']), float(metrics['gradient_norm'])
 
 

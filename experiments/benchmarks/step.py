@@ -17,10 +17,11 @@ import numpy as np
 import optax
 
 from retrieval_jax import correctors
+from retrieval_jax import memories
 from retrieval_jax import method as methods
+from retrieval_jax import objectives
 from retrieval_jax import samplers
 from retrieval_jax import sharding
-from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
@@ -56,9 +57,9 @@ def measure(num_rows, num_negatives):
       encode, chunk_size=_CHUNK_SIZE.value or None, buckets=(_LENGTH.value,),
       pad_id=0, layout=sharding.Layout(mesh))
   method = methods.Method(
-      memory='corpus', corrector=correctors.Identity(),
-      sampler=samplers.Gumbel(num_negatives, _CHUNK_ROWS.value, mesh),
-      estimator='truncated_softmax', columns='own',
+      memory=memories.Corpus(num_rows, _DTYPE.value, _CHUNK_ROWS.value),
+      corrector=correctors.Identity(), sampler=samplers.Gumbel(num_negatives),
+      objective=objectives.Contrastive('truncated_softmax', 'own'),
       refresh=methods.Refresh(write_back=True))
   train_step = steps.make_train_step(
       steps.Encoders(wrap(model.encode_queries), wrap(model.encode_targets),
@@ -68,9 +69,8 @@ def measure(num_rows, num_negatives):
   embeddings = rng.standard_normal((num_rows, hidden), np.float32)
   embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
   state = train_step.init_state(
-      model.init(jax.random.key(0)), tables.from_embeddings(
-          embeddings, mesh=mesh, chunk_rows=_CHUNK_ROWS.value,
-          dtype=_DTYPE.value))
+      model.init(jax.random.key(0)), method.memory.create(
+          embeddings, np.arange(num_rows), dim=hidden, mesh=mesh))
   size = _NUM_QUERIES.value
   tokens = lambda n: rng.integers(
       1, _VOCABULARY, (n, _LENGTH.value)).astype(np.int32)
@@ -81,12 +81,11 @@ def measure(num_rows, num_negatives):
   seconds = {'propose': [], 'update': []}
   for _ in range(1 + _REPEATS.value):
     start = time.perf_counter()
-    proposal, rows, _, _ = jax.block_until_ready(
-        train_step.propose(state, batch))
+    draws = jax.block_until_ready(train_step.propose(state, batch))
     seconds['propose'].append(time.perf_counter() - start)
     start = time.perf_counter()
     state, _ = jax.block_until_ready(train_step.update(
-        state, batch, proposal, rows, negatives, probes))
+        state, batch, draws, negatives, probes))
     seconds['update'].append(time.perf_counter() - start)
   line = '  '.join(
       f'{name} {statistics.median(values[1:]):.3f} s'

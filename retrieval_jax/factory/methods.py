@@ -1,5 +1,7 @@
 """The point of the design space that a config names, and its checks."""
 
+import dataclasses
+
 from ml_collections import config_dict
 import numpy as np
 
@@ -28,12 +30,14 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
       registries.MEMORIES, 'memory.kind', config.memory,
       num_targets=num_targets)
   ceiling = _ceiling(config, 'sampler')
-  if ceiling and config.sampler.name not in (
-      'top_k', 'gumbel', 'simans'):
+  have_ceiling = [
+      name for name, cls in registries.SAMPLERS.items()
+      if 'ceiling' in {field.name for field in dataclasses.fields(cls)}]
+  if ceiling and config.sampler.name not in have_ceiling:
     raise ValueError(
         '--config.sampler.max_share and min_margin are of the samplers '
-        "'top_k', 'gumbel' and 'simans', which score the whole table; leave "
-        f'them out with {config.sampler.name!r}.')
+        f'{sorted(have_ceiling)}, which score the whole table; leave them out '
+        f'with {config.sampler.name!r}.')
   return methods.Method(
       memory=memory,
       corrector=registries.make(

@@ -1,7 +1,7 @@
 """Names of the config -> components; the registries are literal dicts.
 
-A new component is a file, a line here and its options in configs/base.py. Each
-is a dataclass, whose fields are filled by name: from its section of the config,
+A new component is a file, a line here and its options in defaults.py. Each is
+a dataclass, whose fields are filled by name: from its section of the config,
 and from what the run knows (`make`).
 """
 

@@ -213,7 +213,7 @@ def test_a_ring_with_cache_gradients_is_a_matter_of_options(
       refresh__write_back=True, estimator__name='cache_gradient',
       estimator__columns='own', diagnostics__every=2, log__every=1)
   results = train.run(config, str(tmp_path), num_devices=1)
-  assert "memory='ring'" in results['method']
+  assert 'memory=Ring(capacity=64,' in results['method']
   # A ring begins empty: nothing to embed for it, and no draw in step 1.
   assert results['meter']['target_encoder_calls_reembedding'] == 0
   lines = tiny.read_metrics(str(tmp_path))
@@ -273,8 +273,8 @@ def test_the_meter_counts_what_a_step_computes(make_config, tmp_path):
   live = {}
   step = cost.Cost.step
 
-  def spy(self, capacity, num_negatives, negative_ids, probe_ids):
-    step(self, capacity, num_negatives, negative_ids, probe_ids)
+  def spy(self, capacity, negative_ids, probe_ids):
+    step(self, capacity, negative_ids, probe_ids)
     live.update(
         capacity=capacity, query_flops=self.query_flops,
         target_flops=self.target_flops,
@@ -316,19 +316,22 @@ def test_a_first_pass_that_no_step_reads_is_no_cost_of_training(
   assert results['meter']['seconds']['refresh'] == 0
 
 
-def test_re_encoding_makes_room_before_it_makes_the_new_table():
+def test_re_encoding_makes_room_before_it_makes_the_new_table(make_config):
+  experiment = factory.build(make_config('refresh'), num_devices=1)
   old = tables.from_embeddings(
       np.ones((2, 4), np.float32), sharding.make_mesh(1), 64, 'float32')
-  state = mock.Mock(table=old, step=np.int32(3))
 
   def make_table(embeddings, step):
     assert all(array.is_deleted() for array in jax.tree.leaves(old))
     return embeddings, step
 
   meter = mock.Mock()
-  found = train.reencode(
-      mock.Mock(make_table=make_table, **{'embed_targets.return_value': 'new'}),
-      mock.Mock(refreshed=lambda state, table: table), meter, state)
+  with mock.patch.multiple(
+      factory.Experiment, make_table=mock.Mock(side_effect=make_table),
+      embed_targets=mock.Mock(return_value='new')):
+    found = train.reencode(
+        experiment, mock.Mock(refreshed=lambda state, table, **_: table),
+        meter, mock.Mock(table=old, step=np.int32(3)))
   assert found == ('new', 3)
   meter.reembedding.assert_called_once_with(3)  # one per target
 
@@ -343,7 +346,10 @@ def test_re_encoding_makes_room_before_it_makes_the_new_table():
     ('stale', {'batch_size': '15', 'num_devices': '2'},
      'batch_size=15 must be a multiple of the 2 devices'),
     ('stale', {'sampler.name': 'gumble'}, "sampler.name='gumble' is not one"),
-    ('stale', {'memory.kind': 'ring'}, 'set refresh.push=True'),
+    ('stale', {'memory.kind': 'ring', 'memory.capacity': '32'},
+     'set refresh.push=True'),
+    ('stale', {'memory.kind': 'ring', 'refresh.push': 'true'},
+     'memory.capacity=0 must be the number of targets'),
     ('stale', {'memory.kind': 'ring', 'refresh.push': 'true',
                'memory.capacity': '8'},
      r'memory.capacity=8 rows must hold .* 16 \(--config.batch_size\)'),

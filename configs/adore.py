@@ -9,7 +9,7 @@ not the paper's STAR.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

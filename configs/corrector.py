@@ -24,7 +24,7 @@ configs/base.py are ours.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 VARIANTS = ('', 'refreshed', 'write_back', 'ring', 'linear')
 

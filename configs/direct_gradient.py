@@ -10,7 +10,7 @@ of its hard negatives, shared by the batch, move by SGD and are written back.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

@@ -7,7 +7,7 @@ r"""The in-batch softmax baseline: no memory, no drawn negatives.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

@@ -9,7 +9,7 @@ numbers of the training are ours.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

@@ -21,7 +21,7 @@ Deviation: empty rows are masked, where the public code scores zero vectors.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 VARIANTS = ('', 'full', 'tiny', 'full_tiny')
 

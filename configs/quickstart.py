@@ -14,7 +14,7 @@ All numbers here are ours, chosen on the dev split.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

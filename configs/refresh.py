@@ -9,7 +9,7 @@ is re-encoded between steps instead of beside them. R is ours.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

@@ -7,7 +7,7 @@ Zhou et al., EMNLP 2022, with candidates from the table rather than from a dump.
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

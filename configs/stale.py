@@ -5,7 +5,7 @@
 """
 
 from configs import base
-from configs.base import seeds  # pylint: disable=unused-import
+from configs.base import seeds
 
 
 def get_config(variant=''):

@@ -115,8 +115,11 @@ def trained_start():
 
 
 def _runs(arms):
-  """Yields runs; brute force is looked at in all of the first seed's, and in
-  those that the corrector is about."""
+  """Yields runs of every seed.
+
+  Brute force is looked at in all of the first seed's, and in those that the
+  corrector is about.
+  """
   looked_at = {'stale', 'kept', 'corrector', 'corrector_kept', 'linear'}
   for seed in SEEDS:
     for name, overrides in arms.items():

@@ -18,8 +18,8 @@ the first of them without number and seed: 003_stale-seed0 is 'stale'. Shown are
 mean, sample standard deviation, least and greatest over seeds.
 """
 
-import sys
 from collections.abc import Sequence
+import sys
 
 from absl import app
 from absl import flags
@@ -29,8 +29,9 @@ from retrieval_jax.jobs import compare
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  """Adds this script's flags; importing the module must not, because other
-  scripts have flags of the same names.
+  """Adds this script's flags.
+
+  Importing the module must not: other scripts have flags of the same names.
   """
   flags.DEFINE_list(
       'sweep', [], 'Folders whose finished children are compared, such as '

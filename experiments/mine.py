@@ -23,8 +23,8 @@ Memory beyond the targets is that of --batch_size queries, see mining.mine; the
 results of BM25 and of a run file are held whole.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
 from absl import app

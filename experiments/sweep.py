@@ -25,10 +25,10 @@ same order but has n of them going, each with its share of the cores; what they
 print goes to WORKDIR/NNN_name/log.txt.
 """
 
+from collections.abc import Sequence
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 
 from absl import app
 from absl import flags
@@ -38,8 +38,9 @@ from retrieval_jax.jobs import sweep
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  """Adds this script's flags; importing the module must not, because other
-  scripts have flags of the same names.
+  """Adds this script's flags.
+
+  Importing the module must not: other scripts have flags of the same names.
   """
   # A string, not a config flag: FILE:VARIANT is passed on as it is.
   flags.DEFINE_string(

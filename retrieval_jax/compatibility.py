@@ -5,9 +5,9 @@ each need has one message. Besides, each kind of memory and of targets has its
 conditions. Messages name the options of the config and what to change.
 """
 
+from collections.abc import Callable
 import dataclasses
 import typing
-from collections.abc import Callable
 
 from retrieval_jax import correctors
 from retrieval_jax import types
@@ -30,8 +30,8 @@ NEEDS = {
         'estimator.name is right for all that was drawn and nothing else; '
         "leave it out, or use estimator.name='truncated_softmax'."),
     'negatives': (
-        "sampler.name='none' with estimator.columns='own' or 'draws' leaves the "
-        "loss without negatives; use columns 'positives', or explicit "
+        "sampler.name='none' with estimator.columns='own' or 'draws' leaves "
+        "the loss without negatives; use columns 'positives', or explicit "
         'candidates by data.num_candidates.'),
     'teacher': (
         "distillation.kind compares the scores of a query's positive and "
@@ -150,7 +150,8 @@ def check_setting(method: 'methods.Method', setting: Setting):
     raise ValueError(
         '--config.corrector.keep_norm=True gives a corrected row the length of '
         'the stale one, which is right for embeddings of length one only; with '
-        '--config.model.normalize=False set --config.corrector.keep_norm=False.')
+        '--config.model.normalize=False set '
+        '--config.corrector.keep_norm=False.')
   source = method.targets.source
   if source != 'encoder' and setting.tied:
     raise ValueError(
@@ -202,7 +203,7 @@ def _check_candidates(method: 'methods.Method', setting: Setting):
         'lower the option.')
   if 'teacher' in method.objective.needs and not setting.has_teacher:
     raise ValueError(
-        '--config.distillation.kind needs teacher scores, but no query of split '
-        f'{setting.split!r} has both a positive and another candidate with a '
-        f'score; give them in the third column of '
+        '--config.distillation.kind needs teacher scores, but no query of '
+        f'split {setting.split!r} has both a positive and another candidate '
+        'with a score; give them in the third column of '
         f'candidates/{setting.split}.tsv, the positives among them.')

@@ -1,11 +1,11 @@
 """Files and folders that appear whole or not at all, and JSON files."""
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 

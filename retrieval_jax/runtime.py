@@ -33,7 +33,8 @@ def configure_allocator() -> bool:
     return False
   settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1),
               (_M_ARENA_MAX, 1))
-  return all([libc.mallopt(*setting) == 1 for setting in settings])
+  done = [libc.mallopt(*setting) == 1 for setting in settings]  # every one
+  return all(done)
 
 
 def configure_compilation_cache(folder: str,

@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec
 
 from retrieval_jax import products
 from retrieval_jax import sharding
-from retrieval_jax.types import View, check_shapes
+from retrieval_jax.types import check_shapes, View
 
 BLOCK_ROWS = 64
 """g of the Gumbel draws, and what chunk_rows must be a multiple of.
@@ -407,8 +407,10 @@ class _Shard:
     """Returns (keys, logits, rows) [B, k] of the k largest keys of all shards.
 
     Args:
-      keys, logits, rows: [B, k', g], what this shard found; keys -inf where
+      keys: [B, k', g], by which this shard's finds are chosen; -inf where
         there is nothing to choose.
+      logits: [B, k', g], of the same.
+      rows: [B, k', g], of the same.
       k: how many; -inf and -1 fill up where there are fewer rows.
     """
     flat = lambda a: a.reshape(a.shape[0], -1)

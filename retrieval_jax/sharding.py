@@ -10,7 +10,8 @@ import dataclasses
 import re
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from retrieval_jax.types import ByRow

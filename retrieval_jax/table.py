@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax import sharding
-from retrieval_jax.types import QueueTable, TargetTable, check_shapes
+from retrieval_jax.types import check_shapes, QueueTable, TargetTable
 
 REPLACEMENTS = ('lru', 'fifo')
 """Which row a new target takes: that written, or that filled, longest ago."""

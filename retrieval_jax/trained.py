@@ -1,12 +1,12 @@
 """What training leaves behind, opened to be used: search, embed, evaluate."""
 
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -157,7 +157,7 @@ class TrainedRetriever:
     return self.index()
 
 
-def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:  # pylint: disable=redefined-builtin
+def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
   """Opens a run at its last checkpoint.
 
   Args:

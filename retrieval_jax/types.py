@@ -15,8 +15,8 @@ stands for "none" in all three. `logits` are scaled scores (beta * <q, g>),
 `scores` unscaled ones.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any, NamedTuple, Protocol
 
 import jax

@@ -1,7 +1,7 @@
 """Samplers of each kind that the slots allow, as small as they can be.
 
 They show that a sampler may keep state on the device, run on the host, or draw
-corpus ids without any memory; see tests/experiments/samplers_with_state_test.py.
+corpus ids without any memory: tests/experiments/samplers_with_state_test.py.
 """
 
 import dataclasses

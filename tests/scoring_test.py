@@ -1,15 +1,18 @@
-"""Exact selection: against brute force, on any device count, in distribution."""
+"""Exact selection: as brute force, on any device count, in distribution."""
 
 import functools
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from retrieval_jax import scoring, sharding, table
+from retrieval_jax import scoring
+from retrieval_jax import sharding
+from retrieval_jax import table
 from retrieval_jax.types import Scan, View
 
 NUM_TARGETS, DIM, NUM_QUERIES, BETA = 700, 8, 6, 3.

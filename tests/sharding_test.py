@@ -4,7 +4,8 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
-from retrieval_jax import sharding, table
+from retrieval_jax import sharding
+from retrieval_jax import table
 
 
 class ShardingTest(absltest.TestCase):

@@ -2,12 +2,14 @@
 
 import functools
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax import sharding, table
+from retrieval_jax import sharding
+from retrieval_jax import table
 
 
 def _rows(*values, dim=2):

@@ -26,11 +26,14 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import app
+from absl import flags
 import numpy as np
 
 from experiments.benchmarks import memory
-from retrieval_jax import indexes, mining, sharding
+from retrieval_jax import indexes
+from retrieval_jax import mining
+from retrieval_jax import sharding
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings
 
@@ -149,7 +152,8 @@ def _run_arm(arm):
     jax.devices()  # starting it is not mining, nor is importing the other
     mine = _ours
   else:
-    import datasets as _, sentence_transformers as _  # noqa: F811
+    import datasets  # noqa: F401
+    import sentence_transformers  # noqa: F401
     mine = _theirs
   gc.collect()
   memory.forget_peak()

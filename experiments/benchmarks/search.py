@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import app
+from absl import flags
 import numpy as np
 
 from experiments.benchmarks import memory
@@ -51,7 +52,9 @@ def _make_search(arm: str, targets: np.ndarray):
     index.add(targets)
     return lambda queries: index.search(queries, _K.value)
   import jax
-  from retrieval_jax import indexes, sharding
+
+  from retrieval_jax import indexes
+  from retrieval_jax import sharding
   index = indexes.ExactIndex(sharding.make_mesh(), _CHUNK_ROWS.value)
   # Copying to the device is asynchronous and must not count as search.
   state = jax.block_until_ready(index.build(targets))
@@ -102,9 +105,9 @@ def main(argv):
     seconds = np.concatenate([run['seconds'] for run in found[arm]])
     extra = max(run['extra_bytes'] for run in found[arm])
     print(f'{arm:14s} median {np.median(seconds):.3f} s, best '
-          f'{np.min(seconds):.3f} s, first call {found[arm][0]["first"]:.2f} s, '
-          f'extra memory {extra / 2**20:,.0f} MiB ({extra / matrix:.3f} of the '
-          'matrix)')
+          f'{np.min(seconds):.3f} s, first call '
+          f'{found[arm][0]["first"]:.2f} s, extra memory '
+          f'{extra / 2**20:,.0f} MiB ({extra / matrix:.3f} of the matrix)')
   if len(arms) == 2:
     ours, theirs = (np.asarray(found[arm][0]['ids']) for arm in arms)
     print(f'same ids: {np.mean(ours == theirs):.6f} of the results')

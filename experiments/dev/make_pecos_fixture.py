@@ -26,9 +26,9 @@ import itertools
 import sys
 
 import numpy as np
+from pecos import xmc
 from pecos.ann import hnsw
 from pecos.utils import smat_util
-from pecos import xmc
 import scipy.sparse
 
 NUM_TARGETS, NUM_QUERIES, NUM_TESTS, DIM = 60, 90, 12, 16

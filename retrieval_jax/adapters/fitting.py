@@ -4,11 +4,11 @@ Constants come from a grid, in one pass over it; test queries are searched once,
 by what was chosen.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -226,7 +226,7 @@ def index_bytes(state: Any) -> int:
     if hasattr(leaf, 'nbytes'):
       total += leaf.nbytes
     elif not isinstance(leaf, int):
-      import faiss  # pylint: disable=g-import-not-at-top
+      import faiss
       total += faiss.serialize_index(leaf).nbytes
   return total
 

@@ -1,7 +1,7 @@
 """The adapters by name, and how one is made from its constants."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from retrieval_jax.adapters import moved

@@ -6,9 +6,9 @@ training similarities, sum_i <q_i, p_y(i)>, under a bound on each target's
 change; g = sum of the embeddings of a target's training queries.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax

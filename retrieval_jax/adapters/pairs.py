@@ -1,8 +1,8 @@
 """What adapters learn from: query embeddings and the targets they belong to."""
 
+from collections.abc import Iterator
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 

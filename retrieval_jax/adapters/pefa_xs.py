@@ -4,8 +4,8 @@ Chang et al., PEFA: parameter-free adapters for large-scale embedding-based
 retrieval models, WSDM 2024.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np

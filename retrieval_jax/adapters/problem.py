@@ -1,8 +1,8 @@
 """What adapters are fitted to and measured by: embeddings and judgements."""
 
+from collections.abc import Iterable, Sequence
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np

@@ -6,8 +6,8 @@
   and for PEFA-XL  train_queries.npy, label_starts.npy, label_rows.npy
 """
 
-import os
 from collections.abc import Mapping, Sequence
+import os
 from typing import Any
 
 import jax

@@ -5,10 +5,10 @@ greatest value, or with such error bars where it has a single point. Groups
 look alike in all figures.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib

@@ -1,11 +1,11 @@
 """Finished runs as comparisons read them, and groups of seeds."""
 
 import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrieval_jax import files

@@ -1,10 +1,10 @@
 """Tables of finished runs, as CSV and as Markdown."""
 
+from collections.abc import Mapping, Sequence
 import csv
 import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrieval_jax.comparison import differences

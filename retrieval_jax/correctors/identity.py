@@ -1,7 +1,7 @@
 """The corrector that trusts the memory as it is."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 
 import jax
 from jax import numpy as jnp

@@ -1,7 +1,7 @@
 """The best linear map from stale to fresh rows, in closed form."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 
 import jax
 from jax import numpy as jnp

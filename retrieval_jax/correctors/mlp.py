@@ -1,7 +1,7 @@
 """A small residual network that follows the encoder: target correctors."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax

@@ -40,6 +40,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   """Imports `TrainBatches` late: it alone needs jax, for `types.Batch`."""
   if name == 'TrainBatches':
-    from retrieval_jax.data import pipeline  # pylint: disable=g-import-not-at-top
+    from retrieval_jax.data import pipeline
     return pipeline.TrainBatches
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -5,9 +5,9 @@ reader has candidates, candidates/SPLIT.tsv; `readers.beir` says what is in them
 and reads them again.
 """
 
+from collections.abc import Iterable, Iterator, Mapping, Set
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
 
 from retrieval_jax import files
 from retrieval_jax.data import dataset

@@ -10,9 +10,9 @@ This is what experiments/embed.py writes. For an encoder that is only a service
 returning vectors, write the same files yourself.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import os
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def read_matrix(path: str) -> np.ndarray:
       with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     elif kind == '.safetensors':
-      from safetensors import numpy as safetensors  # pylint: disable=g-import-not-at-top
+      from safetensors import numpy as safetensors
       arrays = safetensors.load_file(path)
     else:
       raise errors.DataError(

@@ -7,8 +7,8 @@ over the ends of epochs and none is short. Everything random is a hash of
 number of processes, under any version of numpy.
 """
 
-import functools
 from collections.abc import Iterator
+import functools
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,9 @@ class TrainBatches:
     """Returns types.Candidates of visits to queries; None where none is asked.
 
     Args:
-      epochs, queries, targets: [b], of the visits; rows of the positives.
+      epochs: [b], of the visits.
+      queries: [b], rows of the queries.
+      targets: [b], rows of the positives.
     """
     if not self._num_candidates:
       return None
@@ -170,7 +172,7 @@ class TrainBatches:
 
     Batches are made ahead by grain's threads; equal to calling `batch`.
     """
-    import grain  # pylint: disable=g-import-not-at-top
+    import grain
     num_steps = 2**62 // self.batch_size  # visits are counted in int64
     steps = grain.MapDataset.range(start_step, num_steps)
     return iter(steps.map(self.batch).to_iter_dataset(grain.ReadOptions(

@@ -1,9 +1,9 @@
 """Progress of long passes: a bar on a terminal, else a line now and then."""
 
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar('T')
@@ -29,7 +29,7 @@ def track(items: Iterable[T], what: str, *, total: int | None = None,
     yield from items
     return
   if sys.stderr.isatty():
-    import tqdm  # pylint: disable=g-import-not-at-top
+    import tqdm
     yield from tqdm.tqdm(items, desc=what, total=total, unit=f' {unit}',
                          mininterval=0.5, leave=False)
     return
@@ -46,7 +46,7 @@ def counter(what: str, *, total: int | None = None, unit: str = 'texts',
   if not show:
     yield lambda count: None
   elif sys.stderr.isatty():
-    import tqdm  # pylint: disable=g-import-not-at-top
+    import tqdm
     with tqdm.tqdm(desc=what, total=total, unit=f' {unit}', mininterval=0.5,
                    leave=False) as bar:
       yield bar.update

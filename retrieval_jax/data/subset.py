@@ -1,9 +1,9 @@
 """A reader's data cut down to a few targets, for quick looks and tests."""
 
+from collections.abc import Iterator
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
 
 from retrieval_jax.data import dataset
 

@@ -1,13 +1,13 @@
 """Tokenizers, and tokenised texts as memory-mapped arrays."""
 
 import collections
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ def _head(text: str, length: int) -> str:
 
 
 def _from_definition(definition: str) -> Any:
-  import tokenizers  # pylint: disable=g-import-not-at-top
+  import tokenizers
   return tokenizers.Tokenizer.from_str(definition)
 
 
@@ -174,7 +174,7 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
     FileNotFoundError: where there is no such file.
     ValueError: where it is no tokenizer, or has no padding token.
   """
-  import tokenizers  # pylint: disable=g-import-not-at-top
+  import tokenizers
   file = os.path.join(path, 'tokenizer.json') if os.path.isdir(path) else path
   if not os.path.isfile(file):
     raise FileNotFoundError(
@@ -215,9 +215,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   Returns:
     A tokenizer with [PAD]=0, [UNK]=1, [CLS]=2, [SEP]=3.
   """
-  import tokenizers  # pylint: disable=g-import-not-at-top
-  from tokenizers import decoders, models, normalizers  # pylint: disable=g-import-not-at-top,g-multiple-import
-  from tokenizers import pre_tokenizers, processors, trainers  # pylint: disable=g-import-not-at-top,g-multiple-import
+  import tokenizers
+  from tokenizers import decoders
+  from tokenizers import models
+  from tokenizers import normalizers
+  from tokenizers import pre_tokenizers
+  from tokenizers import processors
+  from tokenizers import trainers
   if vocab_size < len(_SPECIAL_TOKENS) + 2:
     raise ValueError(
         f'vocab_size={vocab_size} must exceed the {len(_SPECIAL_TOKENS)} '

@@ -1,9 +1,9 @@
 """The BM25 baseline, indexed by bm25s."""
 
+from collections.abc import Iterator, Sequence
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
 
 import bm25s
 import numpy as np

@@ -1,8 +1,8 @@
 """What a run leaves behind and prints at its end."""
 
+from collections.abc import Mapping
 import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Runs: what a system answered to each query."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
+import dataclasses
 
 import numpy as np
 

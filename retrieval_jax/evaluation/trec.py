@@ -10,8 +10,8 @@ agree with other people's, whose ids may well hold '%20' (URLs).
 """
 
 import collections
-import re
 from collections.abc import Iterator, Mapping, Sequence
+import re
 from typing import TypeVar
 
 import numpy as np

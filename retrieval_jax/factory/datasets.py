@@ -13,6 +13,7 @@ _IN_CACHE = {'wordnet': 'tfds'}
 
 
 def cache(config):
+  """Returns the folder of prepared data that the config names, absolute."""
   return os.path.expanduser(config.data.cache)
 
 

@@ -81,7 +81,7 @@ def get_config() -> config_dict.ConfigDict:
 
   config.corrector = ml_collections.ConfigDict()
   config.corrector.name = 'identity'  # or 'linear', 'mlp'; all numbers [ours]
-  config.corrector.num_anchors = 0  # uniform rows encoded per step to learn from
+  config.corrector.num_anchors = 0  # uniform rows per step to learn from
   config.corrector.use_after = 0  # steps of learning before it corrects
   config.corrector.reset_on_refresh = True  # start anew when all is re-encoded
   config.corrector.keep_norm = True  # False where model.normalize is

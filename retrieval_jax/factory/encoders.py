@@ -18,6 +18,7 @@ from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import transformer
 from retrieval_jax.training import checkpoint
 
+
 def make_layout(config, mesh) -> sharding.Layout:
   """Returns where the parameters and the optimizer's moments live."""
   min_sizes = {'replicated': None, 'sharded': config.sharding.min_size}

@@ -22,6 +22,7 @@ from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 from retrieval_jax.training import target_tokens
 
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """Everything a config stands for, built and checked.

@@ -5,10 +5,10 @@ a dataclass, whose fields are filled by name: from its section of the config,
 and from what the run knows (`make`).
 """
 
-import dataclasses
-import warnings
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
+import warnings
 
 from retrieval_jax import correctors
 from retrieval_jax import memories

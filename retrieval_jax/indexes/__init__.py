@@ -1,7 +1,7 @@
 """Ways to search a trained model: build(targets), search(state, queries, k)."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax

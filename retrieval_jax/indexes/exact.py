@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax import scoring, sharding, table
+from retrieval_jax import scoring
+from retrieval_jax import sharding
+from retrieval_jax import table
 from retrieval_jax.indexes import arguments
 from retrieval_jax.types import Scan, TargetTable, View
 

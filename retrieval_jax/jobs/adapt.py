@@ -1,11 +1,11 @@
 """Fits adapters to frozen embeddings, measures them, writes their indexes."""
 
+from collections.abc import Callable, Mapping, Sequence
 import csv
 import dataclasses
 import io
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retrieval_jax import files

@@ -1,7 +1,7 @@
 """Compares finished runs: writes tables and figures into a folder."""
 
-import os
 from collections.abc import Sequence
+import os
 
 from retrieval_jax import files
 from retrieval_jax.comparison import differences

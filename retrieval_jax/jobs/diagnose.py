@@ -1,7 +1,7 @@
 """How well a run's memory stands in for brute force."""
 
-import functools
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax

@@ -1,7 +1,7 @@
 """Writes the embeddings of a corpus and of its queries as .npy files."""
 
-import os
 from collections.abc import Sequence
+import os
 
 from ml_collections import config_dict
 import numpy as np

@@ -1,7 +1,8 @@
 """Full-corpus evaluation: of a run, of parameters, of an adapted index."""
 
-import os
 from collections.abc import Mapping, Sequence
+import functools
+import os
 from typing import Any, NamedTuple
 
 from ml_collections import config_dict
@@ -105,7 +106,8 @@ def of_params(experiment: factory.Experiment, params: types.Params,
 
   by_split = measure(queries, targets, workdir)
   for dim in config.evaluation.dims if dims is None else dims:
-    cut = lambda x: matryoshka.truncate(x, dim, config.model.normalize)
+    cut = functools.partial(
+        matryoshka.truncate, dim=dim, normalize=config.model.normalize)
     for name, of_split in measure(cut(queries), cut(targets), None).items():
       by_split[name] |= {
           f'{key}/{dim}': value for key, value in of_split.items()}

@@ -58,5 +58,5 @@ def can_write_faiss() -> bool:
 
 def _write_index(path: str, targets: np.ndarray) -> None:
   """Writes an exact inner-product index of targets [N, D]."""
-  import faiss  # pylint: disable=g-import-not-at-top
+  import faiss
   faiss.write_index(indexes.FaissFlat().build(targets), path)

@@ -1,7 +1,7 @@
 """The hooks of a training run."""
 
-import os
 from collections.abc import Callable, Mapping
+import os
 from typing import Any
 
 import jax

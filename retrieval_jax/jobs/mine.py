@@ -1,9 +1,9 @@
 """Mines hard negatives from a run, a config, embeddings or a TREC run file."""
 
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 from urllib import parse
 
@@ -97,8 +97,9 @@ def run(options: Options,
   splits = options.splits or [source.train_split]
   unknown = set(splits) - set(source.data.qrels)
   if unknown:
-    raise ValueError(f'--splits names {sorted(unknown)}; {source.data.name} has '
-                     f'{sorted(source.data.qrels)}.')
+    raise ValueError(
+        f'--splits names {sorted(unknown)}; {source.data.name} has '
+        f'{sorted(source.data.qrels)}.')
   texts = source.data.corpus_texts
   textual = [form for form in options.formats
              if formats.FORMATS[form].needs_texts]

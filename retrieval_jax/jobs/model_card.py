@@ -1,7 +1,7 @@
 """The README.md of an exported model: what it is and how it was made."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+import json
 from typing import Any
 
 from retrieval_jax import trained

@@ -12,6 +12,7 @@ An entry 'name' is not an override but the name of the run; otherwise the
 overrides name it.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import importlib.util
@@ -22,7 +23,6 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from retrieval_jax import files

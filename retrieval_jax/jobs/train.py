@@ -1,5 +1,6 @@
 """Trains a dual encoder by any method of the design space, and evaluates it."""
 
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import json
 import os
@@ -7,7 +8,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax

@@ -29,7 +29,6 @@ from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
 from retrieval_jax.mining import results
 
-
 Writer = Callable[[str, results.Mined, datasets.Collection], None]
 """Writes a file: path, what was mined, ids and texts."""
 

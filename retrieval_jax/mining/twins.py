@@ -1,7 +1,7 @@
 """Targets that say the same as another one, word for word."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
+import hashlib
 
 import numpy as np
 

@@ -24,8 +24,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from retrieval_jax import sharding
-from retrieval_jax.models import embedding
 from retrieval_jax import types
+from retrieval_jax.models import embedding
 
 _TEXTS = PartitionSpec(sharding.AXIS)
 _CHUNKS = PartitionSpec(None, sharding.AXIS)  # texts of each chunk

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from retrieval_jax.models import transformer
 from retrieval_jax import types
+from retrieval_jax.models import transformer
 
 POOLINGS = ('mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean', 'lasttoken')
 

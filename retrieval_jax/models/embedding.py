@@ -24,8 +24,13 @@ _IN_FLIGHT = 2
 
 
 class Tokens(Protocol):
-  """Tokenised texts: `tokens` [n, L] integers, padded with `pad_id` after
-  the first `lengths` [n] tokens; arrays in memory or memory-mapped."""
+  """Tokenised texts; arrays in memory or memory-mapped.
+
+  Attributes:
+    tokens: [n, L] integers.
+    lengths: [n] integers, of each text; what follows is padding.
+    pad_id: the token of padding.
+  """
   tokens: Any
   lengths: Any
   pad_id: int

@@ -18,9 +18,9 @@ from flax import traverse_util
 import numpy as np
 import safetensors.numpy
 
+from retrieval_jax import types
 from retrieval_jax.models import families
 from retrieval_jax.models import sentence_modules
-from retrieval_jax import types
 
 PACKAGE_PREFIX = 'package:'
 TOWERS = ('query', 'target')
@@ -198,7 +198,7 @@ class _Tensors:
       self._files[file] = safetensors.safe_open(path, framework='numpy')
       found = self._files[file].keys()
       if not os.path.exists(os.path.join(folder, index)):
-        names.update({name: file for name in found})
+        names.update(dict.fromkeys(found, file))
       for name in (n for n, f in names.items() if f == file):
         if name not in found:
           raise ValueError(

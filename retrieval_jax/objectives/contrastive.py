@@ -1,7 +1,7 @@
 """The contrastive loss: a positive against columns of other targets."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 
 import jax
 

@@ -6,8 +6,8 @@ cross-encoder. A target without a score is left out; a query whose positive, or
 all of whose candidates, have none gives 0.
 """
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 
 import jax
 from jax import numpy as jnp

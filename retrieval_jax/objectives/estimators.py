@@ -48,7 +48,8 @@ def full_softmax(
   """Returns the exact loss: softmax cross-entropy over every live target.
 
   The same formula as `truncated_softmax`; exact because the columns are all
-  targets (sampler 'exhaustive', columns 'draws'). For small corpora: it encodes every target in every step.
+  targets (sampler 'exhaustive', columns 'draws'). For small corpora: it encodes
+  every target in every step.
 
   Args and returns: as `truncated_softmax`, with J >= N - 1.
   """

@@ -1,7 +1,7 @@
 """A loss over prefixes of the embeddings."""
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
 
 import jax
 from jax import numpy as jnp
@@ -54,8 +54,7 @@ class Matryoshka:
     return self.inner.reads_tokens
 
   def init(self, key: jax.Array) -> types.Params:
-    """Returns the parameters of the inner objective, which all prefixes share.
-    """
+    """Returns the inner objective's parameters, which all prefixes share."""
     return self.inner.init(key)
 
   def __call__(self, params: types.Params, fresh: types.Fresh,

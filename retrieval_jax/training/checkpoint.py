@@ -1,8 +1,8 @@
 """Checkpoints: the only file that knows orbax."""
 
+from collections.abc import Mapping, Sequence
 import json
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax

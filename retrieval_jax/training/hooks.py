@@ -6,13 +6,13 @@ changes the state (re-encoding) first, then what measures it, then the log, and
 the checkpoint after everything that it should hold.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
+from typing import Any, ClassVar, Protocol, TextIO, TYPE_CHECKING
 
 import jax
 import numpy as np

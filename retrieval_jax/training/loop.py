@@ -1,9 +1,9 @@
 """The training loop."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax

@@ -1,10 +1,10 @@
 """The meter: what a run paid for its gradient."""
 
 import collections
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax

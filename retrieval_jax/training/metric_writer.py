@@ -1,9 +1,9 @@
 """Scalars of a run, as JSON lines and for TensorBoard."""
 
+from collections.abc import Mapping
 import json
 import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ class MetricWriter:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, 'metrics.jsonl')
     _drop_after(path, -1 if resume_step is None else resume_step)
-    self._lines = open(path, 'a', encoding='utf-8')
+    self._lines = open(path, 'a', encoding='utf-8')  # noqa: SIM115
     if tensorboard:
       self._events = tensorboardX.SummaryWriter(
           os.path.join(folder, 'tensorboard'),

@@ -101,8 +101,8 @@ def make_optimizer(*, learning_rate, warmup_steps, total_steps, schedule,
     chain = optax.partition(
         {'trained': chain, 'frozen': optax.set_to_zero()},
         lambda params: {
-            name: jax.tree.map(
-                lambda _: 'frozen' if name in frozen else 'trained', entry)
+            name: optax.tree.full_like(
+                entry, 'frozen' if name in frozen else 'trained')
             for name, entry in params.items()})
   return chain, rate
 

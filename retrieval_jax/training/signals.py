@@ -6,8 +6,8 @@ import threading
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
+import numpy as np
 
 
 class StopSignal:
@@ -37,7 +37,7 @@ class StopSignal:
   def __exit__(self, *exception):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-    self._previous: dict[int, Any] = {}
+    self._previous = {}
 
   def __call__(self, step: int) -> bool:
     """Returns whether to stop after `step`; equal on all processes."""

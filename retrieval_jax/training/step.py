@@ -5,9 +5,9 @@ the table by row; parameters and optimizer as a `sharding.Layout` says;
 everything else is replicated.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax

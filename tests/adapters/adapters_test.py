@@ -1,10 +1,14 @@
 """The adapters against their formulas, written out with dense matrices."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
-from retrieval_jax import adapters, indexes, sharding
-from retrieval_jax.adapters import moved, nudge
+from retrieval_jax import adapters
+from retrieval_jax import indexes
+from retrieval_jax import sharding
+from retrieval_jax.adapters import moved
+from retrieval_jax.adapters import nudge
 from retrieval_jax.adapters import pairs as pairs_lib
 
 N, M, D = 60, 40, 8

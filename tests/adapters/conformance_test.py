@@ -5,11 +5,16 @@ import itertools
 import json
 import os
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
-from retrieval_jax import adapters, indexes, sharding
-from retrieval_jax.adapters import methods, pairs, store
+from retrieval_jax import adapters
+from retrieval_jax import indexes
+from retrieval_jax import sharding
+from retrieval_jax.adapters import methods
+from retrieval_jax.adapters import pairs
+from retrieval_jax.adapters import store
 
 N, M, D, K = 60, 70, 8, 12
 

@@ -9,10 +9,13 @@ import dataclasses
 import itertools
 import os
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
-from retrieval_jax import adapters, indexes, sharding
+from retrieval_jax import adapters
+from retrieval_jax import indexes
+from retrieval_jax import sharding
 from retrieval_jax.adapters import moved
 
 FIXTURE = os.path.join(os.path.dirname(__file__), 'pecos.npz')

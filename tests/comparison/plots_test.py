@@ -8,8 +8,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from matplotlib import colors
 
-from retrieval_jax.comparison import runs as runs_lib
 from retrieval_jax.comparison import plots
+from retrieval_jax.comparison import runs as runs_lib
 from tests.comparison import made_up
 
 

@@ -2,8 +2,8 @@
 
 import os
 
-import numpy as np
 from absl.testing import absltest
+import numpy as np
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import subset

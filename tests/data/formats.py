@@ -187,7 +187,7 @@ def write_parquet(folder, first):
 
 def write_tfds(folder, first):
   """Two TFDS builders: nested rows, and their corpus."""
-  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+  import tensorflow_datasets as tfds
   text_feature = tfds.features.Text
   passages = tfds.features.Sequence(
       {name: text_feature() for name in ('docid', 'title', 'text')})
@@ -252,7 +252,7 @@ def write_ir_datasets(folder, first):
 
 def write_wordnet(folder, first):
   """The copy of a WordNet that has one split: set `wordnet_files.SPLITS`."""
-  from retrieval_jax.data.readers import wordnet_tfds  # pylint: disable=g-import-not-at-top
+  from retrieval_jax.data.readers import wordnet_tfds
   shutil.rmtree(folder, ignore_errors=True)
   synsets = fakes.write_wordnet(os.path.join(folder, 'wordnet'))
   path = os.path.join(synsets, 'data.noun')

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors

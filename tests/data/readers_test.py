@@ -20,7 +20,7 @@ def fixture_surroundings(tmp_path_factory, monkeypatch):
   """Keeps Hugging Face's cache in a folder, and all of WordNet in a split."""
   monkeypatch.setattr(wordnet_files, 'SPLITS', {'train': 1.0})
   try:
-    import datasets  # pylint: disable=g-import-not-at-top
+    import datasets
   except ModuleNotFoundError:
     return
   monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE',

@@ -3,9 +3,9 @@
 import os
 import pickle
 
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from retrieval_jax.data import strings
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from unittest import mock
 
-import numpy as np
 from absl.testing import absltest
+import numpy as np
 
 from retrieval_jax.data import errors
 from retrieval_jax.data import tokenization
@@ -93,7 +93,7 @@ class TokenizerTest(absltest.TestCase):
                                     tokenizer.encode_batch(TEXTS, 8)[0])
 
   def test_baked_in_truncation_and_padding_are_dropped(self):
-    import tokenizers  # pylint: disable=g-import-not-at-top
+    import tokenizers
     plain = make_tokenizer()
     baked = tokenizers.Tokenizer.from_str(plain.definition)
     baked.enable_truncation(3)

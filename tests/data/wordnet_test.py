@@ -5,9 +5,9 @@ import os
 import sys
 from unittest import mock
 
-import tensorflow_datasets as tfds
 from absl.testing import absltest
 from absl.testing import parameterized
+import tensorflow_datasets as tfds
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors

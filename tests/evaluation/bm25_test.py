@@ -3,10 +3,10 @@
 import math
 from unittest import mock
 
-import bm25s
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import bm25s
+import numpy as np
 
 from retrieval_jax.evaluation import bm25
 

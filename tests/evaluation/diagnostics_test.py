@@ -1,10 +1,10 @@
 """The diagnostics equal their definitions, and obey the bounds."""
 
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
-from absl.testing import parameterized
 
 from retrieval_jax import correctors
 from retrieval_jax import types

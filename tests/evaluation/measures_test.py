@@ -3,10 +3,10 @@
 import math
 import os
 
-import ir_measures
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import ir_measures
+import numpy as np
 
 from retrieval_jax.evaluation import measures
 from retrieval_jax.evaluation import runs

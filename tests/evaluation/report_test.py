@@ -5,10 +5,10 @@ import json
 import os
 from unittest import mock
 
+from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-from absl.testing import absltest
 
 from retrieval_jax.evaluation import report
 

@@ -1,8 +1,8 @@
 """Full-corpus search returns what brute force returns."""
 
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from retrieval_jax import sharding
 from retrieval_jax.evaluation import retrieval

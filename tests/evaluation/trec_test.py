@@ -2,10 +2,10 @@
 
 import os
 
-import ir_measures
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import ir_measures
+import numpy as np
 
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec

@@ -155,12 +155,12 @@ class CompareTest(parameterized.TestCase):
   def test_every_run_has_the_commit_of_its_code(self):
     runs = [made_up.write_run(self.folder('a'), commit='1f3a'),
             made_up.write_run(self.folder('b'), method='b')]
-    for runs in (runs, runs[1:]):
-      compare_job.run(runs, self.out)
+    for compared in (runs, runs[1:]):
+      compare_job.run(compared, self.out)
       commits = {name: row['commit']
                  for name, row in self.table('runs.csv', 'run').items()}
       self.assertEqual(commits.pop('b'), '')
-      self.assertEqual(commits, {'a': '1f3a'} if len(runs) == 2 else {})
+      self.assertEqual(commits, {'a': '1f3a'} if len(compared) == 2 else {})
 
   def test_a_setting_that_was_not_chosen_keeps_its_row_among_the_runs(self):
     runs = []

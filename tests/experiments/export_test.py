@@ -170,7 +170,7 @@ def test_embeddings_come_as_npy_safetensors_and_index(runs):
   if not importlib.util.find_spec('faiss'):
     assert not os.path.exists(path)
     return
-  import faiss  # pylint: disable=g-import-not-at-top
+  import faiss
   scores, rows = faiss.read_index(path).search(both['queries'], 3)
   exact = both['queries'] @ both['targets'].T
   np.testing.assert_array_equal(rows, np.argsort(-exact)[:, :3])
@@ -196,7 +196,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     reason='sentence-transformers is not installed')
 @pytest.mark.parametrize('name', ['tied', 'two'])
 def test_sentence_transformers_gives_the_same_embeddings(name, runs):
-  import sentence_transformers  # pylint: disable=g-import-not-at-top
+  import sentence_transformers
   workdir, out = runs[name]
   retriever = trained.open(workdir, num_devices=1)
   experiment, params = retriever.experiment, retriever.params

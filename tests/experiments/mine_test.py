@@ -6,7 +6,8 @@ import shutil
 import sys
 from unittest import mock
 
-from absl import app, flags
+from absl import app
+from absl import flags
 import numpy as np
 import pytest
 
@@ -273,6 +274,6 @@ def test_a_run_file_may_write_white_space_as_we_do_or_as_urls(
   names = data.Collection(
       name='', qrels={}, query_ids=['q 2', 'q\t3'],
       corpus_ids=['d 1', 'd 2', 'd%202'])
-  found = mine_job._from_run(path, names, np.arange(2), 10)  # pylint: disable=protected-access
+  found = mine_job._from_run(path, names, np.arange(2), 10)
   # 'd%202' is an id of its own, so it is not 'd 2'.
   np.testing.assert_array_equal(found.ids, [[0, 2], [0, -1]])

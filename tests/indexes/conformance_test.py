@@ -2,11 +2,13 @@
 
 import dataclasses
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from retrieval_jax import indexes, sharding
+from retrieval_jax import indexes
+from retrieval_jax import sharding
 
 N, D = 90, 8  # so few that an approximate search sees them all
 

@@ -1,9 +1,11 @@
 """The exact index: numpy in, numpy out, equal to a full sort."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
-from retrieval_jax import indexes, sharding
+from retrieval_jax import indexes
+from retrieval_jax import sharding
 
 
 class ExactIndexTest(parameterized.TestCase):

@@ -3,11 +3,13 @@
 import sys
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from retrieval_jax import indexes, sharding
+from retrieval_jax import indexes
+from retrieval_jax import sharding
 
 _HNSW = dict(links=32, ef_construction=500, ef_search=300)
 

@@ -2,7 +2,8 @@
 
 import hashlib
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from retrieval_jax import mining
@@ -73,7 +74,7 @@ class ChooseTest(parameterized.TestCase):
       slow = _slowly(ids[i], scores[i], {*positives[i], *twins[i]},
                      positive_scores[i], names[i], rules)
       self.assertEqual(found.ids[i].tolist(), slow + [-1] * (4 - len(slow)))
-      place = {one: score for one, score in zip(ids[i], scores[i])}
+      place = dict(zip(ids[i], scores[i]))
       self.assertEqual(found.scores[i].tolist(), [
           place[one] for one in slow] + [_NONE] * (4 - len(slow)))
 

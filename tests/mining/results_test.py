@@ -5,11 +5,15 @@ import json
 import os
 import tracemalloc
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from retrieval_jax import data, indexes, mining, sharding
+from retrieval_jax import data
+from retrieval_jax import indexes
+from retrieval_jax import mining
+from retrieval_jax import sharding
 from retrieval_jax.evaluation import trec
 from retrieval_jax.mining import formats
 

@@ -111,7 +111,7 @@ class PretrainedTest(parameterized.TestCase):
       file = f'model-{shard}.safetensors'
       safetensors_numpy.save_file(
           {n: renamed[n] for n in part}, os.path.join(folder, file))
-      index.update({n: file for n in part})
+      index.update(dict.fromkeys(part, file))
     with open(os.path.join(folder, 'model.safetensors.index.json'), 'w') as f:
       json.dump({'weight_map': index}, f)
     jax.tree.map(np.testing.assert_array_equal, whole,

@@ -6,8 +6,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from retrieval_jax.objectives import distillation
 from retrieval_jax import types
+from retrieval_jax.objectives import distillation
 
 POSITIVE = np.array([1.0, -0.5, 2.0, 0.3])
 LOGITS = np.array([[0.2, 3.0], [1.0, 0.0], [0.5, 0.5], [1.0, 2.0]])

@@ -62,8 +62,9 @@ class TruncatedSoftmaxTest(parameterized.TestCase):
     positive, mask = jnp.array([0.7]), jnp.array([[True, True, False]])
 
     def loss(positive, negative, log_q):
-      return estimators.ESTIMATORS[name].loss(positive, negative, mask, proposal(
-          (1, 3), log_z=[1.5], log_q=log_q))[0].sum()
+      return estimators.ESTIMATORS[name].loss(
+          positive, negative, mask,
+          proposal((1, 3), log_z=[1.5], log_q=log_q))[0].sum()
 
     take = jax.value_and_grad(loss, argnums=(0, 1))
     one = take(positive, jnp.array([[0.5, 1.0, 9.0]]),

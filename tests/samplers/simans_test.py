@@ -46,7 +46,7 @@ def chances_of_pairs(scores, positive, a):
 
 def chi_square(rows, chances):
   """Returns the statistic over pairs, and their number."""
-  counts = {pair: 0 for pair in chances}
+  counts = dict.fromkeys(chances, 0)
   for pair in map(tuple, rows.tolist()):
     counts[pair] += 1  # KeyError: a row outside the candidates
   expected = {pair: len(rows) * p for pair, p in chances.items()}

@@ -2,11 +2,11 @@
 
 import os
 
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
-from absl.testing import parameterized
 
 from retrieval_jax import training
 from tests.training import toy

@@ -3,11 +3,11 @@
 import dataclasses
 import types as namespaces
 
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
-from absl.testing import absltest
-from absl.testing import parameterized
 
 from retrieval_jax import correctors
 from retrieval_jax import objectives

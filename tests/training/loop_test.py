@@ -4,10 +4,10 @@ import dataclasses
 import json
 import os
 
-import jax
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
+import numpy as np
 
 from retrieval_jax import training
 from tests.training import toy

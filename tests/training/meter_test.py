@@ -4,9 +4,9 @@ import json
 import time
 from unittest import mock
 
+from absl.testing import absltest
 import jax
 import jax.numpy as jnp
-from absl.testing import absltest
 
 from retrieval_jax import training
 from retrieval_jax.training import meter as meter_lib

@@ -3,10 +3,10 @@
 import glob
 import json
 
-import jax.numpy as jnp
-import numpy as np
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax.numpy as jnp
+import numpy as np
 
 from retrieval_jax import training
 

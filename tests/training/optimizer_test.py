@@ -1,11 +1,11 @@
 """Schedules in closed form, and what is decayed."""
 
+from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl.testing import absltest
-from absl.testing import parameterized
 
 from tests.training import toy
 

@@ -14,10 +14,10 @@ dense baselines join them. Ids are any strings: there is no quoting in the
 judgements, so quote marks, commas and all of Unicode have no special meaning.
 """
 
+from collections.abc import Iterator, Mapping, Sequence, Set
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from retrieval_jax.data import dataset

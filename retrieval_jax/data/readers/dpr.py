@@ -16,8 +16,8 @@ positive stay out of the judgements, as in DPR.
 Source: Karpukhin et al., EMNLP 2020, and the data of its public code.
 """
 
-import csv
 from collections.abc import Iterator
+import csv
 
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import examples

@@ -8,12 +8,12 @@ target: an id ("docid", "doc_id", "_id", "id" or "passage_id"), an optional
 "title", and the text ("document_text", "text", "contents" or "passage").
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from retrieval_jax.data import dataset

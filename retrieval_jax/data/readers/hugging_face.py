@@ -14,11 +14,11 @@ of the first name their passages by ids only. Without one, a split named
 both generations) or pairs.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retrieval_jax.data import dataset
@@ -50,7 +50,7 @@ class HuggingFaceRows:
   path: str
 
   def __post_init__(self) -> None:
-    self.parts  # loads
+    self.parts  # noqa: B018 (loads)
 
   @property
   def name(self) -> str:

@@ -11,11 +11,11 @@ scored documents of a set (with their scores) and the second documents of its
 pairs, where it has any.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from retrieval_jax.data import errors

@@ -4,13 +4,13 @@ What the readers of all formats share: lines, JSON records and tables of any
 size in bounded memory, checked fields, and files named after their split.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import gzip
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from retrieval_jax.data import errors

@@ -22,11 +22,11 @@ triples.train.small.tsv to 'train'. Triples of texts are read by `pairs`.
 Source: Bajaj et al., 2016, and trec_eval's description of its formats.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors

@@ -1,15 +1,14 @@
 """Groups near-duplicate sentences, so that a split never cuts a group."""
 
 import collections
+from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
 
 _WORD = re.compile(r'[^\W_]+')
-_STOP_WORDS = frozenset(
+_STOP_WORDS = frozenset(_WORD.findall(
     'a an and are at be been for had has have he her his i in is it its my of '
-    'on or our she that the their they this to was we were with you '
-    'your'.split())
+    'on or our she that the their they this to was we were with you your'))
 _STEM = 5  # letters kept of a word: 'contract', 'contracts', 'contracted'
 
 

@@ -14,8 +14,8 @@ ids are hashes of the texts: equal texts are one query or one target. The
 corpus is all passages of all splits.
 """
 
-import re
 from collections.abc import Iterator
+import re
 
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import examples

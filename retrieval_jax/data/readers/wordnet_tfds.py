@@ -5,17 +5,17 @@ After `build(data_dir)` anyone reads it with
 """
 
 import collections
+from collections.abc import Iterator
 import contextlib
 import functools
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
-import tensorflow_datasets as tfds
 from absl import logging
+import tensorflow_datasets as tfds
 
 from retrieval_jax.data.readers import wordnet_files
 

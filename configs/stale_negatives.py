@@ -3,8 +3,9 @@ r"""The comparison: every way to get hard negatives, same encoder, same batches.
 A small encoder (one layer of width 128) is trained from scratch, so that it
 moves far from the table that its initial parameters made. Every run of a seed
 has the same batches; a step encodes 128 queries, their positives and 128
-negatives (none in 'in_batch'; no targets at all in 'adore' and
-'direct_gradient'). Three sweeps:
+negatives (none in 'in_batch', none but 256 queries and positives in
+'in_batch_256'; no targets at all in 'adore' and 'direct_gradient'). Four
+sweeps:
 
   python -m experiments.sweep --config=configs/stale_negatives.py \
       --sweep=wordnet --workdir=runs/stale_negatives [--parallel=2]
@@ -15,9 +16,14 @@ negatives (none in 'in_batch'; no targets at all in 'adore' and
       --sweep=trained_start --workdir=runs/stale_negatives_trained -- \
       --config.model.start_from=runs/stale_negatives/000_in_batch-seed0
 
+  python -m experiments.sweep --config=configs/stale_negatives.py:landmarks \
+      --sweep=landmarks --workdir=runs/landmarks
+
 The third starts from an encoder that in-batch negatives have trained, whose
 table is good at first and moves less: the only start that makes sense for
-'adore' and 'direct_gradient', which never train the target tower.
+'adore' and 'direct_gradient', which never train the target tower. The fourth
+has the quick start's encoder, the first layer of a pretrained one, and
+correctors that learn from landmarks: rows drawn uniformly at each step.
 
 experiments/results/stale_negatives/README.md has the results, the command that
 draws them, and where to get the Wikipedia data (configs/links.py). All numbers
@@ -25,8 +31,9 @@ here are ours.
 """
 
 from configs import base
+from configs import quickstart
 
-VARIANTS = ('', 'links', 'tiny')
+VARIANTS = ('', 'links', 'landmarks', 'tiny')
 SEEDS = (0, 1, 2)
 
 _MLP = {'corrector.name': 'mlp', 'corrector.hidden': 128}
@@ -40,7 +47,10 @@ def get_config(variant=''):
   """Returns the configuration; `variant` is one of VARIANTS."""
   if variant not in VARIANTS:
     raise ValueError(
-        f"Unknown config variant {variant!r}; there are ':links', ':tiny'.")
+        f"Unknown config variant {variant!r}; there are ':links', "
+        "':landmarks', ':tiny'.")
+  if variant == 'landmarks':
+    return _quick_start()
   config = base.get_config(variant if variant == 'tiny' else '').unlock()
   if variant == 'tiny':
     return config.lock()
@@ -66,6 +76,18 @@ def get_config(variant=''):
   return config.lock()
 
 
+def _quick_start():
+  """Returns the quick start's config, shorter, with a table left to age."""
+  config = quickstart.get_config().unlock()
+  config.num_steps = 120
+  config.refresh.push = False
+  config.refresh.write_back = False
+  config.evaluation.baselines = False
+  config.checkpoint.every = 1000
+  config.log.tensorboard = False
+  return config.lock()
+
+
 def _arms(steps, num_targets):
   """Returns name -> overrides of every arm."""
   half = num_targets // 2
@@ -74,6 +96,8 @@ def _arms(steps, num_targets):
   return {
       'in_batch': {'memory.kind': 'none', 'sampler.name': 'none',
                    'estimator.columns': 'positives'},
+      'in_batch_256': {'memory.kind': 'none', 'sampler.name': 'none',
+                       'estimator.columns': 'positives', 'batch_size': 256},
       'uniform': {'sampler.name': 'uniform'},
       'stale': {},
       'kept': _KEPT,
@@ -85,6 +109,9 @@ def _arms(steps, num_targets):
       'ring': _KEPT | {'memory.kind': 'ring', 'memory.capacity': half},
       'cache_ring': _KEPT | published | {
           'memory.kind': 'ring', 'memory.capacity': half},
+      'ring_small': _KEPT | {'memory.kind': 'ring', 'memory.capacity': 4096},
+      'cache_ring_small': _KEPT | published | {
+          'memory.kind': 'ring', 'memory.capacity': 8192},
       'cache_full': _KEPT | published | {'refresh.fraction': 0.001},
       'reencode_2': {'refresh.reencode_every': steps // 2},
       'reencode_4': {'refresh.reencode_every': steps // 4},
@@ -112,6 +139,28 @@ def trained_start():
       'adore': _UNTIED | {'targets.source': 'frozen'},
       'direct_gradient': _UNTIED | {
           'targets.source': 'rows', 'targets.row_learning_rate': 0.1}})
+
+
+def landmarks():
+  """Yields a table that ages, corrected or not, on the quick start's encoder.
+
+  A decay of 0.98 lets 50 steps count: 6,400 landmarks, beside the 12,800
+  positives and draws that a corrector sees anyway.
+  """
+  landmarks_of = lambda name: {
+      'corrector.name': name, 'corrector.num_anchors': 128,
+      'corrector.decay': 0.98}
+  arms = {
+      'stale': {},
+      'linear_landmarks': landmarks_of('linear'),
+      'linear': {'corrector.name': 'linear', 'corrector.decay': 0.98},
+      'mlp_landmarks': landmarks_of('mlp') | {'corrector.hidden': 384},
+      'reencode_2': {'refresh.reencode_every': 61},
+      'kept': _KEPT,
+  }
+  for seed in SEEDS:
+    for name, overrides in arms.items():
+      yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
 
 
 def _runs(arms):

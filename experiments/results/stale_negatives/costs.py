@@ -1,4 +1,4 @@
-"""Counts what the runs of runs.csv cost in all, by a model of the FLOPs.
+"""What the runs of runs.csv cost in all, by a model of the FLOPs; differences.
 
   python -m experiments.results.stale_negatives.costs
 
@@ -7,7 +7,8 @@ over the corpus after the last step, which nothing used. Added here, per step:
 the queries' pass before the draws, 2 B M D for the scores, and for correctors
 what they multiply over all M rows (4 D H for the network, 2 D^2 for the linear
 map) and, of the network, its training (three times that over the 2 B rows it
-sees, four times a step). Prints the tables of this folder's README.
+sees, four times a step). Prints the tables of this folder's README that come
+from runs.csv; experiments.compare, which wrote that file, judges as here.
 """
 
 import collections
@@ -17,12 +18,20 @@ import statistics
 
 from absl import app
 
+from retrieval_jax.comparison import differences
+from retrieval_jax.comparison import runs as runs_lib
+from retrieval_jax.comparison import tables
+
 ROWS, CAPACITY = 117_659, 61_440  # M of the corpus and, padded, of the ring
 DIM = HIDDEN = 128  # D and H
 STEPS, BATCH = 240, 128  # B
 REENCODED_AT_THE_END = (
     'corrector_refreshed', 'reencode_2', 'reencode_4', 'reencode_8', 'oracle')
 CORRECTED = {'corrector': 4 * DIM * HIDDEN, 'linear': 2 * DIM * DIM}
+PAIRS = (
+    ('corrector', 'stale'), ('corrector_kept', 'stale'),
+    ('corrector_kept', 'kept'), ('ring', 'uniform'), ('cache_ring', 'uniform'),
+    ('ring', 'in_batch'), ('cache_ring', 'in_batch'), ('linear', 'corrector'))
 ENCODERS = {  # layers, width, tokens
     'this one, 19 tokens on average': None,
     'MiniLM, 6 layers, 48 tokens': (6, 384, 48),
@@ -101,10 +110,23 @@ def break_even():
              f'{per_row / 1e6:.3g} | {per_target / per_row:,.0f} |')
 
 
+def of_differences():
+  """Returns the table of differences in MRR@10, of all from the oracle first."""
+  groups = {
+      arm: [runs_lib.FinishedRun(
+          run['run'], {'seed': int(run['seed']), 'measures': {
+              'test': {'RR@10': float(run['RR@10'])}}}, {}, (), ())
+            for run in members] for arm, members in read_runs().items()}
+  pairs = [(arm, 'oracle') for arm in groups if arm != 'oracle']
+  return tables.differences_markdown([
+      differences.difference(groups, *pair, 'test', 'RR@10')
+      for pair in (*pairs, *PAIRS)])
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  print('\n'.join([*of_arms(), '', *break_even()]))
+  print('\n'.join([*of_arms(), '', *break_even(), '', of_differences()]))
 
 
 if __name__ == '__main__':

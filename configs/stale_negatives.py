@@ -147,14 +147,13 @@ def landmarks():
   A decay of 0.98 lets 50 steps count: 6,400 landmarks, beside the 12,800
   positives and draws that a corrector sees anyway.
   """
-  landmarks_of = lambda name: {
-      'corrector.name': name, 'corrector.num_anchors': 128,
-      'corrector.decay': 0.98}
+  linear = _LINEAR | {'corrector.decay': 0.98}
+  anchors = {'corrector.num_anchors': 128}
   arms = {
       'stale': {},
-      'linear_landmarks': landmarks_of('linear'),
-      'linear': {'corrector.name': 'linear', 'corrector.decay': 0.98},
-      'mlp_landmarks': landmarks_of('mlp') | {'corrector.hidden': 384},
+      'linear_landmarks': linear | anchors,
+      'linear': linear,
+      'mlp_landmarks': _MLP | {'corrector.hidden': 384} | anchors,
       'reencode_2': {'refresh.reencode_every': 61},
       'kept': _KEPT,
   }
@@ -173,6 +172,6 @@ def _runs(arms):
   for seed in SEEDS:
     for name, overrides in arms.items():
       run = {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
-      if name != 'in_batch' and (not seed or name in looked_at):
+      if not name.startswith('in_batch') and (not seed or name in looked_at):
         run['diagnostics.every'] = 60 if not seed else 120
       yield run

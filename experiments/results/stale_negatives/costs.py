@@ -111,7 +111,7 @@ def break_even():
 
 
 def of_differences():
-  """Returns the table of differences in MRR@10, of all from the oracle first."""
+  """Returns the table of differences in MRR@10, first those to the oracle."""
   groups = {
       arm: [runs_lib.FinishedRun(
           run['run'], {'seed': int(run['seed']), 'measures': {

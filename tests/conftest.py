@@ -1,5 +1,6 @@
 """Makes the whole suite strict and gives it eight virtual CPU devices."""
 
+import importlib.metadata
 import os
 import tempfile
 
@@ -14,7 +15,16 @@ os.environ.setdefault('NPROC', '32')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _programs = tempfile.TemporaryDirectory(prefix='jax_programs_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+# Tests compile much and run little of it: without LLVM's optimisations and the
+# newer of XLA:CPU's code generators they take a third of the time. A jaxlib
+# that no longer has a flag would end the process. With XLA_FLAGS set, be it
+# empty, the programs are what a user's are.
+_FLAGS = ['--xla_backend_optimization_level=0']
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ.setdefault('XLA_FLAGS', ' '.join(_FLAGS))
 
 from absl import flags
 import jax

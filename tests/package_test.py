@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 from unittest import mock
 
 from absl.testing import absltest
@@ -37,10 +38,12 @@ class PublicNamesTest(parameterized.TestCase):
     self.assertEqual(found.strip(), '')
 
   def test_there_is_one_version(self):
-    found = subprocess.run(
-        [sys.executable, 'setup.py', '--version'], cwd=_ROOT, text=True,
-        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-    self.assertEqual(found.split()[-1], retrieval_jax.__version__)
+    with open(os.path.join(_ROOT, 'pyproject.toml'), 'rb') as file:
+      project = tomllib.load(file)
+    self.assertNotIn('version', project['project'])
+    self.assertEqual(project['tool']['setuptools']['dynamic']['version'],
+                     {'attr': 'retrieval_jax.__version__'})
+    self.assertRegex(retrieval_jax.__version__, r'^\d+\.\d+\.\d+')
 
 
 class LoadConfigTest(absltest.TestCase):

@@ -176,7 +176,7 @@ def make_experiment(options, *, chunk_size=0, dtype='float32'):
   model, params = factory.make_model(config, tokenizer)
   return factory.Experiment(
       config=config, mesh=mesh, layout=sharding.Layout(mesh), dataset=None,
-      tokenizer=tokenizer, query_tokens=None, target_tokens=None, model=model,
+      tokenizer=tokenizer, query_tokens=(), target_tokens=(), model=model,
       params=params,
       method=factory.make_method(config, num_targets=0, num_queries=0))
 

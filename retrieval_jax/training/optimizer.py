@@ -101,10 +101,14 @@ def make_optimizer(*, learning_rate, warmup_steps, total_steps, schedule,
     chain = optax.partition(
         {'trained': chain, 'frozen': optax.set_to_zero()},
         lambda params: {
-            name: optax.tree.full_like(
-                entry, 'frozen' if name in frozen else 'trained')
+            name: _labelled(entry, 'frozen' if name in frozen else 'trained')
             for name, entry in params.items()})
   return chain, rate
+
+
+def _labelled(tree, label):
+  """Returns a tree of the same structure, `label` for every leaf."""
+  return jax.tree.map(lambda _: label, tree)
 
 
 def _name(path):

@@ -392,7 +392,11 @@ class InTheStepTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, draws[0], draws[2])
 
   def test_nothing_of_the_corrector_reaches_the_encoder(self):
-    """With draws that ignore the view, parameters agree bit for bit."""
+    """With draws that ignore the view, parameters agree.
+
+    But for the rounding of what the compiler fuses; each update moves Psi by
+    0.1 and more.
+    """
     mesh = sharding.make_mesh(1)
     params = []
     for corrector in (correctors.Identity(), network(learning_rate=0.1)):
@@ -402,7 +406,8 @@ class InTheStepTest(parameterized.TestCase):
           uniform, mesh, num_steps=4, stale_params=helpers.params(5))
       params.append(jax.device_get(state.params))
     self.assertGreater(history[-1]['corrector_loss'], 0.0)
-    jax.tree.map(np.testing.assert_array_equal, *params)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(
+        one, other, rtol=1e-6), *params)
 
   @parameterized.parameters('mlp', 'ridge')
   def test_follows_the_encoder_while_it_trains(self, name):

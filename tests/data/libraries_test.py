@@ -39,17 +39,17 @@ class TestHuggingFace:
     def load_dataset(name, config, keep_in_memory):
       assert not keep_in_memory
       asked.append((name, config))
-      rows = (formats.document_rows(formats.FIRST) if name == 'docs'
+      rows = (formats.document_rows(formats.FIRST) if name == 'me/docs'
               else formats.id_rows('train'))
       return datasets.DatasetDict(train=datasets.Dataset.from_list(rows))
 
     monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
-    reader = data.hugging_face.make_reader('me/set:pair,docs')
-    assert asked == [('me/set', 'pair'), ('docs', None)]
+    reader = data.hugging_face.make_reader('me/set:pair,me/docs')
+    assert asked == [('me/set', 'pair'), ('me/docs', None)]
     assert reader.name == 'set:pair'
     assert reader.splits == ('train',)
     assert len(list(reader.corpus())) == len(formats.PASSAGES)
-    assert reader.where('queries', 1) == 'me/set:pair,docs:train[1]'
+    assert reader.where('queries', 1) == 'me/set:pair,me/docs:train[1]'
 
   def test_what_cannot_be_loaded_is_named(
       self, datasets, monkeypatch, tmp_path):

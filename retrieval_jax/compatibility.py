@@ -51,7 +51,7 @@ def given(method: 'methods.Method') -> frozenset[str]:
   return frozenset(gives)
 
 
-def check_method(method: 'methods.Method'):
+def check_method(method: 'methods.Method') -> None:
   """Raises a ValueError if the parts of a method do not go together."""
   if method.num_candidates < 0:
     raise ValueError(
@@ -140,7 +140,7 @@ class Setting:
   has_teacher: bool
 
 
-def check_setting(method: 'methods.Method', setting: Setting):
+def check_setting(method: 'methods.Method', setting: Setting) -> None:
   """Raises a ValueError if a method does not go with the model or the data."""
   if setting.batch_size % setting.num_devices:
     raise ValueError(

@@ -17,9 +17,11 @@ stands for "none" in all three. `logits` are scaled scores (beta * <q, g>),
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
+
+T = TypeVar('T', bound=type[Any])
 
 Params = Any
 """A pytree of model parameters."""
@@ -28,7 +30,7 @@ Encode = Callable[[Params, jax.Array], jax.Array]
 """(params, tokens [n, L] int32) -> embeddings [n, D] float32."""
 
 
-def register(cls):
+def register(cls: T) -> T:
   """Registers a frozen dataclass as a pytree; `static=True` metadata is meta.
 
   Fields declared `dataclasses.field(metadata={'static': True})` become part of
@@ -206,7 +208,7 @@ class Batch:
     return 0 if self.candidates is None else self.candidates.ids.shape[1]
 
 
-class Rows(NamedTuple):
+class EncodedRows(NamedTuple):
   """Some targets of a step: where the memory has them, and what they are now.
 
   Attributes:
@@ -226,10 +228,10 @@ class Encoded(NamedTuple):
     anchors: rows that are encoded for the corrector to learn from.
     positives: B, the batch's.
   """
-  drawn: Rows
-  refreshed: Rows
-  anchors: Rows
-  positives: Rows
+  drawn: EncodedRows
+  refreshed: EncodedRows
+  anchors: EncodedRows
+  positives: EncodedRows
 
 
 class Observation(NamedTuple):
@@ -345,7 +347,7 @@ class Corrector(Protocol):
   def init(self, key: jax.Array, dim: int) -> Any:
     """Returns the state for embeddings of dimension `dim`; identity at init."""
 
-  def apply(self, state: Any, rows: TargetTable) -> jax.Array:
+  def apply(self, state: Any, stale: TargetTable) -> jax.Array:
     """Returns present embeddings [..., D] float32 of a slice of the table."""
 
   def update(self, state: Any, observation: Observation

@@ -40,7 +40,8 @@ class Fitting:
   Attributes:
     problem: what there is to fit to.
     encoder: the index without an adapter.
-    grid: rows of what was measured on dev: method, constants, measures.
+    grid: what was measured on dev, a record per setting: method, constants,
+      measures.
   """
 
   def __init__(self, problem: problems.Problem, *,
@@ -219,8 +220,8 @@ def means(values: Values) -> dict[str, float | None]:
 
 def index_bytes(state: Any) -> int:
   """Returns the bytes of an index; of faiss's, what it would take on disk."""
-  if isinstance(state, pefa_xl.XLState):  # its `rows` are the user's file
-    state = state._replace(rows=None)
+  if isinstance(state, pefa_xl.XLState):  # its `vectors` are the user's file
+    state = state._replace(vectors=None)
   total = 0
   for leaf in jax.tree.leaves(state):
     if hasattr(leaf, 'nbytes'):

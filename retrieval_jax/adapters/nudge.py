@@ -101,8 +101,8 @@ def best_step(queries: np.ndarray, query_rows: np.ndarray,
 
   Args:
     queries: [n, D] embeddings of validation queries.
-    query_rows: [P] int, their judged pairs: rows of `queries`
-    target_rows: [P] int, and of `targets`.
+    query_rows: [P] int, their judged pairs: rows of `queries`.
+    target_rows: [P] int, likewise: rows of `targets`.
     targets: [N, D], before they are moved.
     pairs: of the training queries.
     mesh: devices that share each chunk of targets.
@@ -133,7 +133,7 @@ def intervals(queries: np.ndarray, query_rows: np.ndarray,
     own_sums[inside] = sums[target_rows[inside] - first]
   own = np.asarray(targets[target_rows], np.float32)
   of_pair = queries[query_rows]
-  s, g = (np.einsum('nd,nd->n', of_pair, rows) for rows in (
+  s, g = (np.einsum('nd,nd->n', of_pair, vectors) for vectors in (
       own, pairs_lib.unit(own_sums)))
 
   low = np.zeros(num_pairs, np.float32)
@@ -144,9 +144,9 @@ def intervals(queries: np.ndarray, query_rows: np.ndarray,
   chunk_rows = -(-chunk_rows // mesh.size) * mesh.size
   for first, sums in pairs.sums(len(targets), chunk_rows):
     pad = ((0, chunk_rows - len(sums)), (0, 0))
-    rows = np.asarray(targets[first:first + len(sums)], np.float32)
+    moving = np.asarray(targets[first:first + len(sums)], np.float32)
     chunk = jax.device_put((
-        np.pad(rows, pad), np.pad(pairs_lib.unit(sums), pad),
+        np.pad(moving, pad), np.pad(pairs_lib.unit(sums), pad),
         first + np.arange(chunk_rows, dtype=np.int32)), by_row)
     for i in range(0, num_pairs, batch_size):
       part = slice(i, min(i + batch_size, num_pairs))

@@ -36,7 +36,8 @@ def sample_queries(query_ids: Sequence[str], num_queries: int) -> np.ndarray:
   return np.sort(np.array(order[:num_queries], np.int64))
 
 
-def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
+def approximation(queries: jax.Array | np.ndarray, fresh: np.ndarray,
+                  view: types.View, *,
                   known_positives: np.ndarray | None = None,
                   positive_ids: np.ndarray | None = None,
                   proposal: types.Proposal | None = None, k: int = 100,
@@ -150,7 +151,7 @@ def _shrink(chunk_rows: int, num_targets: int, num_devices: int) -> int:
 
 def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
                fresh: np.ndarray, *, num_steps: int, num_rows: int = 4096,
-               seed: int = 0):
+               seed: int = 0) -> Any:
   """Returns the state of a corrector that was shown fresh targets at will.
 
   No run can afford it. It bounds what a corrector of this kind can make of the
@@ -324,8 +325,8 @@ def _accumulate_partition(carry, queries, scale, known_positives, ids, fresh,
   add = lambda log_z, logits: jnp.logaddexp(
       log_z, jax.nn.logsumexp(logits, axis=1))
   norm = jnp.maximum(jnp.sum(fresh**2, axis=1), _TINY)
-  drift = lambda rows: jnp.sum(jnp.where(
-      live, jnp.sum((rows.astype(jnp.float32) - fresh)**2, axis=1) / norm, 0))
+  drift = lambda vectors: jnp.sum(jnp.where(live, jnp.sum(
+      (vectors.astype(jnp.float32) - fresh)**2, axis=1) / norm, 0))
   return {
       'log_z': add(carry['log_z'], exact),
       'log_z_live': add(carry['log_z_live'], exact_live),

@@ -6,11 +6,13 @@ import os
 import warnings
 
 import jax
-import ml_collections
+from ml_collections import config_dict
 
+from retrieval_jax import data
 from retrieval_jax import keys
 from retrieval_jax import runtime
 from retrieval_jax import sharding
+from retrieval_jax import types
 from retrieval_jax.factory import registries
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import pretrained
@@ -19,14 +21,16 @@ from retrieval_jax.models import transformer
 from retrieval_jax.training import checkpoint
 
 
-def make_layout(config, mesh) -> sharding.Layout:
+def make_layout(config: config_dict.ConfigDict,
+                mesh: jax.sharding.Mesh) -> sharding.Layout:
   """Returns where the parameters and the optimizer's moments live."""
   min_sizes = {'replicated': None, 'sharded': config.sharding.min_size}
   return sharding.Layout(mesh, registries.choose(
       min_sizes, 'sharding.parameters', config.sharding.parameters))
 
 
-def make_model(config, tokenizer):
+def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer
+               ) -> tuple[dual_encoder.DualEncoder, types.Params]:
   """Returns (DualEncoder, params), the initial parameters on the host."""
   options = config.model
   towers, dense = (), None
@@ -108,7 +112,7 @@ def _check_tokens(config, tokenizer, architecture):
           f'{encoder}; lower it.')
 
 
-def settled(config):
+def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """Returns a copy of a config without options that say "as the folder has it".
 
   These are tokenizer.path, pooling, normalize, query_prompt, target_prompt and
@@ -174,7 +178,7 @@ def _started(config, model, params):
         f'--config.model.start_from={config.model.start_from} holds no '
         'checkpoints; name the --workdir of a run of experiments.train.')
   with checkpoint.Checkpoints(folder) as saved:
-    theirs = settled(ml_collections.ConfigDict(
+    theirs = settled(config_dict.ConfigDict(
         saved.restore_meta()['config'])).to_dict()
     ours = config.to_dict()
     try:

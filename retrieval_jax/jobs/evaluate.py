@@ -56,7 +56,7 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
   if dims is not None:
     matryoshka.check_dims(dims, retriever.model.dim, '--dims')
   found = of_params(
-      experiment, retriever.params, retriever.table_rows,
+      experiment, retriever.params, retriever.table_embeddings,
       _checked_splits(names, experiment), workdir=workdir, measures=measures,
       dims=dims)
   results = _results_so_far(experiment, workdir, retriever.step)
@@ -67,7 +67,7 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
 
 
 def of_params(experiment: factory.Experiment, params: types.Params,
-              table_rows: Any, names: Sequence[str], *,
+              table_embeddings: Any, names: Sequence[str], *,
               targets: np.ndarray | None = None, workdir: str | None = None,
               measures: Sequence[str] = measures_lib.MEASURES,
               dims: Sequence[int] | None = None) -> Measures:
@@ -78,7 +78,7 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   Args:
     experiment: factory.Experiment.
     params: the model's parameters.
-    table_rows: [M, D], embeddings of the run's table, see
+    table_embeddings: [M, D], of the run's table, see
       `Experiment.targets_of`.
     names: splits to evaluate.
     targets: [N, D] float32, embeddings of the corpus if there are any already.
@@ -91,7 +91,7 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   if not names:
     return {}
   if targets is None:
-    targets = experiment.targets_of(params, table_rows)
+    targets = experiment.targets_of(params, table_embeddings)
   rows = np.concatenate([dataset.qrels[name].queries() for name in names])
   queries = experiment.embed_queries(params, rows)
 

@@ -35,7 +35,7 @@ def make_hooks(experiment: factory.Experiment,
     chosen.append(hooks.ReencodeHook(
         reencode, experiment.method.refresh.reencode_every))
   if config.evaluation.every:
-    chosen.append(EvaluateHook(
+    chosen.append(EvaluateDevHook(
         lambda state: evaluate_dev(experiment, state), config.evaluation.every))
   if config.diagnostics.every:
     chosen.append(hooks.DiagnosticsHook(
@@ -51,7 +51,7 @@ def make_hooks(experiment: factory.Experiment,
   return chosen
 
 
-class EvaluateHook(hooks.EvaluateHook):
+class EvaluateDevHook(hooks.EvaluateHook):
   """Dev evaluation on its period only: the end has its own."""
   at_finish = False
 

@@ -241,7 +241,7 @@ def _results(options: Options, source: Source, query_rows: np.ndarray,
   index = indexes.make(options.index, sharding.make_mesh(),
                        batch_size=options.batch_size, **options.index_options)
   queries, targets = source.embeddings(query_rows)
-  return mining.Dense(index, queries, targets, index.build(targets))
+  return mining.IndexResults(index, queries, targets, index.build(targets))
 
 
 def _listed(num_queries: int, query_rows: Sequence[int] | np.ndarray,

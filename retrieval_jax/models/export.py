@@ -18,7 +18,7 @@ from retrieval_jax.models import sentence_modules
 
 def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
           tokenizer: data.Tokenizer, *, lengths: Sequence[int],
-          prompts: Sequence[str]):
+          prompts: Sequence[str]) -> None:
   """Writes everything that queries and targets need to become embeddings.
 
   One tower is one folder. Two towers are the folders `query` and `target`,

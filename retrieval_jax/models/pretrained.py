@@ -153,7 +153,7 @@ def load_pretrained(
   return config, params, head
 
 
-def save_pretrained(folder: str, config: Any, params: types.Params):
+def save_pretrained(folder: str, config: Any, params: types.Params) -> None:
   """Writes config.json and model.safetensors, which `load_pretrained` reads.
 
   Args:

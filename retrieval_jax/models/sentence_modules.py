@@ -122,7 +122,7 @@ def read(folder: str) -> Head:
       max_length=_max_length(transformer_folder(folder)))
 
 
-def write(folder: str, head: Head, hidden_size: int):
+def write(folder: str, head: Head, hidden_size: int) -> None:
   """Writes the files that `read` finds, for old and new versions to load.
 
   Args:
@@ -164,7 +164,7 @@ def write(folder: str, head: Head, hidden_size: int):
   write_json(folder, OUR_FILE, {'scale': head.scale})
 
 
-def write_prompts(folder: str, head: Head):
+def write_prompts(folder: str, head: Head) -> None:
   """Writes config_sentence_transformers.json alone."""
   write_json(folder, 'config_sentence_transformers.json', {
       'prompts': {'query': head.query_prompt or '',
@@ -173,7 +173,7 @@ def write_prompts(folder: str, head: Head):
       'similarity_fn_name': 'cosine' if head.normalize else 'dot'})
 
 
-def write_router(folder: str, towers: dict[str, str]):
+def write_router(folder: str, towers: dict[str, str]) -> None:
   """Writes a modules.json whose queries and documents take different towers.
 
   Args:
@@ -302,6 +302,6 @@ def read_json(folder: str, file: str, default: Any = _REQUIRED) -> Any:
         'layout (config.json, model.safetensors).') from e
 
 
-def write_json(folder: str, file: str, value: Any):
+def write_json(folder: str, file: str, value: Any) -> None:
   """Writes a JSON file into a folder."""
   files.write_json(os.path.join(folder, file), value)

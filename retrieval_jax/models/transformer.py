@@ -103,7 +103,7 @@ def _dense(x, kernel, bias, dtype):
 
 
 @jax.custom_vjp
-def matmul(x, kernel):
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Returns x [..., I] @ kernel [I, O] with float32 results.
 
   The gradient is written out for two reasons. The one that jax derives

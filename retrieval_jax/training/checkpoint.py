@@ -94,7 +94,7 @@ class Checkpoints:
         step, wanted, ocp.checkpoint_utils.construct_restore_args(wanted)
     )['params']
 
-  def restore_rows(self, step: int | None = None) -> np.ndarray:
+  def restore_table_embeddings(self, step: int | None = None) -> np.ndarray:
     """Returns the embeddings [M, D] of a checkpoint's table, on the host.
 
     M is what the table was padded to when it was saved.
@@ -131,7 +131,7 @@ class Checkpoints:
     self.wait()
     self._manager.close()
 
-  def __enter__(self):
+  def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *exception):

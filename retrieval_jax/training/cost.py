@@ -52,7 +52,7 @@ class Cost:
             or self.method.targets.source != 'encoder')
 
   def step(self, capacity: int, negative_ids: jax.Array,
-           probe_ids: jax.Array):
+           probe_ids: jax.Array) -> None:
     """Counts one training step.
 
     Args:
@@ -74,7 +74,7 @@ class Cost:
         corrected,
         self.batch_size * (1 + self.method.num_negatives) + probe_ids.size)
 
-  def reembedding(self, num_targets: int | jax.Array):
+  def reembedding(self, num_targets: int | jax.Array) -> None:
     """Counts targets encoded for the memory alone."""
     self.meter.count_reembedding(
         targets=num_targets, target_flops=self.target_flops)

@@ -72,7 +72,7 @@ class MetricWriter:
     if self._events is not None:
       self._events.close()
 
-  def __enter__(self):
+  def __enter__(self) -> 'MetricWriter':
     return self
 
   def __exit__(self, *exception):

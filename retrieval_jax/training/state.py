@@ -35,7 +35,7 @@ class TrainState:
   sampler: Any
 
 
-def abstract(state):
+def abstract(state: Any) -> Any:
   """Returns the shapes, dtypes and shardings of a state, without its arrays.
 
   It is what `Checkpoints.restore` wants to know, and it stays valid after the

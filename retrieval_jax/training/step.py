@@ -266,11 +266,12 @@ def make_train_step(
     if len(probe_rows):
       probes = encoders.targets(state.params, probe_tokens)
     encoded = types.Encoded(
-        drawn=types.Rows(proposal.rows.reshape(-1), fresh.negatives.reshape(
-            -1, fresh.negatives.shape[-1])),
-        refreshed=types.Rows(draws.refresh_rows, probes[:num_refreshed]),
-        anchors=types.Rows(draws.anchor_rows, probes[num_refreshed:]),
-        positives=types.Rows(positive_rows, fresh.positives))
+        drawn=types.EncodedRows(
+            proposal.rows.reshape(-1),
+            fresh.negatives.reshape(-1, fresh.negatives.shape[-1])),
+        refreshed=types.EncodedRows(draws.refresh_rows, probes[:num_refreshed]),
+        anchors=types.EncodedRows(draws.anchor_rows, probes[num_refreshed:]),
+        positives=types.EncodedRows(positive_rows, fresh.positives))
     observation = observed(state, encoded, fresh)
     corrector, table = state.corrector, state.table
     if memory.num_slots:

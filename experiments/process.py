@@ -18,7 +18,7 @@ def script():
   """Keeps libraries' logs to warnings and compiled programs on disk.
 
   A cache folder that is set already, as by JAX_COMPILATION_CACHE_DIR, stays.
-  Errors that a user can mend (ValueError, OSError, FloatingPointError,
+  Errors that a user can fix (ValueError, OSError, FloatingPointError,
   ModuleNotFoundError) end the process with exit code 1 and their message
   alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they came from.
   """

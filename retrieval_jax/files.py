@@ -13,7 +13,7 @@ from typing import Any
 def replacing(path: str, *, binary: bool = False) -> Iterator[Any]:
   """Opens a file for writing that replaces `path` if all goes well.
 
-  On any exception what stood at `path` stays as it is.
+  On any exception an earlier file at `path` stays as it is.
 
   Args:
     path: its folder is made if absent.
@@ -60,13 +60,13 @@ def _beside(path: str) -> str:
 
 
 def write_text(path: str, text: str) -> None:
-  """Writes a whole UTF-8 file, or leaves what stood there untouched."""
+  """Writes a whole UTF-8 file, or leaves an earlier one untouched."""
   with replacing(path) as file:
     file.write(text)
 
 
 def write_bytes(path: str, content: bytes) -> None:
-  """Writes a whole file, or leaves what stood there untouched."""
+  """Writes a whole file, or leaves an earlier one untouched."""
   with replacing(path, binary=True) as file:
     file.write(content)
 
@@ -75,8 +75,8 @@ def write_json(path: str, value: Any) -> None:
   """Writes a value as indented JSON, whole or not at all.
 
   Raises:
-    ValueError: naming the file, where a number is infinite or nan, for which
-      JSON has no word.
+    ValueError: naming the file, where a number is infinite or nan, which JSON
+      cannot express.
     TypeError: naming the file, where the value is not made of dicts, lists,
       strings, numbers, booleans and None.
   """

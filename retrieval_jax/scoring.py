@@ -191,20 +191,20 @@ def top_k_rows_scored(num_queries: int, capacity: int, k: int
   """Returns (products <query, row>, rows corrected) that `top_k` takes.
 
   The scan scores every row, empty ones too, and corrects each once for all
-  queries; the rows of each query's best k blocks follow a second time.
+  queries; the rows of each query's best k blocks are scored a second time.
   """
   return _rows_scored(num_queries, capacity, k, _TOP_K_BLOCK_ROWS)
 
 
 def gumbel_rows_scored(num_queries: int, capacity: int, k: int
                        ) -> tuple[int, int]:
-  """Returns the same of `gumbel_top_k`."""
+  """Returns the same for `gumbel_top_k`."""
   return _rows_scored(num_queries, capacity, k, BLOCK_ROWS)
 
 
 def bucket_rows_scored(num_queries: int, capacity: int, num_buckets: int
                        ) -> tuple[int, int]:
-  """Returns the same of `bucket_maxima`."""
+  """Returns the same for `bucket_maxima`."""
   return _rows_scored(num_queries, capacity, num_buckets,
                       math.gcd(capacity // num_buckets, _TOP_K_BLOCK_ROWS))
 
@@ -299,7 +299,7 @@ class _Shard:
     """Scans chunks with `step(carry, logits [c, g, B], blocks [c])`.
 
     `logits` are -inf for empty and excluded rows and those above the ceiling.
-    Blocks stand first and queries last, so that reductions over a block run
+    Blocks come first and queries last, so that reductions over a block run
     along whole vectors.
 
     Returns:

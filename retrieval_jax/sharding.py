@@ -20,9 +20,10 @@ from retrieval_jax.types import ByRow
 AXIS = 'data'
 
 RULES = (('token_table$', 1),)
-"""(regex, dimension or None) for the paths of parameters that are no matter of
-size. By columns a token table is neither gathered nor is its gradient reduced:
-devices exchange the vectors of a chunk's tokens, see `models.chunking`."""
+"""(regex, dimension or None) for the paths of parameters that are cut whatever
+their size. By columns a token table is neither gathered nor is its gradient
+reduced: devices exchange the vectors of a chunk's tokens, see
+`models.chunking`."""
 
 
 def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
@@ -93,8 +94,8 @@ class Layout:
   def __post_init__(self):
     if self.min_size is not None and self.min_size < 1:
       raise ValueError(
-          f'sharding.min_size={self.min_size} must be at least 1: the number '
-          'of elements from which on a parameter is sharded.')
+          f'sharding.min_size={self.min_size} must be at least 1: a parameter '
+          'of at least so many elements is sharded.')
 
   @property
   def shards_parameters(self) -> bool:
@@ -146,7 +147,7 @@ def gather(shards: Any, specs: Any) -> Any:
 
 
 def scatter(gradient: Any, specs: Any) -> Any:
-  """Sums gradients of sharded arrays over devices, each keeps its shard.
+  """Sums gradients of sharded arrays over devices; each keeps its shard.
 
   In shard_map only; those of replicated arrays stay as they are.
   """

@@ -50,7 +50,7 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
   live = ids[ids >= 0]
   if len(np.unique(live)) != len(live):
     raise ValueError(
-        'An id may stand in one row only, but ids has duplicates. Remove the '
+        'An id may be in one row only, but ids has duplicates. Remove the '
         'repeated targets before making the table.')
   if rows_are_ids and not np.array_equal(ids, np.arange(num_rows)):
     raise ValueError(

@@ -81,7 +81,7 @@ class TrainedRetriever:
 
   @property
   def model(self) -> dual_encoder.DualEncoder:
-    """What `params` are of."""
+    """The model whose parameters `params` are."""
     return self.experiment.model
 
   def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
@@ -222,7 +222,7 @@ def load_state(workdir: str, num_devices: int | None = None
 def read_config(workdir: str) -> config_dict.ConfigDict:
   """Returns the ConfigDict of a run.
 
-  Options that came after the run was made keep their defaults.
+  Options that were added after the run was made keep their defaults.
 
   Raises:
     FileNotFoundError: if `workdir` holds no run.

@@ -1,4 +1,4 @@
-"""Mining beside sentence-transformers: time, memory and the same negatives.
+"""Mining against sentence-transformers: time, memory and the same negatives.
 
   python -m experiments.benchmarks.mine --embeddings=embeddings/minilm
   python -m experiments.benchmarks.mine --num_targets=100000 --dim=384

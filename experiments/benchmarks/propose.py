@@ -1,11 +1,11 @@
-"""The propose phase beside the bare matmul of the same shape.
+"""The propose phase against the bare matmul of the same shape.
 
   python -m experiments.benchmarks.propose --num_rows=1000000 --dim=256
 
 Times the kernels of `retrieval_jax.scoring` and a scan that only multiplies
 the same chunks, in turns, and prints medians and ratios of medians. 'corrected'
-kernels move every row by an MLP corrector of width --hidden first; beside them
-stands the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
+kernels move every row by an MLP corrector of width --hidden first; next to them
+is the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
 On a GPU it also prints how long reading the table once takes (its bytes over
 --memory_bandwidth), which bounds every exact kernel from below.
 """

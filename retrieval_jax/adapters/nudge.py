@@ -39,7 +39,7 @@ class NudgeM:
 
   @classmethod
   def fitted(cls, *args: Any, **options: Any) -> 'NudgeM':
-    """Returns the one whose gamma `best_step` finds; arguments are its."""
+    """Returns the one whose gamma `best_step` finds, of these arguments."""
     return cls(best_step(*args, **options))
 
   def __post_init__(self):
@@ -92,12 +92,12 @@ def best_step(queries: np.ndarray, query_rows: np.ndarray,
               target_rows: np.ndarray, targets: np.ndarray,
               pairs: pairs_lib.Pairs, *, mesh: jax.sharding.Mesh,
               chunk_rows: int = 16384, batch_size: int = 512) -> float:
-  """Returns the gamma of NUDGE-M that answers most validation queries.
+  """Returns the gamma of NUDGE-M that answers the most validation queries.
 
   A judged pair (query, target) has the target first for an interval of gammas,
-  since all scores are linear in it. The result lies in most intervals; in the
-  middle of the range where that many meet, where the authors' code takes its
-  lower end, at which two scores tie.
+  since all scores are linear in it. The result lies in as many intervals as
+  possible: in the middle of the range where they overlap. The authors' code
+  takes its lower end, where two scores tie.
 
   Args:
     queries: [n, D] embeddings of validation queries.
@@ -176,10 +176,10 @@ def _limits(queries, s, g, own_rows, targets, directions, rows, num_targets):
 
 
 def most_crossed(low: np.ndarray, high: np.ndarray) -> float:
-  """Returns a point that lies in most of the intervals [low, high].
+  """Returns a point in as many of the intervals [low, high] as possible.
 
-  The middle of the first range of points in most of them; where that has no
-  end, just above its start; 0 where there is no interval.
+  The middle of the first range of such points; where that has no end, just
+  above its start; 0 where there is no interval.
   """
   kept = (low <= high) & np.isfinite(low)
   low, high = np.sort(low[kept]), np.sort(high[kept])

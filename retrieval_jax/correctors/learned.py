@@ -1,4 +1,4 @@
-"""What correctors share that learn from observations."""
+"""What correctors that learn from observations have in common."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from retrieval_jax import types
 
 
 class Learned:
-  """Options, and when they take effect, of a corrector that learns.
+  """The options of a corrector that learns, and when it takes effect.
 
   A subclass is a frozen dataclass whose state has `num_updates`, [] int32, the
   observations since `init`, and which defines `init`, `moved` and `update`.
@@ -19,7 +19,7 @@ class Learned:
 
   Attributes:
     num_anchors: rows drawn uniformly and encoded at each step for the corrector
-      to learn from; it has to be right where nothing is selected, too.
+      to learn from; it has to be right for rows that no sampler selects, too.
     use_after: observations after which it corrects; until then it learns, and
       rows are taken as they are. 0: from the first.
     keep_norm: rescale a corrected row to the norm of the stale one.

@@ -146,7 +146,7 @@ class Linear(learned.Learned):
                        ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows.
 
-    Two sums of outer products, and what solves: a Cholesky decomposition with
+    Two sums of outer products, and the solution: a Cholesky decomposition with
     D right-hand sides, or a singular value decomposition (22 D^3 in Golub & Van
     Loan's count) and a product.
     """

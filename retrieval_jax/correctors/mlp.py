@@ -62,7 +62,7 @@ class MLP(learned.Learned):
     hidden: width of the network.
     learning_rate: peak rate of Psi, constant after the warm-up.
     warmup_steps: training steps over which the rate rises linearly, counted
-      anew after a reset.
+      again after a reset.
     updates_per_step: optimizer steps on each observation, at least 1.
     weight_decay: decoupled decay of W1 and W2 per unit of learning rate.
     distribution_weight: w; 0 leaves the divergence out.
@@ -136,7 +136,7 @@ class MLP(learned.Learned):
     if self.average_decay:
       average = optax.incremental_update(
           params, average, 1 - self.average_decay)
-    # Without a row, weight decay and moments would move on all the same.
+    # Without a row, weight decay and moments would still change the network.
     seen = observation.mask.any()
     keep = lambda new, old: jax.tree.map(
         lambda a, b: jnp.where(seen, a, b), new, old)
@@ -192,9 +192,9 @@ class MLP(learned.Learned):
                        ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows.
 
-    Of the network the pass forward and, without the gradient of its input,
-    three halves of it back. Of the divergence the logits of fresh rows, and
-    those of corrected ones with their gradient.
+    For the network the forward pass and, as its input needs no gradient, one
+    and a half times that backward. For the divergence the logits of fresh rows,
+    and those of corrected ones with their gradient.
     """
     network = 10. * dim * self.hidden
     divergence = 6. * num_queries * dim if self.distribution_weight else 0.

@@ -38,8 +38,8 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
   if not path:
     raise ValueError(
         f'--config.data.source={source} needs --config.data.path=DIR '
-        '(--path of experiments.convert), or a file or a name, as the README '
-        'says under "Your data".')
+        '(--path of experiments.convert), or a file or a name; docs/data.md '
+        'says which.')
   return make(path)
 
 

@@ -75,7 +75,7 @@ def _pretrained_towers(options):
   loaded = [
       pretrained.load_pretrained(folder, num_layers=options.num_layers or None)
       for folder in pretrained.tower_folders(options.pretrained)]
-  # An explicit projection is one of our own; `settled` gives notice.
+  # An explicit projection is a new layer; `settled` warns of that.
   denses = [None if options.projection else head.dense for _, _, head in loaded]
   shapes = [(architecture, dense and (dense.activation, [
       (name, value.shape) for name, value in dense.params().items()]))
@@ -91,7 +91,7 @@ def _pretrained_towers(options):
 
 
 def _check_tokens(config, tokenizer, architecture):
-  """Raises where the tokens that come are not those the encoder knows."""
+  """Raises where the tokenizer's tokens are not those the encoder knows."""
   path, encoder = (f'--config.tokenizer.path={config.tokenizer.path!r}',
                    f'--config.model.pretrained={config.model.pretrained!r}')
   if tokenizer.vocab_size > architecture.vocab_size:
@@ -117,7 +117,7 @@ def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
   These are tokenizer.path, pooling, normalize, query_prompt, target_prompt and
   scale of model, and query_length and target_length of data. An option that
-  says otherwise than the folder at model.pretrained wins, with a warning.
+  differs from the folder at model.pretrained wins, with a warning.
 
   Args:
     config: ConfigDict; options that it lacks (an older run's) stay absent.
@@ -131,7 +131,7 @@ def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
            for folder in (pretrained.tower_folders(name) if name else ())
            ] or [sentence_modules.Head()]
   queries, targets = heads[0], heads[-1]
-  # option, what stands for the folder's, the folder's, where that says nothing
+  # option, value that leaves it to the folder, the folder's, else the default
   for option, left_open, found, usual in (
       ('tokenizer.path', 'auto', name, ''),
       ('model.pooling', 'auto', queries.pooling, 'mean'),

@@ -76,8 +76,8 @@ class Experiment:
                  ) -> np.ndarray:
     """Returns the embeddings [N, D] float32 that the corpus is searched by.
 
-    Where the table's rows are the targets of the loss they are those, else what
-    the target tower makes of the corpus.
+    They are those of the table where its rows are the targets of the loss, else
+    what the target tower makes of the corpus.
 
     Args:
       params: of the model.
@@ -118,8 +118,8 @@ class Experiment:
     """Returns the memory of the method, which holds `first_ids`.
 
     Args:
-      embeddings: [n, D] float32, of the targets `first_ids`; not looked at
-        where it holds none.
+      embeddings: [n, D] float32, of the targets `first_ids`; ignored where
+        there are none.
       step: the step whose parameters made them.
     """
     return self.method.memory.create(

@@ -84,8 +84,8 @@ def of_params(experiment: factory.Experiment, params: types.Params,
     targets: [N, D] float32, embeddings of the corpus if there are any already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
     measures: names of ir-measures.
-    dims: prefixes to measure beside whole embeddings, brought to length one
-      where the model does so with those; None for `evaluation.dims`.
+    dims: prefixes to measure besides whole embeddings, normalised where the
+      model normalises those; None for `evaluation.dims`.
   """
   config, dataset = experiment.config, experiment.dataset
   if not names:
@@ -149,7 +149,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     if workdir or config:
       raise ValueError(
           'Expected one of --workdir, --config and --embeddings to embed the '
-          'queries, got more.')
+          'queries, got several.')
     mesh, drop = sharding.make_mesh(), False
     queries = embeddings_lib.read(embeddings, 'queries')
     index, state, corpus_ids = store.load(folder, mesh, 4096)
@@ -180,7 +180,7 @@ def flat(measures: Measures) -> dict[str, float]:
 
 
 class _Judged(NamedTuple):
-  """What of a dataset `_measure` reads."""
+  """The part of a dataset that `_measure` reads."""
   corpus_ids: Sequence[str]
   query_ids: Sequence[str]
   qrels: Mapping[str, Any]
@@ -220,7 +220,7 @@ def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
 
 def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
                     ) -> dict[str, Any]:
-  """Returns results.json as it stands, or as a run that got to `step` has it.
+  """Returns results.json as it is, or what it would be for a run at `step`.
 
   Args:
     experiment: factory.Experiment.

@@ -52,7 +52,7 @@ def make_hooks(experiment: factory.Experiment,
 
 
 class EvaluateDevHook(hooks.EvaluateHook):
-  """Dev evaluation on its period only: the end has its own."""
+  """Dev evaluation on its period only: at the end all splits are evaluated."""
   at_finish = False
 
 

@@ -1,4 +1,4 @@
-"""What memories share whose rows lie in device memory."""
+"""What memories whose rows are on the devices have in common."""
 
 import jax
 

@@ -51,8 +51,8 @@ class Ring(on_device.OnDevice):
   def first_ids(self, num_targets: int, seed: int) -> np.ndarray:
     """Returns no ids, or `capacity` random ones in order if it is pre-filled.
 
-    Not the first, for a corpus comes in some order (WordNet's by part of
-    speech).
+    Not the first ones, because a corpus comes in some order (WordNet's by part
+    of speech).
     """
     if not self.prefill:
       return np.arange(0)

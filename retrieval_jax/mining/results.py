@@ -186,7 +186,7 @@ def _copies(qrels, query_rows, twins):
 
 
 def _padded(lists, width):
-  """Returns [n, width] int32 with -1 behind the lists."""
+  """Returns the lists as [n, width] int32, padded with -1."""
   padded = np.full((len(lists), width), -1, np.int32)
   for row, values in enumerate(lists):
     padded[row, :len(values)] = values

@@ -32,7 +32,7 @@ def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
     tokenizer: of both towers, without a prompt.
     lengths: at how many tokens queries and targets are cut. A single tower
       has a single length, the longer one.
-    prompts: what stands before queries and before targets.
+    prompts: what is put before queries and before targets.
   """
   params = jax.tree.map(np.asarray, params)
   facts: dict[str, Any] = dict(

@@ -1,9 +1,10 @@
 """What sentence-transformers writes around an encoder, read and written.
 
-Beside config.json and the weights lie modules.json (the chain of modules),
-a folder each for pooling and a dense layer, config_sentence_transformers.json
-(prompts) and sentence_bert_config.json (length). What such files have no place
-for, the inverse temperature, goes into a file of ours.
+Besides config.json and the weights there are modules.json (the chain of
+modules), a folder each for pooling and a dense layer,
+config_sentence_transformers.json (prompts) and sentence_bert_config.json
+(length). A file of our own holds the inverse temperature, for which these have
+no place.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Head:
-  """What stands behind an encoder and in front of its texts.
+  """What follows an encoder, and what precedes its texts.
 
   Every attribute is None where the folder says nothing about it.
 
@@ -69,8 +70,8 @@ class Head:
     pooling: one of `dual_encoder.POOLINGS`.
     dense: the layer after pooling.
     normalize: whether embeddings get length one.
-    query_prompt: stands before each query.
-    target_prompt: stands before each target.
+    query_prompt: put before each query.
+    target_prompt: put before each target.
     max_length: of a text in tokens.
     scale: inverse temperature that the encoder was trained with.
   """
@@ -289,7 +290,7 @@ def read_json(folder: str, file: str, default: Any = _REQUIRED) -> Any:
 
   Raises:
     FileNotFoundError: where there is neither.
-    ValueError: with file and line, for something else than JSON.
+    ValueError: with file and line, for anything but JSON.
   """
   path = os.path.join(folder, file)
   try:

@@ -69,7 +69,7 @@ KINDS: dict[str, Callable[..., jax.Array] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-  """How much of the loss a teacher has.
+  """The share that a teacher has in the loss.
 
   Attributes:
     kind: a name in `KINDS`.
@@ -88,7 +88,7 @@ class Distillation:
     if not 0 < self.weight <= 1:
       raise ValueError(
           f'distillation.weight={self.weight} must lie in (0, 1]; 1 leaves '
-          "nothing of the estimator's loss, and for none of distillation's set "
+          "nothing of the estimator's loss; to leave out distillation's, set "
           "distillation.kind='none'.")
     if not self.temperature > 0:
       raise ValueError(
@@ -132,11 +132,11 @@ class Distillation:
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-  """An objective beside which a teacher's scores have a share.
+  """An objective mixed with a term that follows a teacher's scores.
 
   Attributes:
     inner: the objective.
-    distillation: how much of the loss the teacher has; its kind is not 'none'.
+    distillation: the teacher's share in the loss; its kind is not 'none'.
   """
   inner: types.Objective
   distillation: Distillation
@@ -172,6 +172,6 @@ class Distilled:
 
   def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
             dim: int) -> float:
-    """Returns those of the inner objective, and of the candidates' products."""
+    """Returns the FLOPs of the inner objective and of the candidates."""
     return 2. * batch_size * num_candidates * dim + self.inner.flops(
         batch_size, num_negatives, num_candidates, dim)

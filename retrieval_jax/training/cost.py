@@ -23,9 +23,9 @@ from retrieval_jax.training import meter as meters
 class Cost:
   """Counts on `meter` what the phases of training cost.
 
-  A text's FLOPs are at mean length. Padding is not counted as a text, be it of
-  a probe or of a draw that found no row; how many there are the device counts,
-  and the meter fetches it later, so that no step waits.
+  A text's FLOPs are at mean length. Padding, of a probe or of a draw that found
+  no row, is not counted as a text; the device counts the texts and the meter
+  fetches their number later, so that no step waits.
 
   Attributes:
     meter: what counts.

@@ -23,7 +23,7 @@ _CALLS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
 
 @dataclasses.dataclass
 class _Clock:
-  """Times of one phase; `first` apart, since it holds the compilation."""
+  """Times of one phase; `first` is kept apart, for it includes compilation."""
   entered: int = 0
   timed: int = 0
   first: float = 0.0
@@ -40,8 +40,8 @@ class Meter:
   """Counts encoder calls, FLOPs, bytes and seconds; lives on the host.
 
   FLOPs are those of matrix products, two for a multiplication and an addition.
-  Encoders are counted by texts: padding is none. What is counted may still be
-  on its way from the device; it is fetched when a count is read.
+  Encoder calls are counted in texts, padding left out. What is counted may
+  still be on its way from the device; it is fetched when a count is read.
 
   Attributes:
     table_bytes: size of the table over all devices.

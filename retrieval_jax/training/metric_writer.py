@@ -17,7 +17,7 @@ class MetricWriter:
   """Writes `metrics.jsonl` and TensorBoard events into a folder.
 
   A line is {"step": int, name: number, ...}; NaN and infinities, which JSON
-  has no words for, become null. Only process 0 writes.
+  cannot express, become null. Only process 0 writes.
   """
 
   def __init__(self, folder: str, *, resume_step: int | None = None,
@@ -27,8 +27,8 @@ class MetricWriter:
     Args:
       folder: made if absent.
       resume_step: the step that the run continues from; later lines of the
-        interrupted run are dropped, so that none stands twice. None starts
-        anew and drops all lines.
+        interrupted run are dropped, so that none is there twice. None starts
+        afresh and drops all lines.
       tensorboard: whether to write events too, into `folder`/tensorboard.
     """
     self._lines = self._events = None

@@ -252,7 +252,7 @@ def test_where_the_queries_come_from_must_be_said(adapted, embedded, trained):
       ([], 'Expected --workdir=RUN or --index=DIR'),
       ([f'--index={adapted[0]}/xs'], 'one of the two, got neither'),
       ([f'--index={adapted[0]}/xs', f'--embeddings={embedded}',
-        f'--workdir={trained[0]}'], 'got more')):
+        f'--workdir={trained[0]}'], 'got several')):
     with pytest.raises(SystemExit, match=message):
       call(evaluate, *arguments)
   with pytest.raises(SystemExit, match='got neither'):

@@ -110,9 +110,7 @@ def make_optimizer(*, learning_rate: float, warmup_steps: int, total_steps: int,
     chain = optax.partition(
         {'trained': chain, 'frozen': optax.set_to_zero()},
         lambda params: {
-            name: optax.tree.full_like(
-                entry, 'frozen' if name in frozen else 'trained')
-            for name, entry in params.items()})
+            name: 'frozen' if name in frozen else 'trained' for name in params})
   return chain, rate
 
 

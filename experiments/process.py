@@ -37,14 +37,14 @@ def script():
 
 
 def parse_flags(argv):
-  """Parses flags like absl, but a misspelt --config option is no traceback.
+  """Parses flags like absl, but a misspelt --config option gives no traceback.
 
   Args:
     argv: the command line; the locked ConfigDict refuses names it lacks with
       an AttributeError or KeyError, which absl lets through.
 
   Returns:
-    The arguments that are no flags.
+    The arguments that are not flags.
   """
   try:
     return app.parse_flags_with_usage(argv)

@@ -76,7 +76,7 @@ Groups = Mapping[str, Sequence[FinishedRun]]
 def in_sweep(folder: str) -> tuple[list[str], list[str]]:
   """Returns the finished and the unfinished runs among a folder's children.
 
-  Children that are no runs, such as the comparison, are skipped.
+  Children that are not runs, such as the comparison, are skipped.
 
   Raises:
     FileNotFoundError: if the folder holds no finished run.

@@ -65,7 +65,7 @@ class Qrels:
   """Judgements of one split, sorted by (query_row, corpus_row).
 
   A grade above 0 is relevant, 0 is not relevant. A target with a grade below 0
-  ("junk") is no answer either, and measures count it as one that is not
+  ("junk") is not an answer either, and measures count it as one that is not
   judged: it keeps its rank and gains nothing. But it is too close to an answer
   to learn from as a negative, so training and mining leave it out like a
   positive.

@@ -172,7 +172,7 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
 
   Raises:
     FileNotFoundError: where there is no such file.
-    ValueError: where it is no tokenizer, or has no padding token.
+    ValueError: where it is not a tokenizer, or has no padding token.
   """
   import tokenizers
   file = os.path.join(path, 'tokenizer.json') if os.path.isdir(path) else path
@@ -240,7 +240,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
       # "Special" gives them the first numbers, in this order.
       special_tokens=first, initial_alphabet=characters,
       limit_alphabet=len(characters), show_progress=False))
-  # A new object, in which the pieces of one character are no special tokens.
+  # A new object, in which the pieces of one character are not special tokens.
   vocabulary = dict(sorted(trained.get_vocab().items(), key=lambda x: x[1]))
   encoder = tokenizers.Tokenizer(
       models.WordPiece(vocabulary, unk_token='[UNK]'))

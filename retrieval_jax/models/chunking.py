@@ -289,7 +289,7 @@ class _Chunked:
     size = min(self._chunk_size, -(-n // devices) * devices)
     num_chunks = -(-n // size)
     is_token = tokens != self._pad_id
-    # The place after the last token: pad ids inside a text are no padding.
+    # The place after the last token: pad ids inside a text do not count.
     lengths = jnp.max(
         jnp.where(is_token, jnp.arange(1, width + 1)[None], 0), axis=1)
     order = jnp.argsort(lengths).astype(jnp.int32)

@@ -51,7 +51,7 @@ class MetricWriter:
       scalars: name -> Python, numpy or jax scalar.
 
     Raises:
-      ValueError: naming a metric that is no scalar.
+      ValueError: naming a metric that is not a scalar.
     """
     scalars = {name: as_scalar(name, value) for name, value in scalars.items()}
     if self._lines is None:

@@ -180,8 +180,8 @@ def read_texts(path: str, field: str, known: Set[str]
     name, text = _fields(f'{path}:{line}', record, field)
     if name not in known:
       raise errors.DataError(
-          f'{path}:{line}: "_id" {lines.shown(name)} is no target of the '
-          'corpus.')
+          f'{path}:{line}: "_id" {lines.shown(name)} is not a target of '
+          'the corpus.')
     yield name, text
 
 

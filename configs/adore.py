@@ -1,8 +1,8 @@
 r"""Frozen targets, the query tower trained on real-time top-k: ADORE.
 
 Zhan et al., SIGIR 2021: the target tower is never trained, so that the table,
-embedded once, stays exact. Its starting point is here the pretrained encoder,
-not the paper's STAR.
+embedded once, stays exact. Here it starts from the pretrained encoder, not from
+the paper's STAR.
 
   python -m experiments.train --config=configs/adore.py --workdir=runs/adore
   python -m experiments.train --config=configs/adore.py:tiny --workdir=/tmp/tiny

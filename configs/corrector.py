@@ -19,8 +19,8 @@ encodes anyway. Variants:
   python -m experiments.train --config=configs/corrector.py:tiny \
       --workdir=/tmp/tiny
 
-The paper's width, rates, warm-up and K are not known to us: those of
-configs/base.py are ours.
+The paper's width, rates, warm-up and K are not known to us: those in
+retrieval_jax/factory/defaults.py are ours.
 """
 
 from configs import base

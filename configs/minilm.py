@@ -1,11 +1,11 @@
-r"""All of all-MiniLM-L6-v2, six layers, as a start: to embed with, to train on.
+r"""All six layers of all-MiniLM-L6-v2, to embed with or to train further.
 
   python -m experiments.embed --config=configs/minilm.py --out=embeddings/minilm
   python -m experiments.train --config=configs/minilm.py --workdir=runs/minilm
 
-The second fine-tunes it with the stale table of configs/base.py and wants an
-accelerator. Texts are read up to 128 tokens, as the encoder was trained on;
-numbers of the training are ours.
+The second fine-tunes it with the stale table of configs/base.py and is meant
+for an accelerator. Texts are cut at 128 tokens, as in the encoder's own
+training; the numbers of ours are our choice.
 """
 
 from configs import base

@@ -1,7 +1,8 @@
 r"""The negative cache of Lindgren et al., NeurIPS 2021, in both of its modes.
 
 One negative per query, drawn by Gumbel-max from a memory of stale embeddings,
-weighs 1 - p+ in the gradient; the memory lives on what a step encodes anyway.
+weighs 1 - p+ in the gradient; the memory is kept up by what a step encodes
+anyway.
 Variants: '' keeps the latest 65,536 targets in a ring, which the batches'
 positives enter and drawn rows are written back to (LRU); 'full' remembers the
 whole corpus and re-encodes a random fraction of it per step.
@@ -15,8 +16,9 @@ whole corpus and re-encodes a random fraction of it per step.
 
 Published: K = 1, the estimator, LRU, a ring that starts without targets, unit
 embeddings with beta = 20; beta is trainable in the paper, a constant in its
-public code. [ours]: the capacity (131,072 there is more than WordNet has), the
-fraction (not published), batch size and optimizer, those of the stale baseline.
+public code. [ours]: the capacity (the paper's 131,072 is more than WordNet
+has), the fraction (not published), batch size and optimizer, those of the stale
+baseline.
 Deviation: empty rows are masked, where the public code scores zero vectors.
 """
 

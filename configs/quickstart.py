@@ -1,4 +1,4 @@
-r"""The main job on embedded real data, in minutes on two CPU cores.
+r"""The main job, on real data, in minutes on two CPU cores.
 
 Finds the WordNet synset that a word in its sentence means, among all 117,659
 synsets: the first layer of all-MiniLM-L6-v2, trained with one hard negative per

@@ -1,8 +1,8 @@
-"""All targets re-encoded every R steps, negatives of the top: the ANCE regime.
+"""All targets re-encoded every R steps, negatives from the top: ANCE.
 
 Xiong et al., ICLR 2021, take each negative at random from the 200 targets that
 an index of an earlier checkpoint ranks highest; so does this, from a table that
-is re-encoded between steps instead of beside them. R is ours.
+is re-encoded between steps instead of in parallel with them. R is ours.
 
   python -m experiments.train --config=configs/refresh.py --workdir=runs/refresh
   python -m experiments.train --config=configs/refresh.py:tiny --workdir=/tmp/t

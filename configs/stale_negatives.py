@@ -165,8 +165,8 @@ def landmarks():
 def _runs(arms):
   """Yields runs of every seed.
 
-  Brute force is looked at in all of the first seed's, and in those that the
-  corrector is about.
+  All runs of the first seed are compared with brute force, and so are those
+  that the corrector is about.
   """
   looked_at = {'stale', 'kept', 'corrector', 'corrector_kept', 'linear'}
   for seed in SEEDS:

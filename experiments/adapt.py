@@ -69,8 +69,9 @@ def define_flags(values):
   number('depth', 'PEFA-XL: targets taken from the encoder.')
   string('knn', 'Search of training queries: exact, or hnsw (needs faiss).')
   string('choose_by', 'Measure that constants are chosen by, on dev. R@100, '
-         "PEFA's, may be bought with the first ranks.")
-  number('max_dev_queries', 'Random dev queries to choose on, at most.', None)
+         "PEFA's own, may rise at the cost of the first ranks.")
+  number('max_dev_queries', 'Most dev queries to choose on, drawn at random.',
+         None)
   number('chunk_rows', 'Targets scored at a time on each device.', 64)
   number('num_devices', 'Devices to use; all by default.')
   number('seed', 'Of --share, --dev_share and the choice of dev queries.', None)

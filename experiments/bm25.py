@@ -1,4 +1,4 @@
-r"""Measures BM25 alone, with the first words of each query weighed.
+r"""Measures BM25 alone, with the first words of each query weighted.
 
   python -m experiments.bm25 --source=wordnet --split=test
   python -m experiments.bm25 --source=wordnet --split=test --separator=": " \
@@ -6,9 +6,9 @@ r"""Measures BM25 alone, with the first words of each query weighed.
   python -m experiments.bm25 --source=beir --path=DIR --split=links_test \
       --separator=" | " --lead_only
 
-The lead of a query is what stands before its first --separator: the lemma in
-WordNet, the mention in the Wikipedia links. The bar that a lexical method sets
-may lie much higher when it is told which words matter. k1 0.9, b 0.4.
+The lead of a query is what comes before its first --separator: the lemma in
+WordNet, the mention in the Wikipedia links. BM25 may be a much
+stronger baseline when it is told which words matter. k1 0.9, b 0.4.
 """
 
 import os

@@ -8,7 +8,7 @@ from, untrained by us. OUT gets targets.npy [N, D], queries.npy [Q, D] (rows in
 the order of target_ids.txt and query_ids.txt, one id per line), the judgements
 as qrels/SPLIT.tsv and embeddings.json: a folder that experiments.adapt takes.
 
-Texts that stand for targets may be embedded as further queries to adapt to: a
+Texts that describe targets may be embedded as further queries to adapt to: a
 field of a JSONL file whose "_id" is the target's, such as titles of the corpus
 or generated pseudo-queries:
 

@@ -2,7 +2,7 @@ r"""Evaluates a run's checkpoint against the whole corpus.
 
   python -m experiments.evaluate --workdir=runs/stale --splits=dev,test
 
-Writes SPLIT.run (TREC) beside the run's files and prints the measures;
+Writes SPLIT.run (TREC) to the run's folder and prints the measures;
 results.json is brought up to date, or made if the run has not finished.
 
 An index of experiments.adapt is evaluated by the encoder of a run, by the one a
@@ -41,8 +41,8 @@ def define_flags(values):
       'measures', list(measures_lib.MEASURES),
       'Measures in the spelling of ir-measures.', flag_values=values)
   flags.DEFINE_list(
-      'dims', None, 'Prefixes of the embeddings to measure beside the whole, '
-      'of a run; those of the config by default.', flag_values=values)
+      'dims', None, 'Of a run: prefixes of the embeddings to measure besides '
+      'the whole; those of the config by default.', flag_values=values)
 
 
 def main(argv, values=flags.FLAGS):

@@ -18,7 +18,7 @@ def script():
   """Keeps libraries' logs to warnings and compiled programs on disk.
 
   A cache folder that is set already, as by JAX_COMPILATION_CACHE_DIR, stays.
-  Errors that a user can mend (ValueError, OSError, FloatingPointError,
+  Errors that a user can fix (ValueError, OSError, FloatingPointError,
   ModuleNotFoundError) end the process with exit code 1 and their message
   alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they came from.
   """
@@ -37,14 +37,14 @@ def script():
 
 
 def parse_flags(argv):
-  """Parses flags like absl, but a misspelt --config option is no traceback.
+  """Parses flags like absl, but a misspelt --config option gives no traceback.
 
   Args:
     argv: the command line; the locked ConfigDict refuses names it lacks with
       an AttributeError or KeyError, which absl lets through.
 
   Returns:
-    The arguments that are no flags.
+    The arguments that are not flags.
   """
   try:
     return app.parse_flags_with_usage(argv)

@@ -5,7 +5,7 @@
 
 The corpus is embedded once per checkpoint and kept in WORKDIR/targets-STEP.npy.
 With --index=DIR, which experiments.adapt wrote, that index is searched instead;
-then --config=configs/minilm.py may stand for the encoder of a run.
+then --config=configs/minilm.py may take the place of a run.
 """
 
 import sys

@@ -21,7 +21,7 @@ every run; an option that the function sets, too, is refused there. The exit
 status is 1 if a run failed, 130 if it was interrupted.
 
 --only runs the settings whose name matches. --parallel=n starts runs in the
-same order but has n of them going, each with its share of the cores; what they
+same order, n of them at a time, each with its share of the cores; what they
 print goes to WORKDIR/NNN_name/log.txt.
 """
 
@@ -57,7 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
       'only', '', 'Regular expression; only runs in whose names it is found '
       'are run.', flag_values=values)
   flags.DEFINE_integer(
-      'parallel', 1, 'Runs that go on at a time, each pinned to its share of '
+      'parallel', 1, 'Runs at a time, each pinned to its share of '
       'the cores. Must be 1 on a machine with accelerators, which a run takes '
       'all of.', lower_bound=1, flag_values=values)
   flags.DEFINE_string(

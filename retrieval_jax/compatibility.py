@@ -51,7 +51,7 @@ def given(method: 'methods.Method') -> frozenset[str]:
   return frozenset(gives)
 
 
-def check_method(method: 'methods.Method'):
+def check_method(method: 'methods.Method') -> None:
   """Raises a ValueError if the parts of a method do not go together."""
   if method.num_candidates < 0:
     raise ValueError(
@@ -80,7 +80,7 @@ def check_method(method: 'methods.Method'):
 
 
 def _check_none(method):
-  # A sampler that draws from elsewhere may ask to be built anew.
+  # A sampler that draws from elsewhere may ask to be rebuilt.
   only_rebuilds = dataclasses.replace(method.refresh, reencode_every=0).is_off
   if method.sampler.draws_from_memory or not (
       only_rebuilds if method.sampler.num_negatives
@@ -140,7 +140,7 @@ class Setting:
   has_teacher: bool
 
 
-def check_setting(method: 'methods.Method', setting: Setting):
+def check_setting(method: 'methods.Method', setting: Setting) -> None:
   """Raises a ValueError if a method does not go with the model or the data."""
   if setting.batch_size % setting.num_devices:
     raise ValueError(
@@ -156,7 +156,7 @@ def check_setting(method: 'methods.Method', setting: Setting):
   if source != 'encoder' and setting.tied:
     raise ValueError(
         f'--config.targets.source={source!r} trains the query tower alone, '
-        'which must not be the target tower too; set '
+        'which must not be the target tower as well; set '
         '--config.model.tied=False.')
   if source == 'rows' and setting.table_dtype != 'float32':
     raise ValueError(
@@ -184,7 +184,7 @@ def _check_capacity(memory: types.Memory, method: 'methods.Method',
 
 
 def _check_candidates(method: 'methods.Method', setting: Setting):
-  """Raises where the data has not the candidates or scores that are asked for.
+  """Raises where the data lacks candidates or scores that are asked for.
 
   Single queries may have fewer, or no scores: they are masked.
   """

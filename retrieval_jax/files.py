@@ -6,24 +6,20 @@ import json
 import os
 import secrets
 import shutil
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextlib.contextmanager
-def replacing(path: str, *, binary: bool = False) -> Iterator[Any]:
-  """Opens a file for writing that replaces `path` if all goes well.
+def replacing(path: str) -> Iterator[TextIO]:
+  """Opens a UTF-8 text file for writing that replaces `path` if all goes well.
 
-  On any exception what stood at `path` stays as it is.
-
-  Args:
-    path: its folder is made if absent.
-    binary: opens for bytes; else for UTF-8 text, with line ends as written.
+  Its folder is made if absent, line ends are as written. On any exception an
+  earlier file at `path` stays as it is.
   """
   temporary = _beside(path)
   os.makedirs(os.path.dirname(temporary), exist_ok=True)
   try:
-    with (open(temporary, 'xb') if binary else
-          open(temporary, 'x', encoding='utf-8', newline='\n')) as file:
+    with open(temporary, 'x', encoding='utf-8', newline='\n') as file:
       yield file
     os.replace(temporary, path)
   except BaseException:
@@ -60,23 +56,17 @@ def _beside(path: str) -> str:
 
 
 def write_text(path: str, text: str) -> None:
-  """Writes a whole UTF-8 file, or leaves what stood there untouched."""
+  """Writes a whole UTF-8 file, or leaves an earlier one untouched."""
   with replacing(path) as file:
     file.write(text)
-
-
-def write_bytes(path: str, content: bytes) -> None:
-  """Writes a whole file, or leaves what stood there untouched."""
-  with replacing(path, binary=True) as file:
-    file.write(content)
 
 
 def write_json(path: str, value: Any) -> None:
   """Writes a value as indented JSON, whole or not at all.
 
   Raises:
-    ValueError: naming the file, where a number is infinite or nan, for which
-      JSON has no word.
+    ValueError: naming the file, where a number is infinite or nan, which JSON
+      cannot express.
     TypeError: naming the file, where the value is not made of dicts, lists,
       strings, numbers, booleans and None.
   """

@@ -22,5 +22,5 @@ def of_phase(seed: int, phase: str) -> jax.Array:
 
 
 def of_rebuild(seed: int, step: int) -> jax.Array:
-  """Returns the key for what is built anew after `step` finished steps."""
+  """Returns the key for what is rebuilt after `step` finished steps."""
   return jax.random.fold_in(of_phase(seed, 'rebuild'), step)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def check_dims(dims: Sequence[int], limit: int | None, option: str):
+def check_dims(dims: Sequence[int], limit: int | None, option: str) -> None:
   """Raises a ValueError unless dims ascend from at least 1 to at most limit."""
   if any(b <= a for a, b in zip((0, *dims), dims)):
     raise ValueError(

@@ -21,7 +21,7 @@ class Refresh:
       every row is hit with probability rho per step, so the mean age under
       this policy alone is (1 - rho) / rho steps.
     reencode_every: R, all rows are re-encoded every R steps, and the sampler
-      may build itself anew; 0 means never.
+      may be rebuilt; 0 means never.
   """
   write_back: bool = False
   push: bool = False
@@ -70,8 +70,8 @@ class Targets:
       gradients, AAAI 2026). The last two train no target tower.
     row_learning_rate: of the rows, constant; for 'rows' only.
     normalize: give a trained row length one again after its step. The paper
-      does not speak of it; ours, where the model's embeddings have length one,
-      for scores would else stop being cosines.
+      does not mention it; ours, where the model's embeddings have length one,
+      because scores would otherwise stop being cosines.
   """
   source: str = 'encoder'
   row_learning_rate: float | None = None

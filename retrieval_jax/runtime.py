@@ -1,4 +1,4 @@
-"""Settings of the process that stand before jax is imported.
+"""Settings of the process, to be made before jax is imported.
 
 `configure_allocator` is called at the top of scripts; this module must
 therefore not import jax at its own top level.
@@ -55,7 +55,7 @@ def multiplies_bfloat16_natively() -> bool:
   """Returns whether this machine's jax devices are faster in bfloat16.
 
   True for GPU and TPU, and for x86 CPUs with AVX512_BF16 or AMX instructions
-  (Linux tells); other CPUs emulate bfloat16, slower than float32.
+  (as Linux reports); other CPUs emulate bfloat16, slower than float32.
   """
   import jax  # Late: see the module's docstring.
   if jax.default_backend() != 'cpu':

@@ -25,6 +25,7 @@ for scoring again. Traffic: [B, S * K] numbers, twice.
 
 from collections.abc import Callable
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from jax.sharding import PartitionSpec
 
 from retrieval_jax import products
 from retrieval_jax import sharding
-from retrieval_jax.types import check_shapes, View
+from retrieval_jax.types import check_shapes, TargetTable, View
 
 BLOCK_ROWS = 64
 """g of the Gumbel draws, and what chunk_rows must be a multiple of.
@@ -190,20 +191,20 @@ def top_k_rows_scored(num_queries: int, capacity: int, k: int
   """Returns (products <query, row>, rows corrected) that `top_k` takes.
 
   The scan scores every row, empty ones too, and corrects each once for all
-  queries; the rows of each query's best k blocks follow a second time.
+  queries; the rows of each query's best k blocks are scored a second time.
   """
   return _rows_scored(num_queries, capacity, k, _TOP_K_BLOCK_ROWS)
 
 
 def gumbel_rows_scored(num_queries: int, capacity: int, k: int
                        ) -> tuple[int, int]:
-  """Returns the same of `gumbel_top_k`."""
+  """Returns the same for `gumbel_top_k`."""
   return _rows_scored(num_queries, capacity, k, BLOCK_ROWS)
 
 
 def bucket_rows_scored(num_queries: int, capacity: int, num_buckets: int
                        ) -> tuple[int, int]:
-  """Returns the same of `bucket_maxima`."""
+  """Returns the same for `bucket_maxima`."""
   return _rows_scored(num_queries, capacity, num_buckets,
                       math.gcd(capacity // num_buckets, _TOP_K_BLOCK_ROWS))
 
@@ -281,8 +282,10 @@ class _Shard:
   Row and block numbers are global wherever they leave this class.
   """
 
-  def __init__(self, queries, table, correct, exclude_rows, ceiling,
-               chunk_rows, block_rows):
+  def __init__(self, queries: jax.Array, table: TargetTable,
+               correct: Callable[[TargetTable], jax.Array],
+               exclude_rows: jax.Array, ceiling: jax.Array | None,
+               chunk_rows: int, block_rows: int):
     self.queries, self.table, self.correct = queries, table, correct
     self.exclude_rows, self.ceiling = exclude_rows, ceiling
     self.chunk_rows, self.num_rows = chunk_rows, table.ids.shape[0]
@@ -292,11 +295,11 @@ class _Shard:
     self.first_row = index * self.num_rows
     self.first_block = index * self.num_blocks
 
-  def scan(self, carry, step):
+  def scan(self, carry: Any, step: Callable) -> tuple[Any, jax.Array]:
     """Scans chunks with `step(carry, logits [c, g, B], blocks [c])`.
 
     `logits` are -inf for empty and excluded rows and those above the ceiling.
-    Blocks stand first and queries last, so that reductions over a block run
+    Blocks come first and queries last, so that reductions over a block run
     along whole vectors.
 
     Returns:
@@ -340,7 +343,8 @@ class _Shard:
     state, _ = jax.lax.scan(body, (carry, numbers), jnp.arange(num_chunks))
     return state
 
-  def best_blocks(self, numbers, k):
+  def best_blocks(self, numbers: jax.Array, k: int
+                  ) -> tuple[jax.Array, jax.Array]:
     """Returns the k best of all blocks, for every query, by block number.
 
     Args:
@@ -360,7 +364,7 @@ class _Shard:
     blocks, best = jax.lax.sort((blocks, best), num_keys=1)
     return best, blocks
 
-  def inside(self, blocks):
+  def inside(self, blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scores the rows of given blocks, as far as this shard holds them.
 
     Args:
@@ -403,7 +407,8 @@ class _Shard:
     logits = jnp.full(rows.shape, _NEVER)
     return jax.lax.fori_loop(0, count, body, logits), rows
 
-  def best_rows(self, keys, logits, rows, k):
+  def best_rows(self, keys: jax.Array, logits: jax.Array, rows: jax.Array,
+                k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (keys, logits, rows) [B, k] of the k largest keys of all shards.
 
     Args:
@@ -427,12 +432,12 @@ class _Shard:
         constant_values=fill)
     return pad(keys, _NEVER), pad(logits, _NEVER), pad(rows, -1)
 
-  def no_sum(self):
+  def no_sum(self) -> tuple[jax.Array, jax.Array]:
     """Returns the (largest logit, scaled sum) [B] of nothing."""
     zero = jnp.zeros(self.queries.shape[0])
     return zero + _NEVER, zero
 
-  def log_sum(self, carry):
+  def log_sum(self, carry: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Returns the log of the sum over all shards, [B], of one carry each."""
     tops, totals = jax.lax.all_gather(carry, sharding.AXIS)  # [S, B]
     top, total = _add_sums(self.no_sum(), tops, totals)

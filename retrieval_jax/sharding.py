@@ -8,6 +8,7 @@ everywhere else the mesh is an explicit argument.
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -19,9 +20,10 @@ from retrieval_jax.types import ByRow
 AXIS = 'data'
 
 RULES = (('token_table$', 1),)
-"""(regex, dimension or None) for the paths of parameters that are no matter of
-size. By columns a token table is neither gathered nor is its gradient reduced:
-devices exchange the vectors of a chunk's tokens, see `models.chunking`."""
+"""(regex, dimension or None) for the paths of parameters that are cut whatever
+their size. By columns a token table is neither gathered nor is its gradient
+reduced: devices exchange the vectors of a chunk's tokens, see
+`models.chunking`."""
 
 
 def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
@@ -92,19 +94,19 @@ class Layout:
   def __post_init__(self):
     if self.min_size is not None and self.min_size < 1:
       raise ValueError(
-          f'sharding.min_size={self.min_size} must be at least 1: the number '
-          'of elements from which on a parameter is sharded.')
+          f'sharding.min_size={self.min_size} must be at least 1: a parameter '
+          'of at least so many elements is sharded.')
 
   @property
   def shards_parameters(self) -> bool:
     """Whether any leaf can be sharded at all."""
     return self.min_size is not None and num_shards(self.mesh) > 1
 
-  def specs(self, tree):
+  def specs(self, tree: Any) -> Any:
     """Returns a tree of PartitionSpecs for arrays or ShapeDtypeStructs."""
     return jax.tree_util.tree_map_with_path(self._spec, tree)
 
-  def shardings(self, tree):
+  def shardings(self, tree: Any) -> Any:
     """Returns a tree of NamedShardings for arrays or ShapeDtypeStructs."""
     return jax.tree.map(
         lambda spec: NamedSharding(self.mesh, spec), self.specs(tree),
@@ -131,7 +133,7 @@ def dimension_of(spec: PartitionSpec) -> int | None:
   return tuple(spec).index(AXIS) if AXIS in spec else None
 
 
-def gather(shards, specs):
+def gather(shards: Any, specs: Any) -> Any:
   """Returns whole arrays from this device's shards; in shard_map only.
 
   Gradients through it are what `scatter` makes of those of the whole arrays.
@@ -144,8 +146,8 @@ def gather(shards, specs):
   return jax.tree.map(whole, specs, shards, is_leaf=_is_spec)
 
 
-def scatter(gradient, specs):
-  """Sums gradients of sharded arrays over devices, each keeps its shard.
+def scatter(gradient: Any, specs: Any) -> Any:
+  """Sums gradients of sharded arrays over devices; each keeps its shard.
 
   In shard_map only; those of replicated arrays stay as they are.
   """
@@ -158,7 +160,7 @@ def scatter(gradient, specs):
   return jax.tree.map(shard, specs, gradient, is_leaf=_is_spec)
 
 
-def sum_replicated(gradient, specs):
+def sum_replicated(gradient: Any, specs: Any) -> Any:
   """Sums gradients of replicated arrays over devices; in shard_map only."""
   def total(spec, leaf):
     return jax.lax.psum(leaf, AXIS) if dimension_of(spec) is None else leaf
@@ -169,7 +171,7 @@ def _is_spec(node):
   return isinstance(node, PartitionSpec)
 
 
-def put_batch(tree, mesh: jax.sharding.Mesh):
+def put_batch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """Puts a host batch on the mesh, examples sharded over 'data'.
 
   Args:
@@ -199,7 +201,7 @@ def put_batch(tree, mesh: jax.sharding.Mesh):
   return jax.tree.map(put, tree)
 
 
-def state_shardings(tree, mesh: jax.sharding.Mesh):
+def state_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """Returns a tree of shardings: `ByRow` parts over rows, the rest replicated.
 
   Args:

@@ -7,9 +7,11 @@ its age.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 
 from retrieval_jax import sharding
@@ -19,9 +21,9 @@ REPLACEMENTS = ('lru', 'fifo')
 """Which row a new target takes: that written, or that filled, longest ago."""
 
 
-def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
-           dtype, step: int = 0, rows_are_ids: bool = False,
-           replacement: str = 'lru') -> TargetTable:
+def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
+           chunk_rows: int, dtype: DTypeLike, step: int = 0,
+           rows_are_ids: bool = False, replacement: str = 'lru') -> TargetTable:
   """Returns a table that holds the given targets in its first rows.
 
   It never holds more than N: rows that fill up chunks and shards stay empty.
@@ -48,7 +50,7 @@ def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
   live = ids[ids >= 0]
   if len(np.unique(live)) != len(live):
     raise ValueError(
-        'An id may stand in one row only, but ids has duplicates. Remove the '
+        'An id may be in one row only, but ids has duplicates. Remove the '
         'repeated targets before making the table.')
   if rows_are_ids and not np.array_equal(ids, np.arange(num_rows)):
     raise ValueError(
@@ -83,8 +85,8 @@ def create(embeddings, ids, *, mesh: jax.sharding.Mesh, chunk_rows: int,
       np.full(num_rows, step - 1), step - 1, integers))
 
 
-def from_embeddings(embeddings, mesh: jax.sharding.Mesh, chunk_rows: int,
-                    dtype, step: int = 0) -> TargetTable:
+def from_embeddings(embeddings: Any, mesh: jax.sharding.Mesh, chunk_rows: int,
+                    dtype: DTypeLike, step: int = 0) -> TargetTable:
   """Returns the table of a whole corpus: row i holds corpus id i.
 
   Args:
@@ -100,7 +102,7 @@ def from_embeddings(embeddings, mesh: jax.sharding.Mesh, chunk_rows: int,
 
 
 def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
-          dtype, replacement: str = 'lru') -> TargetTable:
+          dtype: DTypeLike, replacement: str = 'lru') -> TargetTable:
   """Returns a table of `capacity` empty rows, to be filled by `push`."""
   blank = np.broadcast_to(np.zeros((), np.float32), (capacity, dim))
   return create(blank, np.full(capacity, -1), mesh=mesh,

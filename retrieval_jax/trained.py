@@ -58,14 +58,14 @@ class TrainedRetriever:
   Attributes:
     experiment: factory.Experiment: the config, data, tokens and model.
     params: the model's parameters.
-    table_rows: [M, D] numpy, the table's embeddings where they are the targets
-      (targets.source 'frozen' and 'rows'), else None.
+    table_embeddings: [M, D] numpy, those of the table where they are the
+      targets (targets.source 'frozen' and 'rows'), else None.
     step: of the checkpoint; 0 of an encoder that a config starts from.
     workdir: folder of the run; None of such an encoder.
   """
   experiment: factory.Experiment
   params: types.Params
-  table_rows: np.ndarray | None
+  table_embeddings: np.ndarray | None
   step: int
   workdir: str | None = None
 
@@ -81,7 +81,7 @@ class TrainedRetriever:
 
   @property
   def model(self) -> dual_encoder.DualEncoder:
-    """What `params` are of."""
+    """The model whose parameters `params` are."""
     return self.experiment.model
 
   def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
@@ -90,7 +90,7 @@ class TrainedRetriever:
 
   def embed_targets(self) -> np.ndarray:
     """Returns embeddings [N, D] float32 of the corpus, as it is searched by."""
-    return self.experiment.targets_of(self.params, self.table_rows)
+    return self.experiment.targets_of(self.params, self.table_embeddings)
 
   def stored_targets(self) -> np.ndarray:
     """Returns `embed_targets` of a run, which it computes once per checkpoint.
@@ -173,9 +173,9 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
     params = kept.restore_params(jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         experiment.params), step)
-    rows = (None if experiment.method.targets.source == 'encoder'
-            else kept.restore_rows(step))
-  return TrainedRetriever(experiment, params, rows, step, workdir)
+    embeddings = (None if experiment.method.targets.source == 'encoder'
+                  else kept.restore_table_embeddings(step))
+  return TrainedRetriever(experiment, params, embeddings, step, workdir)
 
 
 def from_config(config: config_dict.ConfigDict,
@@ -222,7 +222,7 @@ def load_state(workdir: str, num_devices: int | None = None
 def read_config(workdir: str) -> config_dict.ConfigDict:
   """Returns the ConfigDict of a run.
 
-  Options that came after the run was made keep their defaults.
+  Options that were added after the run was made keep their defaults.
 
   Raises:
     FileNotFoundError: if `workdir` holds no run.

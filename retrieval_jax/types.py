@@ -17,9 +17,11 @@ stands for "none" in all three. `logits` are scaled scores (beta * <q, g>),
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
+
+T = TypeVar('T', bound=type[Any])
 
 Params = Any
 """A pytree of model parameters."""
@@ -28,7 +30,7 @@ Encode = Callable[[Params, jax.Array], jax.Array]
 """(params, tokens [n, L] int32) -> embeddings [n, D] float32."""
 
 
-def register(cls):
+def register(cls: T) -> T:
   """Registers a frozen dataclass as a pytree; `static=True` metadata is meta.
 
   Fields declared `dataclasses.field(metadata={'static': True})` become part of
@@ -56,7 +58,7 @@ class TargetTable(ByRow):
   Attributes:
     embeddings: [M@data, D] float32 or bfloat16.
     ids: [M@data] int32, corpus id of the row, -1 where the row is empty. An id
-      stands in at most one row.
+      is in at most one row.
     written: [M@data] int32, step of the last write; a row's age at `step` is
       `step - written`, so nothing but the written rows changes in a step.
     rows_are_ids: static; True when row i holds corpus id i (memory 'corpus',
@@ -117,7 +119,7 @@ class View(NamedTuple):
 
 
 class Request(NamedTuple):
-  """For what a step asks a sampler for negatives.
+  """What a step asks a sampler for.
 
   Attributes:
     queries: [B, D] float32, by the present parameters.
@@ -166,7 +168,7 @@ class Proposal:
 @register
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-  """Explicit negatives of a batch's queries, and what a teacher made of them.
+  """Explicit negatives of a batch's queries, and a teacher's scores of them.
 
   Attributes:
     ids: [B, n] int32, corpus ids, -1 where a query has fewer.
@@ -206,7 +208,7 @@ class Batch:
     return 0 if self.candidates is None else self.candidates.ids.shape[1]
 
 
-class Rows(NamedTuple):
+class EncodedRows(NamedTuple):
   """Some targets of a step: where the memory has them, and what they are now.
 
   Attributes:
@@ -218,7 +220,7 @@ class Rows(NamedTuple):
 
 
 class Encoded(NamedTuple):
-  """All targets that a step encodes, by the reason why.
+  """All targets that a step encodes, by purpose.
 
   Attributes:
     drawn: B * K draws and explicit candidates, for the loss.
@@ -226,19 +228,20 @@ class Encoded(NamedTuple):
     anchors: rows that are encoded for the corrector to learn from.
     positives: B, the batch's.
   """
-  drawn: Rows
-  refreshed: Rows
-  anchors: Rows
-  positives: Rows
+  drawn: EncodedRows
+  refreshed: EncodedRows
+  anchors: EncodedRows
+  positives: EncodedRows
 
 
 class Observation(NamedTuple):
   """What one step lets correctors and samplers learn from; without gradient.
 
-  The rows are all those of `Encoded`, in its order; one may come several times.
+  The rows are all those of `Encoded`, in its order; one may occur several
+  times.
 
   Attributes:
-    stale: TargetTable slice of P rows as they stood before the step's writes.
+    stale: TargetTable slice of P rows as they were before the step's writes.
     fresh: [P, D] float32, the same targets encoded with the step's parameters.
     mask: [P] bool, False where the memory has no such row.
     queries: [B, D] float32.
@@ -254,13 +257,13 @@ class Observation(NamedTuple):
 
 
 class Episode(NamedTuple):
-  """What a sampler may build itself anew from, when the memory was renewed.
+  """What a sampler may rebuild itself from once the memory has been renewed.
 
-  Lives on the host. Embedding costs are on the meter.
+  Lives on the host. What is embedded is counted by the meter.
 
   Attributes:
     step: int, number of finished steps.
-    view: View of the new table, which is of the present parameters.
+    view: View of the new table, encoded with the present parameters.
     embed_queries: query ids [n] int -> [n, D] float32 numpy.
     embed_targets: corpus ids [n] int -> [n, D] float32 numpy.
     known_positives: query ids [n] int -> [n, E] int32 corpus ids, padded
@@ -345,7 +348,7 @@ class Corrector(Protocol):
   def init(self, key: jax.Array, dim: int) -> Any:
     """Returns the state for embeddings of dimension `dim`; identity at init."""
 
-  def apply(self, state: Any, rows: TargetTable) -> jax.Array:
+  def apply(self, state: Any, stale: TargetTable) -> jax.Array:
     """Returns present embeddings [..., D] float32 of a slice of the table."""
 
   def update(self, state: Any, observation: Observation
@@ -356,7 +359,7 @@ class Corrector(Protocol):
     """
 
   def rebuild(self, state: Any, key: jax.Array, dim: int) -> Any:
-    """Returns the state to go on with once the whole table was re-encoded."""
+    """Returns the state to go on with after the whole table was re-encoded."""
 
   def flops_per_row(self, dim: int) -> float:
     """Returns the FLOPs of `apply` per row, for the meter."""
@@ -371,11 +374,11 @@ class Sampler(Protocol):
 
   Attributes:
     num_negatives: K.
-    gives: what a Proposal of it holds, of
+    gives: what its Proposals hold, of
       'log_q': the log probability of a draw that may hit any live row;
       'log_z': it scores the whole table and draws from exp(logits - log_z) one
         row after the other, without replacement;
-      'every_row': the batch's draws together are every row.
+      'every_row': the batch's draws together cover every row.
     draws_from_memory: False for one that draws corpus ids, with rows -1 (the
       step looks them up).
     on_host: True for one that runs on the host between two compiled parts of a
@@ -406,7 +409,7 @@ class Sampler(Protocol):
     """Returns the state after a step's observation, and scalars to log."""
 
   def rebuild(self, state: Any, key: jax.Array, episode: Episode) -> Any:
-    """Returns the state to go on with once the memory was renewed."""
+    """Returns the state to go on with once the memory has been renewed."""
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns what one `propose` over M = capacity rows costs, for the meter.
@@ -423,7 +426,7 @@ class Objective(Protocol):
     needs: what must be given to it, of 'log_q', 'log_z', 'every_row' (by the
       sampler), 'own_columns', 'negatives' and 'teacher' (by the data or the
       method); see `compatibility`.
-    reads_tokens: whether it wants the tokens of the draws beside their
+    reads_tokens: whether it needs the tokens of the draws besides their
       embeddings.
   """
   @property

@@ -1,4 +1,4 @@
-"""Mining beside sentence-transformers: time, memory and the same negatives.
+"""Mining against sentence-transformers: time, memory and the same negatives.
 
   python -m experiments.benchmarks.mine --embeddings=embeddings/minilm
   python -m experiments.benchmarks.mine --num_targets=100000 --dim=384
@@ -85,7 +85,7 @@ def _ours(kind, queries, targets, qrels):
     index = indexes.FaissFlat(batch_size=_BATCH_SIZE.value)
   else:
     index = indexes.ExactIndex(sharding.make_mesh(), 4096, _BATCH_SIZE.value)
-  results = mining.Dense(index, queries, targets, index.build(targets))
+  results = mining.IndexResults(index, queries, targets, index.build(targets))
   rules = mining.Rules(
       _NUM_NEGATIVES.value, range_max=_RANGE_MAX.value,
       relative_margin=_RELATIVE_MARGIN.value)

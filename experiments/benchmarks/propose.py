@@ -1,11 +1,11 @@
-"""The propose phase beside the bare matmul of the same shape.
+"""The propose phase against the bare matmul of the same shape.
 
   python -m experiments.benchmarks.propose --num_rows=1000000 --dim=256
 
 Times the kernels of `retrieval_jax.scoring` and a scan that only multiplies
 the same chunks, in turns, and prints medians and ratios of medians. 'corrected'
-kernels move every row by an MLP corrector of width --hidden first; beside them
-stands the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
+kernels move every row by an MLP corrector of width --hidden first; next to them
+is the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
 On a GPU it also prints how long reading the table once takes (its bytes over
 --memory_bandwidth), which bounds every exact kernel from below.
 """
@@ -64,11 +64,11 @@ def _kernels(mesh, dim):
   """Returns name -> jitted function of (key, queries, table, exclude)."""
   k = _NUM_NEGATIVES.value
   scan = types.Scan(mesh, _CHUNK_ROWS.value)
-  view = lambda rows: types.View(
-      rows, lambda part: part.embeddings.astype(jnp.float32),
+  view = lambda table: types.View(
+      table, lambda part: part.embeddings.astype(jnp.float32),
       jnp.float32(_SCALE.value), scan)
 
-  def matmul(key, queries, rows, exclude):
+  def matmul(key, queries, table, exclude):
     del key, exclude
     def multiply(embeddings, queries):
       def body(largest, start):
@@ -81,25 +81,25 @@ def _kernels(mesh, dim):
       return jax.lax.scan(
           body, jnp.zeros(queries.shape[0]), starts)[0][None]
     # Called on one device only (see main), so no shard_map is needed.
-    return multiply(rows.embeddings, queries)
+    return multiply(table.embeddings, queries)
 
   def gumbel(k, view=view):
-    return lambda key, queries, rows, exclude: scoring.gumbel_top_k(
-        key, queries, view(rows), k, exclude_rows=exclude)
+    return lambda key, queries, table, exclude: scoring.gumbel_top_k(
+        key, queries, view(table), k, exclude_rows=exclude)
 
   named = {
       'matmul': matmul,
-      'log_partition': lambda key, queries, rows, exclude: (
+      'log_partition': lambda key, queries, table, exclude: (
           scoring.log_partition(
-              queries, view(rows), exclude_rows=exclude)),
+              queries, view(table), exclude_rows=exclude)),
       'gumbel K=1': gumbel(1),
       f'gumbel K={k}': gumbel(k),
-      f'top_k K={k}': lambda key, queries, rows, exclude: scoring.top_k(
-          queries, view(rows), k, exclude_rows=exclude)}
+      f'top_k K={k}': lambda key, queries, table, exclude: scoring.top_k(
+          queries, view(table), k, exclude_rows=exclude)}
   if _HIDDEN.value:
     corrector, state = _corrector(dim)
-    corrected = lambda rows: types.View(
-        rows, functools.partial(corrector.apply, state),
+    corrected = lambda table: types.View(
+        table, functools.partial(corrector.apply, state),
         jnp.float32(_SCALE.value), scan)
     named |= {f'corrected K={size}': gumbel(size, corrected)
               for size in (1, k)}

@@ -1,4 +1,4 @@
-"""Exact search beside faiss: time and peak extra memory of both in one run.
+"""Exact search against faiss: time and peak extra memory of both in one run.
 
   python -m experiments.benchmarks.search --num_targets=1000000 --dim=384
 
@@ -47,7 +47,7 @@ def _data() -> tuple[np.ndarray, np.ndarray]:
 def _make_search(arm: str, targets: np.ndarray):
   """Returns search(queries) -> (scores, ids) over built targets."""
   if arm == 'faiss':
-    import faiss  # Optional, and only this arm wants it.
+    import faiss  # Optional: only this arm needs it.
     index = faiss.IndexFlatIP(targets.shape[1])
     index.add(targets)
     return lambda queries: index.search(queries, _K.value)

@@ -69,9 +69,9 @@ def define_flags(values):
   flags.DEFINE_integer('num_texts', 1024, 'Texts encoded in each turn.',
                        lower_bound=1, flag_values=values)
   flags.DEFINE_integer(
-      'batch_tokens', 1024, 'encoding.batch_tokens, of our encoding. Each '
-      'padded length ends in a batch that is partly empty, which the default '
-      'for a corpus would make the most of a few hundred texts.',
+      'batch_tokens', 1024, 'encoding.batch_tokens, of our encoding. The '
+      'last batch of each padded length is partly empty; with the default, '
+      'meant for a corpus, such batches would hold most of so few texts.',
       lower_bound=1, flag_values=values)
   flags.DEFINE_multi_integer(
       'encode_batch', [32, 64], 'batch_size of their encode.',
@@ -288,7 +288,7 @@ def check_close(what, ours, theirs, tolerance, *, relative=False):
   """Returns |ours - theirs|, the largest; raises if it is above tolerance.
 
   Args:
-    what: is compared, for the error.
+    what: what is compared, for the error.
     ours: number or array.
     theirs: number or array of the same shape.
     tolerance: largest difference.

@@ -2,7 +2,7 @@
 
   python -m experiments.dev.flag_tables
 
-What stands between `<!-- flags of SCRIPT -->` and `<!-- end of flags -->` is
+What is between `<!-- flags of SCRIPT -->` and `<!-- end of flags -->` is
 replaced; everything else stays. A test says when the file is out of date.
 """
 
@@ -48,7 +48,7 @@ def _meaning(flag):
 
 
 def _default(flag):
-  """Returns what stands for a flag that is not given; nothing for none."""
+  """Returns how the default of a flag is shown; nothing if it has none."""
   value = flag.default
   if value is None or value in ('', [], ()):
     return ''
@@ -58,7 +58,7 @@ def _default(flag):
 
 
 def up_to_date(text):
-  """Returns the file's text with all tables made anew."""
+  """Returns the file's text with all tables regenerated."""
   return _TABLE.sub(
       lambda found: found[1] + table(found[2]) + found[3], text)
 

@@ -41,8 +41,9 @@ DEPTH = 40  # with some scores below zero, and some votes for other targets
 EF_SEARCH = 300  # published; more than there is to find here
 
 
-def unit(rows):
-  return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+def unit(vectors):
+  norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+  return (vectors / norms).astype(np.float32)
 
 
 def make_problem(rng):

@@ -26,7 +26,7 @@ from retrieval_jax.indexes import exact
 
 MEASURES = ('R@10', 'R@20', 'R@100', 'RR@10', 'nDCG@10')
 SYMBOLS = {'weight': 'lambda', 'num_neighbours': 'k', 'normalisation': 'w'}
-"""What the papers call a constant, where our field has another name."""
+"""What the papers call a constant that has another name here."""
 
 _NUM_TIMED = 50  # queries searched one by one for the latency
 
@@ -40,7 +40,8 @@ class Fitting:
   Attributes:
     problem: what there is to fit to.
     encoder: the index without an adapter.
-    grid: rows of what was measured on dev: method, constants, measures.
+    grid: what was measured on dev, a record per setting: method, constants,
+      measures.
   """
 
   def __init__(self, problem: problems.Problem, *,
@@ -56,7 +57,7 @@ class Fitting:
       fixed: options that are not chosen, passed to the adapters that have them.
       knn: one of store.QUERY_INDEXES.
       choose_by: measure that constants are chosen by.
-      max_dev_queries: random dev queries to choose on, at most.
+      max_dev_queries: the most dev queries to choose on, drawn at random.
       chunk_rows: targets scored at a time on each device.
       seed: of the choice of dev queries.
     """
@@ -212,15 +213,15 @@ class Fitting:
 
 
 def means(values: Values) -> dict[str, float | None]:
-  """Returns the mean of each measure; None of no query."""
+  """Returns the mean of each measure; None without queries."""
   return {measure: float(v.mean()) if len(v) else None
           for measure, v in values.items()}
 
 
 def index_bytes(state: Any) -> int:
-  """Returns the bytes of an index; of faiss's, what it would take on disk."""
-  if isinstance(state, pefa_xl.XLState):  # its `rows` are the user's file
-    state = state._replace(rows=None)
+  """Returns the bytes of an index; for faiss's, those it would take on disk."""
+  if isinstance(state, pefa_xl.XLState):  # its `vectors` are the user's file
+    state = state._replace(vectors=None)
   total = 0
   for leaf in jax.tree.leaves(state):
     if hasattr(leaf, 'nbytes'):
@@ -235,7 +236,7 @@ def gains(values: Values, baseline: Values
           ) -> dict[str, tuple[float, float | None]]:
   """Returns measure -> (mean difference, its standard error over queries).
 
-  The error, s / sqrt(n) of the differences, is None of fewer than two queries.
+  The error, s / sqrt(n) of the differences, is None for fewer than two queries.
   """
   found = {}
   for measure, of_query in values.items():

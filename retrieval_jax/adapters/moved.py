@@ -1,4 +1,4 @@
-"""Adapters that move the targets' rows: one index, no cost when searching."""
+"""Adapters that move the targets: one index, no cost when searching."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -18,9 +18,9 @@ class Move(Protocol):
     """Returns the moved targets.
 
     Args:
-      targets: [C, D] float32, rows of norm 1.
+      targets: [C, D] float32, of norm 1.
       sums: [C, D] float32, the sums of the embeddings of their training
-        queries, zero rows where a target has none.
+        queries, zero where a target has none.
 
     Returns:
       [C, D] float32.
@@ -47,8 +47,8 @@ def move_targets(move: Move, targets: np.ndarray, pairs: pairs_lib.Pairs, *,
   if out is None:
     out = np.empty(targets.shape, np.float32)
   for first, sums in pairs.sums(len(targets), chunk_rows):
-    rows = np.asarray(targets[first:first + len(sums)], np.float32)
-    out[first:first + len(sums)] = move(rows, sums)
+    moving = np.asarray(targets[first:first + len(sums)], np.float32)
+    out[first:first + len(sums)] = move(moving, sums)
   return out
 
 

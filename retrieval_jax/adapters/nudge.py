@@ -39,7 +39,7 @@ class NudgeM:
 
   @classmethod
   def fitted(cls, *args: Any, **options: Any) -> 'NudgeM':
-    """Returns the one whose gamma `best_step` finds; arguments are its."""
+    """Returns the one whose gamma `best_step` finds, of these arguments."""
     return cls(best_step(*args, **options))
 
   def __post_init__(self):
@@ -92,17 +92,17 @@ def best_step(queries: np.ndarray, query_rows: np.ndarray,
               target_rows: np.ndarray, targets: np.ndarray,
               pairs: pairs_lib.Pairs, *, mesh: jax.sharding.Mesh,
               chunk_rows: int = 16384, batch_size: int = 512) -> float:
-  """Returns the gamma of NUDGE-M that answers most validation queries.
+  """Returns the gamma of NUDGE-M that answers the most validation queries.
 
   A judged pair (query, target) has the target first for an interval of gammas,
-  since all scores are linear in it. The result lies in most intervals; in the
-  middle of the range where that many meet, where the authors' code takes its
-  lower end, at which two scores tie.
+  since all scores are linear in it. The result lies in as many intervals as
+  possible: in the middle of the range where they overlap. The authors' code
+  takes its lower end, where two scores tie.
 
   Args:
     queries: [n, D] embeddings of validation queries.
-    query_rows: [P] int, their judged pairs: rows of `queries`
-    target_rows: [P] int, and of `targets`.
+    query_rows: [P] int, their judged pairs: rows of `queries`.
+    target_rows: [P] int, likewise: rows of `targets`.
     targets: [N, D], before they are moved.
     pairs: of the training queries.
     mesh: devices that share each chunk of targets.
@@ -133,7 +133,7 @@ def intervals(queries: np.ndarray, query_rows: np.ndarray,
     own_sums[inside] = sums[target_rows[inside] - first]
   own = np.asarray(targets[target_rows], np.float32)
   of_pair = queries[query_rows]
-  s, g = (np.einsum('nd,nd->n', of_pair, rows) for rows in (
+  s, g = (np.einsum('nd,nd->n', of_pair, vectors) for vectors in (
       own, pairs_lib.unit(own_sums)))
 
   low = np.zeros(num_pairs, np.float32)
@@ -144,9 +144,9 @@ def intervals(queries: np.ndarray, query_rows: np.ndarray,
   chunk_rows = -(-chunk_rows // mesh.size) * mesh.size
   for first, sums in pairs.sums(len(targets), chunk_rows):
     pad = ((0, chunk_rows - len(sums)), (0, 0))
-    rows = np.asarray(targets[first:first + len(sums)], np.float32)
+    moving = np.asarray(targets[first:first + len(sums)], np.float32)
     chunk = jax.device_put((
-        np.pad(rows, pad), np.pad(pairs_lib.unit(sums), pad),
+        np.pad(moving, pad), np.pad(pairs_lib.unit(sums), pad),
         first + np.arange(chunk_rows, dtype=np.int32)), by_row)
     for i in range(0, num_pairs, batch_size):
       part = slice(i, min(i + batch_size, num_pairs))
@@ -176,10 +176,10 @@ def _limits(queries, s, g, own_rows, targets, directions, rows, num_targets):
 
 
 def most_crossed(low: np.ndarray, high: np.ndarray) -> float:
-  """Returns a point that lies in most of the intervals [low, high].
+  """Returns a point in as many of the intervals [low, high] as possible.
 
-  The middle of the first range of points in most of them; where that has no
-  end, just above its start; 0 where there is no interval.
+  The middle of the first range of such points; where that has no end, just
+  above its start; 0 where there is no interval.
   """
   kept = (low <= high) & np.isfinite(low)
   low, high = np.sort(low[kept]), np.sort(high[kept])

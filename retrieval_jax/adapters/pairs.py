@@ -105,16 +105,17 @@ class Pairs:
       yield first, total
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-  """Returns rows [n, D] divided by their norms; zero rows stay zero."""
-  norms = np.linalg.norm(rows, axis=1, keepdims=True)
-  return rows / np.where(norms > 0, norms, 1)
+def unit(vectors: np.ndarray) -> np.ndarray:
+  """Returns vectors [n, D] divided by their norms; zero vectors stay zero."""
+  norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+  return vectors / np.where(norms > 0, norms, 1)
 
 
-def check_unit(rows: np.ndarray, name: str, chunk_rows: int = 65536) -> None:
-  """Raises ValueError at the first row that is not finite or not of norm 1."""
-  for first in range(0, len(rows), chunk_rows):
-    chunk = np.asarray(rows[first:first + chunk_rows], np.float32)
+def check_unit(vectors: np.ndarray, name: str,
+               chunk_rows: int = 65536) -> None:
+  """Raises ValueError at the first that is not finite or not of norm 1."""
+  for first in range(0, len(vectors), chunk_rows):
+    chunk = np.asarray(vectors[first:first + chunk_rows], np.float32)
     norms = np.linalg.norm(chunk, axis=1)
     wrong = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))
     if len(wrong):

@@ -31,14 +31,14 @@ class XLState(NamedTuple):
     queries: state of the index of training queries.
     label_starts: [m + 1] int64, where the targets of each query start.
     label_rows: [P] int32, targets by query.
-    rows: [N, D], the targets themselves where missing='exact', else None.
+    vectors: [N, D], the targets themselves where missing='exact', else None.
     num_targets: N.
   """
   targets: Any
   queries: Any
   label_starts: np.ndarray
   label_rows: np.ndarray
-  rows: np.ndarray | None
+  vectors: np.ndarray | None
   num_targets: int
 
 
@@ -185,7 +185,7 @@ class PefaXL:
       lost = np.flatnonzero(~known)
       score[lost] = self.weight * np.einsum(
           'nd,nd->n', queries[rows[lost]],
-          np.asarray(state.rows[targets[lost]], np.float32))
+          np.asarray(state.vectors[targets[lost]], np.float32))
     score[np.searchsorted(everything, keys)] += (1 - self.weight) * votes
     return _first(rows, targets, score, len(queries), k)
 

@@ -49,8 +49,8 @@ def read(embeddings: str, *, qrels: str | None = None,
     train_split: judgements to fit to.
     dev_split: judgements to choose by; '' for none.
     test_split: judgements to report.
-    share: of the training queries, that are used at all.
-    dev_share: of these, that are held out to choose by where there is no
+    share: share of the training queries that is used at all.
+    dev_share: share of these that is held out to choose by, where there is no
       dev_split.
     pairs: names of further pairs to fit to: NAME for pairs-NAME.npy of the
       folder, or a file, with the target ids beside it.
@@ -119,7 +119,7 @@ def _normalized(side: embeddings_lib.Embeddings, wanted: bool
 
 def _pairs_of(qrels: datasets.Qrels, queries: embeddings_lib.Embeddings
               ) -> pairs_lib.Pairs:
-  """Returns the relevant pairs of a split; their queries, renumbered."""
+  """Returns the relevant pairs of a split, over none but its queries."""
   kept = qrels.grades > 0
   rows, places = np.unique(qrels.query_rows[kept], return_inverse=True)
   return pairs_lib.Pairs(np.asarray(queries.vectors[rows], np.float32), places,

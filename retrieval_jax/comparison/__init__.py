@@ -1,1 +1,1 @@
-"""Finished runs beside each other: tables, differences and figures."""
+"""Finished runs side by side: tables, differences and figures."""

@@ -16,14 +16,14 @@ class Difference:
 
   With as few seeds as are usual, look at all three answers: the interval
   assumes normal differences and is wide (for 3 seeds 2.5 standard deviations to
-  either side), the spreads assume nothing and promise no level. An interval
-  speaks of one difference: of twenty between methods that are equally good, one
-  leaves 0 out by chance.
+  either side), the spreads assume nothing and promise no level. An interval is
+  about one difference: of twenty between methods that are equally good, one
+  excludes 0 by chance.
 
   Attributes:
     method: the first method.
     against: the second.
-    points: mean of the first less mean of the second.
+    points: mean of the first minus mean of the second.
     paired: whether both have the same seeds. Then differences are taken seed
       by seed, which removes what a seed does to both alike.
     error: standard error of `points`: s / sqrt(n) of the differences if
@@ -45,7 +45,7 @@ class Difference:
   def verdict(self) -> str:
     """What of `exceeds_spread` can be said: 'yes', or 'no' and maybe why.
 
-    It is 'yes' only where the interval leaves 0 out as well.
+    It is 'yes' only where the interval excludes 0 as well.
     """
     if self.interval is None:
       return 'one seed'

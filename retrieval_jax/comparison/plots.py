@@ -1,8 +1,8 @@
 """Figures of finished runs: quality against cost, and scalars over steps.
 
 A group of seeds is drawn as its mean with a band from its least to its
-greatest value, or with such error bars where it has a single point. Groups
-look alike in all figures.
+greatest value, or with such error bars where it has a single point. A group
+looks the same in all figures.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -40,7 +40,7 @@ class FinishedRun:
   """What one workdir holds.
 
   Attributes:
-    name: short and unlike every other run's.
+    name: short, and different from every other run's.
     results: the content of results.json.
     config: the resolved config, {} if the run left none.
     log: the lines of metrics.jsonl, in order.
@@ -76,7 +76,7 @@ Groups = Mapping[str, Sequence[FinishedRun]]
 def in_sweep(folder: str) -> tuple[list[str], list[str]]:
   """Returns the finished and the unfinished runs among a folder's children.
 
-  Children that are no runs, such as the comparison, are passed over.
+  Children that are not runs, such as the comparison, are skipped.
 
   Raises:
     FileNotFoundError: if the folder holds no finished run.
@@ -233,7 +233,7 @@ _NO_METHOD = ('seed', 'workdir', 'log', 'checkpoint', 'profile', 'diagnostics',
 
 
 def _method_part(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what of a config tells methods apart beside the method's text."""
+  """Returns what tells methods apart in a config, besides the method's text."""
   return {name: value for name, value in config.items()
           if name not in _NO_METHOD}
 
@@ -264,7 +264,7 @@ def group_seeds(finished: Sequence[FinishedRun]
 
 
 def _method_name(members: Sequence[FinishedRun]) -> str:
-  """Returns what 'stale' is in '002_stale-seed3' and in 'stale_s0'."""
+  """Returns the 'stale' of '002_stale-seed3' and of 'stale_s0'."""
   name = re.sub(r'(^|/)\d{3,}_', r'\1', members[0].name)
   seed = '(seed|s)' if len(members) > 1 else 'seed'
   return re.sub(rf'[-_,.]?{seed}[-_=]?\d+$', '', name) or members[0].name

@@ -19,10 +19,10 @@ class Identity:
     del key, dim
     return ()
 
-  def apply(self, state: tuple[()], rows: types.TargetTable) -> jax.Array:
-    """Returns `rows.embeddings` [..., D] as float32."""
+  def apply(self, state: tuple[()], stale: types.TargetTable) -> jax.Array:
+    """Returns `stale.embeddings` [..., D] as float32."""
     del state
-    return rows.embeddings.astype(jnp.float32)
+    return stale.embeddings.astype(jnp.float32)
 
   def update(self, state: tuple[()], observation: types.Observation
              ) -> tuple[tuple[()], Mapping[str, jax.Array]]:

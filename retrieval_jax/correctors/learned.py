@@ -1,4 +1,4 @@
-"""What correctors share that learn from observations."""
+"""What correctors that learn from observations have in common."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from retrieval_jax import types
 
 
 class Learned:
-  """Options, and when they take effect, of a corrector that learns.
+  """The options of a corrector that learns, and when it takes effect.
 
   A subclass is a frozen dataclass whose state has `num_updates`, [] int32, the
   observations since `init`, and which defines `init`, `moved` and `update`.
@@ -19,7 +19,7 @@ class Learned:
 
   Attributes:
     num_anchors: rows drawn uniformly and encoded at each step for the corrector
-      to learn from; it has to be right where nothing is selected, too.
+      to learn from; it has to be right for rows that no sampler selects, too.
     use_after: observations after which it corrects; until then it learns, and
       rows are taken as they are. 0: from the first.
     keep_norm: rescale a corrected row to the norm of the stale one.
@@ -31,13 +31,13 @@ class Learned:
   keep_norm: bool
   reset_on_refresh: bool
 
-  def apply(self, state: Any, rows: types.TargetTable) -> jax.Array:
+  def apply(self, state: Any, stale: types.TargetTable) -> jax.Array:
     """Returns present embeddings [..., D] float32 of a slice of the table."""
-    moved = self.moved(state, rows)
+    moved = self.moved(state, stale)
     if not self.use_after:
       return moved
     return jnp.where(state.num_updates >= self.use_after, moved,
-                     rows.embeddings.astype(jnp.float32))
+                     stale.embeddings.astype(jnp.float32))
 
   def rebuild(self, state: Any, key: jax.Array, dim: int) -> Any:
     """Returns a new state, or the same if it is not to be reset."""
@@ -47,13 +47,13 @@ class Learned:
     """Returns the state that is the identity."""
     raise NotImplementedError
 
-  def moved(self, state: Any, rows: types.TargetTable) -> jax.Array:
+  def moved(self, state: Any, stale: types.TargetTable) -> jax.Array:
     """Returns what `apply` does once it is in use."""
     raise NotImplementedError
 
 
 def check_range(name: str, value: float, low: float,
-                high: float | None = None):
+                high: float | None = None) -> None:
   """Raises a ValueError unless low <= corrector.NAME < high."""
   if value < low or high is not None and value >= high:
     raise ValueError(

@@ -102,12 +102,12 @@ class Linear(learned.Learned):
         outputs=jnp.zeros((dim + 1, dim)),
         num_updates=jnp.zeros([], jnp.int32))
 
-  def moved(self, state: LinearState, rows: types.TargetTable) -> jax.Array:
+  def moved(self, state: LinearState, stale: types.TargetTable) -> jax.Array:
     """Returns A v + b [..., D] float32, of the norm of v if `keep_norm`."""
-    stale = rows.embeddings.astype(jnp.float32)
-    residual = maps.affine(stale, state.matrix[:-1], state.matrix[-1])
-    return (maps.moved(stale, residual) if self.keep_norm
-            else stale + residual)
+    vectors = stale.embeddings.astype(jnp.float32)
+    residual = maps.affine(vectors, state.matrix[:-1], state.matrix[-1])
+    return (maps.moved(vectors, residual) if self.keep_norm
+            else vectors + residual)
 
   def update(self, state: LinearState, observation: types.Observation
              ) -> tuple[LinearState, Mapping[str, jax.Array]]:
@@ -146,7 +146,7 @@ class Linear(learned.Learned):
                        ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows.
 
-    Two sums of outer products, and what solves: a Cholesky decomposition with
+    Two sums of outer products, and the solution: a Cholesky decomposition with
     D right-hand sides, or a singular value decomposition (22 D^3 in Golub & Van
     Loan's count) and a product.
     """

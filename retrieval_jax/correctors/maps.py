@@ -1,15 +1,16 @@
 """Arithmetic that correctors share."""
 
-import jax.numpy as jnp
+import jax
+from jax import numpy as jnp
 
 
-def affine(x, kernel, bias):
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   """Returns x W + b, [..., D] -> [..., H]."""
   product = x @ kernel
   return product + jnp.broadcast_to(bias, product.shape)
 
 
-def moved(stale, residual):
+def moved(stale: jax.Array, residual: jax.Array) -> jax.Array:
   """Returns (v + r) |v| / |v + r|, [..., D]; exactly v where r is zero."""
   norm = lambda x: jnp.sqrt(jnp.maximum(
       jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-30))

@@ -62,7 +62,7 @@ class MLP(learned.Learned):
     hidden: width of the network.
     learning_rate: peak rate of Psi, constant after the warm-up.
     warmup_steps: training steps over which the rate rises linearly, counted
-      anew after a reset.
+      again after a reset.
     updates_per_step: optimizer steps on each observation, at least 1.
     weight_decay: decoupled decay of W1 and W2 per unit of learning rate.
     distribution_weight: w; 0 leaves the divergence out.
@@ -110,10 +110,10 @@ class MLP(learned.Learned):
         opt_state=self._optimizer().init(params),
         step=jnp.zeros([], jnp.int32), num_updates=jnp.zeros([], jnp.int32))
 
-  def moved(self, state: MLPState, rows: types.TargetTable) -> jax.Array:
-    """Returns h(v) [..., D] float32 of the rows' stale embeddings v."""
+  def moved(self, state: MLPState, stale: types.TargetTable) -> jax.Array:
+    """Returns h(v) [..., D] float32 of the stale embeddings v."""
     params = state.average if self.average_decay else state.params
-    return self._correct(params, rows, state.step)
+    return self._correct(params, stale, state.step)
 
   def update(self, state: MLPState, observation: types.Observation
              ) -> tuple[MLPState, Mapping[str, jax.Array]]:
@@ -136,7 +136,7 @@ class MLP(learned.Learned):
     if self.average_decay:
       average = optax.incremental_update(
           params, average, 1 - self.average_decay)
-    # Without a row, weight decay and moments would move on all the same.
+    # Without a row, weight decay and moments would still change the network.
     seen = observation.mask.any()
     keep = lambda new, old: jax.tree.map(
         lambda a, b: jnp.where(seen, a, b), new, old)
@@ -154,12 +154,12 @@ class MLP(learned.Learned):
     return optax.adamw(
         rate, weight_decay=self.weight_decay, mask=decayed)
 
-  def _correct(self, params, rows, step):
-    stale = rows.embeddings.astype(jnp.float32)
+  def _correct(self, params, stale, step):
+    vectors = stale.embeddings.astype(jnp.float32)
     hidden = maps.affine(
-        stale, params['hidden']['kernel'], params['hidden']['bias'])
+        vectors, params['hidden']['kernel'], params['hidden']['bias'])
     if self.condition_on_age:
-      age = jnp.maximum(tables.age(rows, step), 0).astype(jnp.float32)
+      age = jnp.maximum(tables.age(stale, step), 0).astype(jnp.float32)
       age = (age / (age + _AGE_SCALE))[..., None]
       hidden += age * jnp.broadcast_to(params['hidden']['age'], hidden.shape)
     residual = maps.affine(
@@ -167,7 +167,8 @@ class MLP(learned.Learned):
         params['output']['bias'])
     if self.condition_on_age:
       residual *= age
-    return maps.moved(stale, residual) if self.keep_norm else stale + residual
+    return (maps.moved(vectors, residual) if self.keep_norm
+            else vectors + residual)
 
   def _loss(self, params, observation):
     stale, mask = observation.stale, observation.mask
@@ -176,8 +177,8 @@ class MLP(learned.Learned):
     distance = jnp.sum(jnp.square(corrected - observation.fresh), axis=-1)
     loss = jnp.where(mask, distance, 0.0).sum() / count
     if self.distribution_weight:
-      log_softmax = lambda rows: jax.nn.log_softmax(jnp.where(
-          mask, observation.scale * observation.queries @ rows.T, -1e30))
+      log_softmax = lambda targets: jax.nn.log_softmax(jnp.where(
+          mask, observation.scale * observation.queries @ targets.T, -1e30))
       target, ours = log_softmax(observation.fresh), log_softmax(corrected)
       divergence = jnp.sum(jnp.exp(target) * (target - ours), axis=1).mean()
       loss += self.distribution_weight * divergence
@@ -191,9 +192,9 @@ class MLP(learned.Learned):
                        ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows.
 
-    Of the network the pass forward and, without the gradient of its input,
-    three halves of it back. Of the divergence the logits of fresh rows, and
-    those of corrected ones with their gradient.
+    For the network the forward pass and, as its input needs no gradient, one
+    and a half times that backward. For the divergence the logits of fresh rows,
+    and those of corrected ones with their gradient.
     """
     network = 10. * dim * self.hidden
     divergence = 6. * num_queries * dim if self.distribution_weight else 0.

@@ -22,7 +22,7 @@ from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
 _FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
-_Rows = Mapping[str, Mapping[str, int]]  # 'queries' or 'corpus' -> id -> row
+_RowOf = Mapping[str, Mapping[str, int]]  # 'queries' or 'corpus' -> id -> row
 
 
 class Reader(Protocol):
@@ -65,7 +65,7 @@ class Qrels:
   """Judgements of one split, sorted by (query_row, corpus_row).
 
   A grade above 0 is relevant, 0 is not relevant. A target with a grade below 0
-  ("junk") is no answer either, and measures count it as one that is not
+  ("junk") is not an answer either, and measures count it as one that is not
   judged: it keeps its rank and gains nothing. But it is too close to an answer
   to learn from as a negative, so training and mining leave it out like a
   positive.
@@ -402,7 +402,7 @@ def read_qrels(records: Iterable[tuple[str, str, int, str]],
   return Qrels.from_triples(np.column_stack([pairs.reshape(-1, 2), values]))
 
 
-def _read_qrels(source: Reader, split: str, rows: _Rows) -> Qrels:
+def _read_qrels(source: Reader, split: str, rows: _RowOf) -> Qrels:
   """Returns the judgements of a split; each of its queries has a positive."""
   qrels = read_qrels(source.qrels(split), functools.partial(_row, rows))
   if not len(qrels.grades):
@@ -424,7 +424,7 @@ def _read_qrels(source: Reader, split: str, rows: _Rows) -> Qrels:
   return qrels
 
 
-def _read_candidates(source: Reader, split: str, rows: _Rows) -> np.ndarray:
+def _read_candidates(source: Reader, split: str, rows: _RowOf) -> np.ndarray:
   """Returns the candidates of a split, checked and sorted, [C] _CANDIDATE."""
   read = getattr(source, 'candidates', None)
   if read is None:
@@ -455,7 +455,7 @@ def _read_candidates(source: Reader, split: str, rows: _Rows) -> np.ndarray:
   return records[~again]
 
 
-def _row(rows: _Rows, column: str, name: str, where: str) -> int:
+def _row(rows: _RowOf, column: str, name: str, where: str) -> int:
   """Returns the row of an id, or raises where it is unknown."""
   if name not in rows[column]:
     raise errors.DataError(

@@ -26,7 +26,7 @@ _KINDS = ('.npy', '.npz', '.safetensors')
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embeddings:
-  """Rows and their names.
+  """Vectors and their ids.
 
   Attributes:
     vectors: [n, D] floats, memory-mapped where the file allows it.

@@ -49,7 +49,7 @@ class TrainBatches:
 
   Args:
     qrels: judgements of the training split; its queries are those with a
-      positive, in every epoch each once.
+      positive, each of them once per epoch.
     query_tokens: by query row.
     target_tokens: by corpus row.
     batch_size: B, over all processes.
@@ -137,7 +137,7 @@ class TrainBatches:
 
   def _pick_candidates(self, epochs: np.ndarray, queries: np.ndarray,
                        targets: np.ndarray) -> types.Candidates | None:
-    """Returns types.Candidates of visits to queries; None where none is asked.
+    """Returns the types.Candidates of visits, None where none are asked for.
 
     Args:
       epochs: [b], of the visits.

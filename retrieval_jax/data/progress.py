@@ -13,7 +13,7 @@ _LINE_EVERY_SECONDS = 10.0
 
 def track(items: Iterable[T], what: str, *, total: int | None = None,
           unit: str = 'texts', show: bool = True) -> Iterator[T]:
-  """Yields `items` unchanged while showing how far the pass is, on stderr.
+  """Yields `items` unchanged while showing how far the pass has got, on stderr.
 
   On a terminal this is a tqdm bar; in a log file, a line every ten seconds,
   so that short passes stay silent.

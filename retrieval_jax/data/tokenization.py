@@ -172,7 +172,7 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
 
   Raises:
     FileNotFoundError: where there is no such file.
-    ValueError: where it is no tokenizer, or has no padding token.
+    ValueError: where it is not a tokenizer, or has no padding token.
   """
   import tokenizers
   file = os.path.join(path, 'tokenizer.json') if os.path.isdir(path) else path
@@ -208,7 +208,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   hash map, and numbers break ties between merges. So these are numbered here.
 
   Args:
-    texts: goes through them twice.
+    texts: read twice.
     vocab_size: at most so many tokens, the four special ones included.
     min_frequency: a pair that occurs less often is not merged.
 
@@ -228,7 +228,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
         'special tokens and hold some pieces; a few thousand is usual.')
   if isinstance(texts, Iterator):
     raise ValueError(
-        'texts must be gone through twice: give a sequence, not an iterator.')
+        'texts are read twice: give a sequence, not an iterator.')
   normalizer = normalizers.BertNormalizer(lowercase=True)
   characters = _characters(texts, normalizer, vocab_size)
   first = [*_SPECIAL_TOKENS, *characters, *(f'##{c}' for c in characters)]
@@ -240,7 +240,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
       # "Special" gives them the first numbers, in this order.
       special_tokens=first, initial_alphabet=characters,
       limit_alphabet=len(characters), show_progress=False))
-  # A new object, in which the pieces of one character are no special tokens.
+  # A new object, in which the pieces of one character are not special tokens.
   vocabulary = dict(sorted(trained.get_vocab().items(), key=lambda x: x[1]))
   encoder = tokenizers.Tokenizer(
       models.WordPiece(vocabulary, unk_token='[UNK]'))
@@ -334,7 +334,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   if len(lengths) != len(texts):
     raise errors.DataError(
         f'{folder} holds {len(lengths)} texts under key {key!r}, but '
-        f'{len(texts)} came: the key must change with the texts. Use the '
+        f'{len(texts)} were given: the key must change with the texts. Use the '
         'dataset\'s fingerprint in it, or delete that folder.')
   return TokenStore(tokens, lengths, tokenizer.pad_id)
 

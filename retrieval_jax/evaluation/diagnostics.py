@@ -1,8 +1,8 @@
 """How good the remembered distribution is, against brute force.
 
 Nothing here is cheap: all N targets have to be encoded afresh first. It is run
-on a probe batch, now and then, to see what staleness does and what a
-corrector takes back.
+on a probe batch, now and then, to see what staleness does and what a corrector
+makes up for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ _TINY = 1e-30
 def sample_queries(query_ids: Sequence[str], num_queries: int) -> np.ndarray:
   """Returns which queries to look at, [n] int, n at most `num_queries`.
 
-  Those whose ids have the smallest hashes: a sample that stays the same from
-  look to look and run to run, and has nothing to do with the order of the
-  queries, which in many data sets goes by kind.
+  Those whose ids have the smallest hashes: a sample that is the same in every
+  look and every run, and does not depend on the order of the queries, which
+  many data sets sort by kind.
 
   Args:
     query_ids: of all queries to choose from.
@@ -36,7 +36,8 @@ def sample_queries(query_ids: Sequence[str], num_queries: int) -> np.ndarray:
   return np.sort(np.array(order[:num_queries], np.int64))
 
 
-def approximation(queries: jax.Array, fresh: np.ndarray, view: types.View, *,
+def approximation(queries: jax.Array | np.ndarray, fresh: np.ndarray,
+                  view: types.View, *,
                   known_positives: np.ndarray | None = None,
                   positive_ids: np.ndarray | None = None,
                   proposal: types.Proposal | None = None, k: int = 100,
@@ -150,11 +151,11 @@ def _shrink(chunk_rows: int, num_targets: int, num_devices: int) -> int:
 
 def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
                fresh: np.ndarray, *, num_steps: int, num_rows: int = 4096,
-               seed: int = 0):
-  """Returns the state of a corrector that was shown fresh targets at will.
+               seed: int = 0) -> Any:
+  """Returns the state of a corrector fitted to fresh embeddings of all targets.
 
-  No run can afford it. It bounds what a corrector of this kind can make of the
-  remembered rows: what is left is not in them (ours).
+  No run can afford this. It bounds what a corrector of this kind can get out of
+  the remembered rows; the rest of the error is beyond it (ours).
 
   Args:
     corrector: whose `update` looks at rows only, not at queries.
@@ -162,7 +163,7 @@ def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
     fresh: [N, D] float, fresh embeddings of all targets, in corpus order.
     num_steps: updates.
     num_rows: rows that each of them sees.
-    seed: of the drawing and of the corrector's start.
+    seed: of the draws and of the corrector's first state.
   """
   rng = np.random.default_rng(seed)
   ids = np.asarray(table.ids)
@@ -182,7 +183,7 @@ def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
 
 
 class _Probe:
-  """The arrays that both passes walk over, and how they walk."""
+  """The arrays that both passes go over, chunk by chunk."""
 
   def __init__(self, queries, fresh, view, known_positives, mesh, chunk_rows,
                k):
@@ -324,8 +325,8 @@ def _accumulate_partition(carry, queries, scale, known_positives, ids, fresh,
   add = lambda log_z, logits: jnp.logaddexp(
       log_z, jax.nn.logsumexp(logits, axis=1))
   norm = jnp.maximum(jnp.sum(fresh**2, axis=1), _TINY)
-  drift = lambda rows: jnp.sum(jnp.where(
-      live, jnp.sum((rows.astype(jnp.float32) - fresh)**2, axis=1) / norm, 0))
+  drift = lambda vectors: jnp.sum(jnp.where(live, jnp.sum(
+      (vectors.astype(jnp.float32) - fresh)**2, axis=1) / norm, 0))
   return {
       'log_z': add(carry['log_z'], exact),
       'log_z_live': add(carry['log_z_live'], exact_live),

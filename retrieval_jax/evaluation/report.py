@@ -20,7 +20,7 @@ def write_results(workdir: str, results: Mapping[str, Any]) -> str:
   """Writes results.json whole or not at all, and returns its path.
 
   Numbers of numpy and jax become plain ones; infinities and nan become null,
-  because strict JSON has no word for them.
+  which strict JSON cannot express.
   """
   path = os.path.join(workdir, RESULTS_FILE)
   files.write_json(path, _plain(results))
@@ -30,7 +30,8 @@ def write_results(workdir: str, results: Mapping[str, Any]) -> str:
 def is_finished(workdir: str) -> bool:
   """Returns whether a run in `workdir` has written its final results.
 
-  Those of an evaluation half-way have fewer steps than their config asks for.
+  Results of an evaluation half-way through have fewer steps than their config
+  asks for.
   """
   if not os.path.exists(os.path.join(workdir, RESULTS_FILE)):
     return False

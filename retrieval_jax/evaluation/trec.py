@@ -23,7 +23,6 @@ T = TypeVar('T', int, float)
 Judgements = Mapping[str, Mapping[str, int]]
 """query id -> corpus id -> grade; grades above 0 are relevant."""
 
-
 _NOT_PLAIN = re.compile(r'\s|%(?={)')
 _ESCAPE = re.compile(r'%{([0-9A-F]{1,5})}')
 
@@ -44,8 +43,6 @@ def encode_id(text: str) -> str:
 def decode_id(text: str) -> str:
   """Returns the id that `encode_id` made `text` of."""
   return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
-
-
 
 
 def _encoded_unique(query_id: str, ids: Sequence[str]) -> list[str]:

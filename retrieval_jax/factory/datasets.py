@@ -3,6 +3,8 @@
 import dataclasses
 import os
 
+from ml_collections import config_dict
+
 from retrieval_jax import data
 from retrieval_jax.factory import registries
 from retrieval_jax.models import pretrained
@@ -12,12 +14,12 @@ from retrieval_jax.models import sentence_modules
 _IN_CACHE = {'wordnet': 'tfds'}
 
 
-def cache(config):
+def cache(config: config_dict.ConfigDict) -> str:
   """Returns the folder of prepared data that the config names, absolute."""
   return os.path.expanduser(config.data.cache)
 
 
-def make_reader(source, path, cache):
+def make_reader(source: str, path: str, cache: str) -> data.Reader:
   """Returns the dataset.Reader of a format.
 
   Args:
@@ -36,12 +38,12 @@ def make_reader(source, path, cache):
   if not path:
     raise ValueError(
         f'--config.data.source={source} needs --config.data.path=DIR '
-        '(--path of experiments.convert), or a file or a name, as the README '
-        'says under "Your data".')
+        '(--path of experiments.convert), or a file or a name; docs/data.md '
+        'says which.')
   return make(path)
 
 
-def make_dataset(config) -> data.RetrievalDataset:
+def make_dataset(config: config_dict.ConfigDict) -> data.RetrievalDataset:
   """Returns the prepared data set; prepares it on the first call."""
   reader = make_reader(config.data.source, config.data.path, cache(config))
   if config.data.num_targets:
@@ -61,7 +63,8 @@ def make_dataset(config) -> data.RetrievalDataset:
   return dataset
 
 
-def make_tokenizer(config, dataset) -> data.Tokenizer:
+def make_tokenizer(config: config_dict.ConfigDict,
+                   dataset: data.RetrievalDataset) -> data.Tokenizer:
   """Returns the tokenizer at tokenizer.path, or one trained on the corpus."""
   given = os.path.expanduser(config.tokenizer.path)
   if os.path.isfile(given):
@@ -77,11 +80,13 @@ def make_tokenizer(config, dataset) -> data.Tokenizer:
   return data.load_tokenizer(path)
 
 
-def make_tokens(config, dataset, tokenizer):
+def make_tokens(config: config_dict.ConfigDict, dataset: data.RetrievalDataset,
+                tokenizer: data.Tokenizer
+                ) -> tuple[data.TokenStore, data.TokenStore]:
   """Returns the TokenStores of the queries and of the targets."""
   folder = os.path.join(dataset.folder, 'tokens')
   options = config.model
-  return tuple(
+  queries, targets = (
       data.tokenize(texts, dataclasses.replace(tokenizer, prompt=prompt),
                     length, folder, key)
       for texts, prompt, length, key in (
@@ -89,3 +94,4 @@ def make_tokens(config, dataset, tokenizer):
            config.data.query_length, 'queries'),
           (dataset.corpus_texts, options.target_prompt,
            config.data.target_length, 'targets')))
+  return queries, targets

@@ -49,14 +49,14 @@ def get_config() -> config_dict.ConfigDict:
   config.model.num_heads = 4
   config.model.intermediate_size = 512
   # 'auto', and normalize unset: as the encoder's folder says, else by mean,
-  # to length one, without prompts. Prompts stand before each text as they are.
+  # to length one, without prompts. Prompts go before each text as they are.
   config.model.pooling = 'auto'
   config.model.normalize = config_dict.placeholder(bool)
   config.model.query_prompt = 'auto'
   config.model.target_prompt = 'auto'
   config.model.projection = 0  # dimension of a new linear head; 0: no new one
   config.model.tied = True  # one tower for queries and targets
-  # beta, the inverse temperature (start if learned); 0: an exported folder's.
+  # beta, the inverse temperature (initial if learned); 0: an exported folder's.
   config.model.scale = 20.0
   config.model.learn_scale = False
   config.model.dtype = 'auto'  # of matmuls: bfloat16 where native, or float32
@@ -83,7 +83,7 @@ def get_config() -> config_dict.ConfigDict:
   config.corrector.name = 'identity'  # or 'linear', 'mlp'; all numbers [ours]
   config.corrector.num_anchors = 0  # uniform rows per step to learn from
   config.corrector.use_after = 0  # steps of learning before it corrects
-  config.corrector.reset_on_refresh = True  # start anew when all is re-encoded
+  config.corrector.reset_on_refresh = True  # start over when all is re-encoded
   config.corrector.keep_norm = True  # False where model.normalize is
   config.corrector.hidden = 256  # this and the next six: of 'mlp' only
   config.corrector.learning_rate = 1e-3
@@ -102,7 +102,7 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.num_negatives = 1  # K
   config.sampler.shortlist = 64  # rows kept by 'top_k_gumbel' and 'bucketed'
   config.sampler.pool_size = 4096  # of 'stochastic' and 'simans'
-  config.sampler.depth = config_dict.placeholder(int)  # 'top_k': K of so many
+  config.sampler.depth = config_dict.placeholder(int)  # top_k: K of this many
   # a and b of exp(-a (s - s+ - b)^2), s unscaled. [ours]: for cosines, whose
   # gaps are about 0.1.
   config.sampler.simans_a = 100.0
@@ -117,7 +117,7 @@ def get_config() -> config_dict.ConfigDict:
   config.estimator.columns = 'all'
   config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
   config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
-  # The same as of the sampler, for all columns, by fresh scores.
+  # As for the sampler, but for all columns and by fresh scores.
   config.estimator.max_share = config_dict.placeholder(float)
   config.estimator.min_margin = config_dict.placeholder(float)
 

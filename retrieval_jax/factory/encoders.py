@@ -6,11 +6,13 @@ import os
 import warnings
 
 import jax
-import ml_collections
+from ml_collections import config_dict
 
+from retrieval_jax import data
 from retrieval_jax import keys
 from retrieval_jax import runtime
 from retrieval_jax import sharding
+from retrieval_jax import types
 from retrieval_jax.factory import registries
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import pretrained
@@ -19,14 +21,16 @@ from retrieval_jax.models import transformer
 from retrieval_jax.training import checkpoint
 
 
-def make_layout(config, mesh) -> sharding.Layout:
+def make_layout(config: config_dict.ConfigDict,
+                mesh: jax.sharding.Mesh) -> sharding.Layout:
   """Returns where the parameters and the optimizer's moments live."""
   min_sizes = {'replicated': None, 'sharded': config.sharding.min_size}
   return sharding.Layout(mesh, registries.choose(
       min_sizes, 'sharding.parameters', config.sharding.parameters))
 
 
-def make_model(config, tokenizer):
+def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer
+               ) -> tuple[dual_encoder.DualEncoder, types.Params]:
   """Returns (DualEncoder, params), the initial parameters on the host."""
   options = config.model
   towers, dense = (), None
@@ -71,7 +75,7 @@ def _pretrained_towers(options):
   loaded = [
       pretrained.load_pretrained(folder, num_layers=options.num_layers or None)
       for folder in pretrained.tower_folders(options.pretrained)]
-  # An explicit projection is one of our own; `settled` gives notice.
+  # An explicit projection is a new layer; `settled` warns of that.
   denses = [None if options.projection else head.dense for _, _, head in loaded]
   shapes = [(architecture, dense and (dense.activation, [
       (name, value.shape) for name, value in dense.params().items()]))
@@ -87,7 +91,7 @@ def _pretrained_towers(options):
 
 
 def _check_tokens(config, tokenizer, architecture):
-  """Raises where the tokens that come are not those the encoder knows."""
+  """Raises where the tokenizer's tokens are not those the encoder knows."""
   path, encoder = (f'--config.tokenizer.path={config.tokenizer.path!r}',
                    f'--config.model.pretrained={config.model.pretrained!r}')
   if tokenizer.vocab_size > architecture.vocab_size:
@@ -108,12 +112,12 @@ def _check_tokens(config, tokenizer, architecture):
           f'{encoder}; lower it.')
 
 
-def settled(config):
+def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """Returns a copy of a config without options that say "as the folder has it".
 
   These are tokenizer.path, pooling, normalize, query_prompt, target_prompt and
   scale of model, and query_length and target_length of data. An option that
-  says otherwise than the folder at model.pretrained wins, with a warning.
+  differs from the folder at model.pretrained wins, with a warning.
 
   Args:
     config: ConfigDict; options that it lacks (an older run's) stay absent.
@@ -127,7 +131,7 @@ def settled(config):
            for folder in (pretrained.tower_folders(name) if name else ())
            ] or [sentence_modules.Head()]
   queries, targets = heads[0], heads[-1]
-  # option, what stands for the folder's, the folder's, where that says nothing
+  # option, value that leaves it to the folder, the folder's, else the default
   for option, left_open, found, usual in (
       ('tokenizer.path', 'auto', name, ''),
       ('model.pooling', 'auto', queries.pooling, 'mean'),
@@ -174,7 +178,7 @@ def _started(config, model, params):
         f'--config.model.start_from={config.model.start_from} holds no '
         'checkpoints; name the --workdir of a run of experiments.train.')
   with checkpoint.Checkpoints(folder) as saved:
-    theirs = settled(ml_collections.ConfigDict(
+    theirs = settled(config_dict.ConfigDict(
         saved.restore_meta()['config'])).to_dict()
     ours = config.to_dict()
     try:

@@ -1,9 +1,11 @@
 """Everything a config stands for, built and checked."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
 import jax
+from ml_collections import config_dict
 import numpy as np
 
 from retrieval_jax import compatibility
@@ -11,6 +13,7 @@ from retrieval_jax import data
 from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
 from retrieval_jax import sharding
+from retrieval_jax import types
 from retrieval_jax.data import progress
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
@@ -39,7 +42,7 @@ class Experiment:
     params: its initial parameters.
     method: method.Method.
   """
-  config: Any
+  config: config_dict.ConfigDict
   mesh: jax.sharding.Mesh
   layout: sharding.Layout
   dataset: data.RetrievalDataset
@@ -47,16 +50,18 @@ class Experiment:
   query_tokens: data.TokenStore
   target_tokens: data.TokenStore
   model: dual_encoder.DualEncoder
-  params: Any
+  params: types.Params
   method: methods.Method
 
-  def tokenize_queries(self, texts):
+  def tokenize_queries(self, texts: Sequence[str]
+                       ) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens [n, Lq] int32 and lengths [n] int32, prompt included."""
     return dataclasses.replace(
         self.tokenizer, prompt=self.config.model.query_prompt).encode_batch(
             texts, self.config.data.query_length)
 
-  def embed_targets(self, params, ids=None):
+  def embed_targets(self, params: types.Params, ids: np.ndarray | None = None
+                    ) -> np.ndarray:
     """Returns embeddings [n, D] float32 of the targets `ids`, or of all.
 
     On the host; shows progress on stderr, of the first process only.
@@ -67,26 +72,31 @@ class Experiment:
       return self._embed(self.model.encode_targets, params, self.target_tokens,
                          rows=ids, progress=add)
 
-  def targets_of(self, params, rows):
+  def targets_of(self, params: types.Params, table_embeddings: Any
+                 ) -> np.ndarray:
     """Returns the embeddings [N, D] float32 that the corpus is searched by.
 
-    Where the table's rows are the targets of the loss they are those, else what
-    the target tower makes of the corpus.
+    They are those of the table where its rows are the targets of the loss, else
+    what the target tower makes of the corpus.
 
     Args:
       params: of the model.
-      rows: [M, D], embeddings of the run's table; read in the former case only.
+      table_embeddings: [M, D], of the run's table; read in the former case
+        only.
     """
     if self.method.targets.source == 'encoder':
       return self.embed_targets(params)
-    return np.asarray(rows[:len(self.target_tokens)], np.float32)
+    return np.asarray(
+        table_embeddings[:len(self.target_tokens)], np.float32)
 
-  def embed_queries(self, params, rows=None):
+  def embed_queries(self, params: types.Params, rows: np.ndarray | None = None
+                    ) -> np.ndarray:
     """Returns embeddings [n, D] float32 of the queries in `rows`, or of all."""
     return self._embed(self.model.encode_queries, params, self.query_tokens,
                        rows=rows)
 
-  def embed_texts(self, params, texts):
+  def embed_texts(self, params: types.Params, texts: Sequence[str]
+                  ) -> np.ndarray:
     """Returns embeddings [n, D] float32 of texts by the query tower."""
     tokens, lengths = self.tokenize_queries(texts)
     return self._embed(
@@ -99,24 +109,25 @@ class Experiment:
         batch_tokens=self.config.encoding.batch_tokens,
         buckets=tuple(self.config.encoding.buckets), **options)
 
-  def first_ids(self):
+  def first_ids(self) -> np.ndarray:
     """Returns the corpus ids [n] that the memory holds before step 0."""
     return self.method.memory.first_ids(
         len(self.target_tokens), self.config.seed)
 
-  def make_table(self, embeddings, step=0):
+  def make_table(self, embeddings: Any, step: int = 0) -> types.TargetTable:
     """Returns the memory of the method, which holds `first_ids`.
 
     Args:
-      embeddings: [n, D] float32, of the targets `first_ids`; not looked at
-        where it holds none.
+      embeddings: [n, D] float32, of the targets `first_ids`; ignored where
+        there are none.
       step: the step whose parameters made them.
     """
     return self.method.memory.create(
         embeddings, self.first_ids(), dim=self.model.dim, mesh=self.mesh,
         step=step)
 
-  def make_step(self):
+  def make_step(self) -> tuple[
+      steps.TrainStep, Callable[[int], jax.Array]]:
     """Returns (TrainStep, optimizer schedule)."""
     optimizer, schedule = optimizers.make_optimizer(
         **self.config.optimizer,
@@ -134,13 +145,13 @@ class Experiment:
         encode_by, self.method, optimizer, mesh=self.mesh,
         seed=self.config.seed, layout=self.layout), schedule
 
-  def make_gather(self):
+  def make_gather(self) -> Callable[[jax.Array], jax.Array]:
     """Returns the function from corpus ids to target tokens."""
     kind = (target_tokens.DeviceTokens if self.config.data.tokens_on_device
             else target_tokens.HostTokens)
     return kind(self.target_tokens, self.mesh)
 
-  def make_batches(self):
+  def make_batches(self) -> data.TrainBatches:
     """Returns the training batches, addressed by step."""
     split = self.config.data.train_split
     return data.TrainBatches(
@@ -151,7 +162,8 @@ class Experiment:
         num_candidates=self.method.num_candidates)
 
 
-def build(config, *, num_devices=None) -> Experiment:
+def build(config: config_dict.ConfigDict, *,
+          num_devices: int | None = None) -> Experiment:
   """Returns the Experiment for `config`; raises ValueError on bad options."""
   mesh = sharding.make_mesh(num_devices)
   if config.profile.num_steps and config.profile.start < 1:

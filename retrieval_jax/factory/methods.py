@@ -21,7 +21,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
   Args:
     config: as `settled` returns it.
     num_targets: N.
-    num_queries: of all splits, which the samplers' query ids number.
+    num_queries: number of queries of all splits, which query ids index.
 
   Raises:
     ValueError: for options that cannot work, alone or together.

@@ -33,6 +33,6 @@ def make(name: str, mesh: jax.sharding.Mesh, **options: Any) -> Any:
   for option in options:
     if option not in known - {'mesh'}:
       raise ValueError(
-          f'{option} is no option of the index {name!r}, which has '
+          f'{option} is not an option of the index {name!r}, which has '
           f'{", ".join(sorted(known - {"mesh"}))}; leave it out.')
   return INDEXES[name](**({'mesh': mesh} if 'mesh' in known else {}), **options)

@@ -82,7 +82,7 @@ class ExactIndex:
 
 @functools.partial(jax.jit, static_argnames=('k', 'mesh', 'chunk_rows'))
 def _search(queries, state, exclude, *, k, mesh, chunk_rows):
-  view = View(state, lambda rows: rows.embeddings.astype(jnp.float32),
+  view = View(state, lambda stale: stale.embeddings.astype(jnp.float32),
               jnp.ones(()), Scan(mesh, chunk_rows))
   # Row i of a corpus table holds id i, so rows need no translation.
   return scoring.top_k(queries, view, k, exclude_rows=exclude)

@@ -41,7 +41,7 @@ class FaissFlat:
       ModuleNotFoundError: without faiss; the message says how to install it.
     """
     try:
-      import faiss  # Optional, and only this method wants it.
+      import faiss  # Optional: only this method needs it.
     except ModuleNotFoundError as error:
       raise ModuleNotFoundError(
           'This index needs the package faiss, which is not installed; '

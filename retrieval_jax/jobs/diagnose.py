@@ -21,7 +21,7 @@ def run(workdir: str, *, bounds: bool = False
 
   Args:
     workdir: folder of the run.
-    bounds: also compare it as corrected by what was fitted to all targets.
+    bounds: also compare it as moved by correctors fitted to all targets.
 
   Returns:
     {corrector: what `diagnostics.approximation` found}, 'this run' first, and

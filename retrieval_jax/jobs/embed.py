@@ -61,8 +61,8 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
     name = pair.partition('=')[0]
     if name in texts:
       raise ValueError(
-          f'--pairs={pair}: {name!r} comes twice; rename the field in one of '
-          'the files.')
+          f'--pairs={pair}: {name!r} is given twice; rename the field in one '
+          'of the files.')
     texts[name] = _texts(pair, dataset)  # before the hours of embedding
 
   def cut(vectors):

@@ -56,7 +56,7 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
   if dims is not None:
     matryoshka.check_dims(dims, retriever.model.dim, '--dims')
   found = of_params(
-      experiment, retriever.params, retriever.table_rows,
+      experiment, retriever.params, retriever.table_embeddings,
       _checked_splits(names, experiment), workdir=workdir, measures=measures,
       dims=dims)
   results = _results_so_far(experiment, workdir, retriever.step)
@@ -67,7 +67,7 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
 
 
 def of_params(experiment: factory.Experiment, params: types.Params,
-              table_rows: Any, names: Sequence[str], *,
+              table_embeddings: Any, names: Sequence[str], *,
               targets: np.ndarray | None = None, workdir: str | None = None,
               measures: Sequence[str] = measures_lib.MEASURES,
               dims: Sequence[int] | None = None) -> Measures:
@@ -78,20 +78,20 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   Args:
     experiment: factory.Experiment.
     params: the model's parameters.
-    table_rows: [M, D], embeddings of the run's table, see
+    table_embeddings: [M, D], of the run's table, see
       `Experiment.targets_of`.
     names: splits to evaluate.
     targets: [N, D] float32, embeddings of the corpus if there are any already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
     measures: names of ir-measures.
-    dims: prefixes to measure beside whole embeddings, brought to length one
-      where the model does so with those; None for `evaluation.dims`.
+    dims: prefixes to measure besides whole embeddings, normalised where the
+      model normalises those; None for `evaluation.dims`.
   """
   config, dataset = experiment.config, experiment.dataset
   if not names:
     return {}
   if targets is None:
-    targets = experiment.targets_of(params, table_rows)
+    targets = experiment.targets_of(params, table_embeddings)
   rows = np.concatenate([dataset.qrels[name].queries() for name in names])
   queries = experiment.embed_queries(params, rows)
 
@@ -149,7 +149,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     if workdir or config:
       raise ValueError(
           'Expected one of --workdir, --config and --embeddings to embed the '
-          'queries, got more.')
+          'queries, got several.')
     mesh, drop = sharding.make_mesh(), False
     queries = embeddings_lib.read(embeddings, 'queries')
     index, state, corpus_ids = store.load(folder, mesh, 4096)
@@ -180,7 +180,7 @@ def flat(measures: Measures) -> dict[str, float]:
 
 
 class _Judged(NamedTuple):
-  """What of a dataset `_measure` reads."""
+  """The part of a dataset that `_measure` reads."""
   corpus_ids: Sequence[str]
   query_ids: Sequence[str]
   qrels: Mapping[str, Any]
@@ -220,7 +220,7 @@ def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
 
 def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
                     ) -> dict[str, Any]:
-  """Returns results.json as it stands, or as a run that got to `step` has it.
+  """Returns results.json as it is, or what it would be for a run at `step`.
 
   Args:
     experiment: factory.Experiment.

@@ -35,7 +35,7 @@ def make_hooks(experiment: factory.Experiment,
     chosen.append(hooks.ReencodeHook(
         reencode, experiment.method.refresh.reencode_every))
   if config.evaluation.every:
-    chosen.append(EvaluateHook(
+    chosen.append(EvaluateDevHook(
         lambda state: evaluate_dev(experiment, state), config.evaluation.every))
   if config.diagnostics.every:
     chosen.append(hooks.DiagnosticsHook(
@@ -51,8 +51,8 @@ def make_hooks(experiment: factory.Experiment,
   return chosen
 
 
-class EvaluateHook(hooks.EvaluateHook):
-  """Dev evaluation on its period only: the end has its own."""
+class EvaluateDevHook(hooks.EvaluateHook):
+  """Dev evaluation on its period only: at the end all splits are evaluated."""
   at_finish = False
 
 

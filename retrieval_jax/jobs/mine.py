@@ -46,7 +46,7 @@ class Options:
     batch_size: queries at a time, which bounds memory.
 
   Raises:
-    ValueError: where it is not said, or said twice, what is mined and by what.
+    ValueError: where what is mined, or by what, is not given or given twice.
   """
   out: str
   rules: mining.Rules
@@ -70,8 +70,9 @@ class Options:
       raise ValueError(f'--index={self.index} is not one of {list(INDEXES)}.')
     if self.index_options and (self.run or self.index == 'bm25'):
       raise ValueError(
-          f'--{next(iter(self.index_options))} is of an index over embeddings, '
-          f'not of {"--run" if self.run else "--index=bm25"}; leave it out.')
+          f'--{next(iter(self.index_options))} belongs to an index over '
+          f'embeddings, not to {"--run" if self.run else "--index=bm25"}; '
+          'leave it out.')
     if os.path.exists(self.out):
       raise ValueError(
           f'--out={self.out} exists; name a new folder or remove it.')
@@ -147,7 +148,8 @@ def run(options: Options,
 def summary(mined: mining.Mined) -> dict[str, Any]:
   """Returns counts and mean scores of what was mined, for JSON.
 
-  Means are over distinct (query, target) pairs of known score; None of none.
+  Means are over distinct (query, target) pairs of known score; None without
+  any.
   """
   found = (mined.ids >= 0).sum(axis=1)
   mean = lambda scores: float(np.mean(scores)) if len(scores) else None
@@ -241,7 +243,7 @@ def _results(options: Options, source: Source, query_rows: np.ndarray,
   index = indexes.make(options.index, sharding.make_mesh(),
                        batch_size=options.batch_size, **options.index_options)
   queries, targets = source.embeddings(query_rows)
-  return mining.Dense(index, queries, targets, index.build(targets))
+  return mining.IndexResults(index, queries, targets, index.build(targets))
 
 
 def _listed(num_queries: int, query_rows: Sequence[int] | np.ndarray,

@@ -62,8 +62,7 @@ def load_sweep(config: str, function: str) -> list[dict[str, Any]]:
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if it is not Python, there is no such function, or it yields
-      something else than dicts with string keys, the same dict twice, or
-      nothing.
+      anything but dicts with string keys, the same dict twice, or nothing.
   """
   path = config if os.path.exists(config) else config.split(':', 1)[0]
   if not os.path.isfile(path):
@@ -171,7 +170,7 @@ def _check_no_conflict(extra: Sequence[str],
 
 
 def check_same_command(trial: Trial) -> None:
-  """Refuses to take a folder for a run of other settings.
+  """Raises where a folder holds a run of other settings.
 
   Raises:
     ValueError: naming the folder and both commands.

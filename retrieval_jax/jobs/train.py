@@ -44,10 +44,9 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
         ) -> dict[str, Any] | None:
   """Trains, or resumes training, by `config` and evaluates at the end.
 
-  An interrupted run is taken up again by the same call. A finished one leaves
-  in `workdir`: config.json, results.json (measures, baselines, cost),
-  metrics.jsonl, tensorboard/, checkpoints/ and one TREC run file per evaluated
-  split.
+  The same call resumes an interrupted run. A finished one leaves in `workdir`:
+  config.json, results.json (measures, baselines, cost), metrics.jsonl,
+  tensorboard/, checkpoints/ and one TREC run file per evaluated split.
 
   Args:
     config: ConfigDict as factory/defaults.py makes it.
@@ -70,7 +69,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
           meta['config'], resolved, ignore=(*MAY_CHANGE, 'data_fingerprint'))
       if resumed == config.num_steps and report.is_finished(workdir):
         results = report.read_results(workdir)
-        # Other options of evaluation: no steps are left, but measures are.
+        # With other options of evaluation only the measures are left to do.
         if results['config']['evaluation'] == json.loads(
             json.dumps(resolved['evaluation'])):
           say(f'{workdir} is finished; here is what it found.')
@@ -166,7 +165,7 @@ def start_state(experiment: factory.Experiment,
   ids, targets, baselines = experiment.first_ids(), None, {}
   if len(ids):
     say(f'Embedding {len(ids):,} targets for the memory.')
-    # Where training reads no remembered vector they are for measures alone.
+    # Where training reads no remembered vector, only the measures need them.
     with cost.meter.phase('refresh' if cost.reads_memory else 'evaluate'):
       targets = experiment.embed_targets(experiment.params, ids)
     if cost.reads_memory:
@@ -188,7 +187,7 @@ def start_state(experiment: factory.Experiment,
 
 def device_batches(experiment: factory.Experiment, start_step: int
                    ) -> Iterator[types.Batch]:
-  """Yields batches of `start_step` and on, sharded over the mesh."""
+  """Yields the batches from `start_step` on, sharded over the mesh."""
   for batch in experiment.make_batches().iterate(start_step):
     yield sharding.put_batch(batch, experiment.mesh)
 
@@ -217,9 +216,9 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
              cost: costs.Cost, state: states.TrainState) -> states.TrainState:
   """Returns the state with a memory of all targets, encoded by its model.
 
-  The table of `state` is deleted before the new one is made, for the devices
-  need not have room for both. A sampler may then build itself anew; a method
-  without a memory has nothing else to renew.
+  The table of `state` is deleted before the new one is made, so that devices
+  need not have room for both. A sampler may then be rebuilt; a method without a
+  memory has nothing else to renew.
   """
   table = state.table
   if experiment.method.memory.holds_corpus:
@@ -251,7 +250,7 @@ def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 def commit() -> str | None:
   """Returns the commit of this code, with '-dirty' where files differ from it.
 
-  None where the package does not stand in a repository of its own.
+  None where the package is not in a repository of its own.
   """
   root = pathlib.Path(__file__).parents[2]
   if not root.joinpath('.git').exists() or not shutil.which('git'):

@@ -1,10 +1,13 @@
 """A row for every target of the corpus."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import numpy as np
 
 from retrieval_jax import table as tables
+from retrieval_jax import types
 from retrieval_jax.memories import on_device
 
 
@@ -24,16 +27,17 @@ class Corpus(on_device.OnDevice):
   holds_corpus = True
 
   @property
-  def num_slots(self):
+  def num_slots(self) -> int:
     """N."""
     return self.num_targets
 
-  def first_ids(self, num_targets, seed):
+  def first_ids(self, num_targets: int, seed: int) -> np.ndarray:
     """Returns all ids, [N] int64."""
     del seed
     return np.arange(num_targets)
 
-  def create(self, embeddings, ids, *, dim, mesh, step=0):
+  def create(self, embeddings: Any, ids: Any, *, dim: int,
+             mesh: jax.sharding.Mesh, step: int = 0) -> types.TargetTable:
     """Returns the table of embeddings [N, dim], `ids` being 0 .. N - 1."""
     del ids, dim
     return tables.from_embeddings(

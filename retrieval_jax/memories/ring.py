@@ -1,10 +1,13 @@
 """Fewer rows than targets: the latest ones, which come and go."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import numpy as np
 
 from retrieval_jax import table as tables
+from retrieval_jax import types
 from retrieval_jax.memories import on_device
 
 
@@ -41,15 +44,15 @@ class Ring(on_device.OnDevice):
           'a ring holds, at least 1.')
 
   @property
-  def num_slots(self):
+  def num_slots(self) -> int:
     """`capacity`."""
     return self.capacity
 
-  def first_ids(self, num_targets, seed):
+  def first_ids(self, num_targets: int, seed: int) -> np.ndarray:
     """Returns no ids, or `capacity` random ones in order if it is pre-filled.
 
-    Not the first, for a corpus comes in some order (WordNet's by part of
-    speech).
+    Not the first ones, because a corpus comes in some order (WordNet's by part
+    of speech).
     """
     if not self.prefill:
       return np.arange(0)
@@ -57,10 +60,12 @@ class Ring(on_device.OnDevice):
     return np.sort(np.random.default_rng([seed, 1]).choice(
         num_targets, self.capacity, replace=False))
 
-  def create(self, embeddings, ids, *, dim, mesh, step=0):
+  def create(self, embeddings: Any, ids: Any, *, dim: int,
+             mesh: jax.sharding.Mesh, step: int = 0) -> types.TargetTable:
     """Returns the table that holds `ids` [n], empty for n = 0."""
-    options = dict(mesh=mesh, chunk_rows=self.chunk_rows, dtype=self.dtype,
-                   replacement=self.replacement)
+    options: dict[str, Any] = dict(
+        mesh=mesh, chunk_rows=self.chunk_rows, dtype=self.dtype,
+        replacement=self.replacement)
     if not len(ids):
       return tables.empty(self.capacity, dim, **options)
     return tables.create(embeddings, ids, step=step, **options)

@@ -83,7 +83,7 @@ class Rules:
 
   @property
   def end(self) -> int:
-    """The rank behind the window."""
+    """The rank after the window."""
     if self.range_max is not None:
       return self.range_max
     filters = (self.absolute_margin, self.relative_margin, self.max_score,

@@ -30,7 +30,7 @@ class Results(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dense:
+class IndexResults:
   """Results of an index over embeddings.
 
   The index says which targets are the best; their scores are computed again
@@ -136,7 +136,7 @@ def mine(results: Results, qrels: datasets.Qrels, query_ids: Sequence[str],
   """Returns the negatives of every query of a split that has a positive.
 
   Memory beyond `results` and the answer is that of batch_size queries: their
-  search, and with `Dense` batch_size * depth embeddings, see `depth`.
+  search, and with `IndexResults` batch_size * depth embeddings, see `depth`.
 
   Args:
     results: of the queries.
@@ -186,7 +186,7 @@ def _copies(qrels, query_rows, twins):
 
 
 def _padded(lists, width):
-  """Returns [n, width] int32 with -1 behind the lists."""
+  """Returns the lists as [n, width] int32, padded with -1."""
   padded = np.full((len(lists), width), -1, np.int32)
   for row, values in enumerate(lists):
     padded[row, :len(values)] = values

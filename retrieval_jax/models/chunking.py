@@ -8,10 +8,10 @@ anyway, texts are sorted by length first and each chunk is padded only to the
 smallest bucket that holds its longest text.
 
 Over several devices each walks over its part of every chunk. Replicated
-parameters are then used without a word between devices, and their gradients
-are summed once, after the last chunk. Sharded ones are gathered before the
-first chunk of a pass, and the gradient of each chunk is summed into shards, so
-that no device adds up a whole one.
+parameters are then used without communication, and their gradients are summed
+once, after the last chunk. Sharded ones are gathered before the first chunk of
+a pass, and the gradient of each chunk is summed into shards, so that no device
+adds up a whole one.
 """
 
 from collections.abc import Sequence
@@ -142,7 +142,7 @@ class _Columns(_Parts):
   """A Tower whose token table lies in blocks of columns; in shard_map only.
 
   Each device reads its columns for the texts of all, then all exchange blocks;
-  and back for the gradient, of which no sum over devices is left to be made.
+  and back for the gradient, which then needs no sum over devices.
   """
 
   def look_up(self, table, tokens):
@@ -202,7 +202,7 @@ class _Chunked:
         encode, self._layout, (specs, _CHUNKS, _WHOLE), _CHUNKS)(
             parts.split(params), chunks, choices)
     flat = embeddings.reshape(-1, embeddings.shape[-1])
-    # Every text stands exactly once in `order`, so this scatter is a
+    # Every text occurs exactly once in `order`, so this scatter is a
     # permutation; the texts that filled the last chunk fall off its end.
     n = tokens.shape[0]
     return jnp.zeros((n,) + flat.shape[1:], flat.dtype).at[order].set(
@@ -281,15 +281,15 @@ class _Chunked:
     Returns:
       chunks: [num_chunks, chunk_size, L] int32.
       choices: [num_chunks] int32, index of each chunk's bucket.
-      order: [num_chunks * chunk_size] int32, the row of `tokens` that stands
-        there; n for the padding at the end.
+      order: [num_chunks * chunk_size] int32, the row of `tokens` at each place;
+        n for the padding at the end.
     """
     n, width = tokens.shape
     devices = 1 if self._layout is None else self._layout.mesh.size
     size = min(self._chunk_size, -(-n // devices) * devices)
     num_chunks = -(-n // size)
     is_token = tokens != self._pad_id
-    # The place after the last token: padding inside a text is none.
+    # The place after the last token: pad ids inside a text do not count.
     lengths = jnp.max(
         jnp.where(is_token, jnp.arange(1, width + 1)[None], 0), axis=1)
     order = jnp.argsort(lengths).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Embeds many texts: sorted by length, at few static shapes, kept busy.
+"""Embeds many texts: sorted by length, in few static shapes, without waiting.
 
 Padding every text of a corpus to one length wastes most of the work, since
 most texts are far shorter than the longest. Sorted by length and cut into
@@ -54,8 +54,8 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
       default device.
     batch_tokens: tokens per batch, padding included; a multiple of the number
       of devices is rounded to.
-    buckets: ascending lengths that texts are padded to; those beyond the
-      width of `tokens` stand for that width.
+    buckets: ascending lengths that texts are padded to; those beyond the width
+      of `tokens` count as that width.
     dtype: of the result, e.g. np.float16 to halve it.
     progress: called with the number of texts done since the last call.
 
@@ -107,7 +107,7 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
         fetch()
   while waiting:
     fetch()
-  assert result is not None  # there is a text at least
+  assert result is not None  # there is at least one text
   return result
 
 

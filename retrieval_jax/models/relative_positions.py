@@ -1,7 +1,7 @@
 """Attention biases by the distance between two tokens, in buckets.
 
 Source: Raffel et al., JMLR 2020, section 2.1; MPNet (Song et al., NeurIPS 2020)
-took them over. Near distances have a bucket each, far ones share buckets that
+adopted them. Near distances have a bucket each, far ones share buckets that
 widen logarithmically, and each direction has half of them.
 """
 

@@ -1,9 +1,10 @@
 """What sentence-transformers writes around an encoder, read and written.
 
-Beside config.json and the weights lie modules.json (the chain of modules),
-a folder each for pooling and a dense layer, config_sentence_transformers.json
-(prompts) and sentence_bert_config.json (length). What such files have no place
-for, the inverse temperature, goes into a file of ours.
+Besides config.json and the weights there are modules.json (the chain of
+modules), a folder each for pooling and a dense layer,
+config_sentence_transformers.json (prompts) and sentence_bert_config.json
+(length). A file of our own holds the inverse temperature, for which these have
+no place.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Head:
-  """What stands behind an encoder and in front of its texts.
+  """What follows an encoder, and what precedes its texts.
 
   Every attribute is None where the folder says nothing about it.
 
@@ -69,8 +70,8 @@ class Head:
     pooling: one of `dual_encoder.POOLINGS`.
     dense: the layer after pooling.
     normalize: whether embeddings get length one.
-    query_prompt: stands before each query.
-    target_prompt: stands before each target.
+    query_prompt: put before each query.
+    target_prompt: put before each target.
     max_length: of a text in tokens.
     scale: inverse temperature that the encoder was trained with.
   """
@@ -122,7 +123,7 @@ def read(folder: str) -> Head:
       max_length=_max_length(transformer_folder(folder)))
 
 
-def write(folder: str, head: Head, hidden_size: int):
+def write(folder: str, head: Head, hidden_size: int) -> None:
   """Writes the files that `read` finds, for old and new versions to load.
 
   Args:
@@ -164,7 +165,7 @@ def write(folder: str, head: Head, hidden_size: int):
   write_json(folder, OUR_FILE, {'scale': head.scale})
 
 
-def write_prompts(folder: str, head: Head):
+def write_prompts(folder: str, head: Head) -> None:
   """Writes config_sentence_transformers.json alone."""
   write_json(folder, 'config_sentence_transformers.json', {
       'prompts': {'query': head.query_prompt or '',
@@ -173,7 +174,7 @@ def write_prompts(folder: str, head: Head):
       'similarity_fn_name': 'cosine' if head.normalize else 'dot'})
 
 
-def write_router(folder: str, towers: dict[str, str]):
+def write_router(folder: str, towers: dict[str, str]) -> None:
   """Writes a modules.json whose queries and documents take different towers.
 
   Args:
@@ -289,7 +290,7 @@ def read_json(folder: str, file: str, default: Any = _REQUIRED) -> Any:
 
   Raises:
     FileNotFoundError: where there is neither.
-    ValueError: with file and line, for something else than JSON.
+    ValueError: with file and line, for anything but JSON.
   """
   path = os.path.join(folder, file)
   try:
@@ -302,6 +303,6 @@ def read_json(folder: str, file: str, default: Any = _REQUIRED) -> Any:
         'layout (config.json, model.safetensors).') from e
 
 
-def write_json(folder: str, file: str, value: Any):
+def write_json(folder: str, file: str, value: Any) -> None:
   """Writes a JSON file into a folder."""
   files.write_json(os.path.join(folder, file), value)

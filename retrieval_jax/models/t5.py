@@ -56,7 +56,7 @@ class T5Config:
   remat: bool = False
 
   model_type = 't5'
-  max_positions = None  # Distances have no end.
+  max_positions = None  # Distances are unbounded.
 
   def __post_init__(self):
     for name in ('vocab_size', 'hidden_size', 'num_heads', 'head_size',

@@ -10,8 +10,8 @@ Parameter names are ours, `families/bert.py` maps published ones to them:
   layer_i/mlp/{up_kernel [H, F], up_bias [F], down_kernel [F, H],
                down_bias [H], norm_scale, norm_bias}
 
-The token table stands at the top because the table's gradient is the one
-large and nearly empty one: `chunking.py` takes it apart from the rest.
+The token table is at the top level because its gradient is large and nearly
+empty: `chunking.py` keeps it apart from the rest.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ def _dense(x, kernel, bias, dtype):
 
 
 @jax.custom_vjp
-def matmul(x, kernel):
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Returns x [..., I] @ kernel [I, O] with float32 results.
 
   The gradient is written out for two reasons. The one that jax derives

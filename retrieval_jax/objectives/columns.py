@@ -77,7 +77,7 @@ def make(kind: str, fresh: types.Fresh, batch: types.Batch,
 
 
 def number(kind: str, batch_size: int, num_negatives: int) -> int:
-  """Returns J, the columns beside its positive that a query's loss sees.
+  """Returns J, the columns besides its positive that a query's loss sees.
 
   Args:
     kind: one of KINDS.
@@ -119,9 +119,9 @@ def breakdown(columns: Columns, target_ids: jax.Array
   Returns:
     'columns', and of these 'columns_in_batch' (positives of other queries),
     'columns_drawn' and 'columns_candidates' (of the query, or of another where
-    all are shared); beside them 'columns_masked', targets that were left out as
-    known positives or for their score. Means over the batch, [] float32; the
-    query's own positive is in none.
+    all are shared); also 'columns_masked', targets that were left out as known
+    positives or for their score. Means over the batch, [] float32; the query's
+    own positive is in none.
   """
   count = lambda which: which.sum(axis=1).astype(jnp.float32).mean()
   of = lambda source: count(columns.mask & (columns.sources == source)[None])

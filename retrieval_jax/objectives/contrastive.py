@@ -48,7 +48,7 @@ class Contrastive(parameterless.Parameterless):
 
   @property
   def needs(self) -> frozenset[str]:
-    """What the estimator needs; negatives, where columns are nothing else."""
+    """What the estimator needs; and negatives, if nothing else is a column."""
     needs = estimators.ESTIMATORS[self.estimator].needs
     if self.columns in ('own', 'draws'):
       needs |= {'negatives'}
@@ -72,7 +72,7 @@ class Contrastive(parameterless.Parameterless):
 
   def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
             dim: int) -> float:
-    """Returns those of the positive's and the columns' products."""
+    """Returns the FLOPs of the products with positives and columns."""
     del num_candidates
     seen = 1 + columns_lib.number(self.columns, batch_size, num_negatives)
     return 2. * batch_size * seen * dim

@@ -6,7 +6,7 @@ cross-encoder. A target without a score is left out; a query whose positive, or
 all of whose candidates, have none gives 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
@@ -17,7 +17,8 @@ from retrieval_jax import types
 from retrieval_jax.objectives import contrastive
 
 
-def kl(positive, candidates, teacher, scores, mask):
+def kl(positive: jax.Array, candidates: jax.Array, teacher: jax.Array,
+       scores: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns KL(teacher || student) over the positive and the candidates.
 
     p = softmax(t),  q = softmax(s),  KL = sum_j p_j (log p_j - log q_j)
@@ -44,7 +45,9 @@ def kl(positive, candidates, teacher, scores, mask):
   return jnp.sum(jnp.exp(log_p) * gap, axis=1)
 
 
-def margin_mse(positive, candidates, teacher, scores, mask):
+def margin_mse(positive: jax.Array, candidates: jax.Array,
+               teacher: jax.Array, scores: jax.Array, mask: jax.Array
+               ) -> jax.Array:
   """Returns the mean squared difference of the student's and teacher's margins.
 
     mean_j ((s+ - s_j) - (t+ - t_j))^2
@@ -60,12 +63,13 @@ def margin_mse(positive, candidates, teacher, scores, mask):
   return squares.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
 
-KINDS = {'none': None, 'kl': kl, 'margin_mse': margin_mse}
+KINDS: dict[str, Callable[..., jax.Array] | None] = {
+    'none': None, 'kl': kl, 'margin_mse': margin_mse}
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-  """How much of the loss a teacher has.
+  """The share that a teacher has in the loss.
 
   Attributes:
     kind: a name in `KINDS`.
@@ -84,14 +88,16 @@ class Distillation:
     if not 0 < self.weight <= 1:
       raise ValueError(
           f'distillation.weight={self.weight} must lie in (0, 1]; 1 leaves '
-          "nothing of the estimator's loss, and for none of distillation's set "
+          "nothing of the estimator's loss; to leave out distillation's, set "
           "distillation.kind='none'.")
     if not self.temperature > 0:
       raise ValueError(
           f'distillation.temperature={self.temperature} must be positive; the '
           "teacher's scores are divided by it.")
 
-  def mix(self, surrogate, positive, logits, candidates):
+  def mix(self, surrogate: jax.Array, positive: jax.Array, logits: jax.Array,
+          candidates: types.Candidates
+          ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss with the teacher's term, and what to log of it.
 
     Args:
@@ -105,7 +111,8 @@ class Distillation:
       info: 'distillation', the term, and 'distilled', 1 where there is one;
         both [B] float32. Nothing where `kind` is 'none'.
     """
-    if self.kind == 'none':
+    divergence = KINDS[self.kind]
+    if divergence is None:
       return surrogate, {}
     types.check_shapes({
         'positive': (positive, 'B'), 'logits': (logits, 'B n'),
@@ -114,7 +121,7 @@ class Distillation:
     mask = (candidates.ids >= 0) & jnp.isfinite(candidates.scores)
     mask &= jnp.isfinite(candidates.positive_scores)[:, None]
     given = mask.any(axis=1)
-    term = KINDS[self.kind](
+    term = divergence(
         positive, logits,
         jnp.where(given, candidates.positive_scores, 0.0) / self.temperature,
         jnp.where(mask, candidates.scores, 0.0) / self.temperature, mask)
@@ -125,11 +132,11 @@ class Distillation:
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-  """An objective beside which a teacher's scores have a share.
+  """An objective mixed with a term that follows a teacher's scores.
 
   Attributes:
     inner: the objective.
-    distillation: how much of the loss the teacher has; its kind is not 'none'.
+    distillation: the teacher's share in the loss; its kind is not 'none'.
   """
   inner: types.Objective
   distillation: Distillation
@@ -153,6 +160,7 @@ class Distilled:
                ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
     """Returns the mixed loss [B], and scalars of both parts."""
     loss, info = self.inner(params, fresh, batch, proposal)
+    assert batch.candidates is not None  # a teacher is needed
     num_draws = fresh.negatives.shape[1] - batch.num_candidates
     loss, of_teacher = self.distillation.mix(
         loss, contrastive.positive_logits(fresh),
@@ -164,6 +172,6 @@ class Distilled:
 
   def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
             dim: int) -> float:
-    """Returns those of the inner objective, and of the candidates' products."""
+    """Returns the FLOPs of the inner objective and of the candidates."""
     return 2. * batch_size * num_candidates * dim + self.inner.flops(
         batch_size, num_negatives, num_candidates, dim)

@@ -74,7 +74,7 @@ class Matryoshka:
 
   def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
             dim: int) -> float:
-    """Returns those of the inner objective over each prefix."""
+    """Returns the FLOPs of the inner objective over each prefix."""
     del dim
     return sum(self.inner.flops(batch_size, num_negatives, num_candidates, cut)
                for cut in self.dims)

@@ -1,4 +1,4 @@
-"""What objectives share that have no parameters of their own."""
+"""What objectives without parameters of their own have in common."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from retrieval_jax import types
 
 
 class Parameterless:
-  """The parts of a `types.Objective` beside the loss, for one of embeddings."""
+  """A `types.Objective` of embeddings but for the loss itself."""
   reads_tokens: ClassVar[bool] = False
 
   def init(self, key: jax.Array) -> types.Params:

@@ -1,8 +1,8 @@
 """Ways to choose negatives; one file per method.
 
 Every sampler is a frozen `types.Sampler`. Only a sampler may read stale
-vectors. One without state of its own inherits `Stateless` and defines
-`propose` alone.
+vectors. One without state of its own inherits `Stateless` and defines `propose`
+and `rows_scored`.
 """
 
 from retrieval_jax.ceiling import Ceiling

@@ -56,7 +56,7 @@ def described(rows: jax.Array, log_q: jax.Array, request: types.Request,
       log_z=jnp.full(rows.shape[:1], jnp.nan), mask=mask)
 
 
-def check_enough(option: str, size: int, num_negatives: int):
+def check_enough(option: str, size: int, num_negatives: int) -> None:
   """Raises a ValueError if an option leaves fewer rows than are drawn."""
   if size < num_negatives:
     raise ValueError(

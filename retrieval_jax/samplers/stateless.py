@@ -1,4 +1,4 @@
-"""What samplers share that keep nothing from one step to the next."""
+"""What samplers that keep nothing between steps have in common."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -9,10 +9,10 @@ from retrieval_jax import types
 
 
 class Stateless:
-  """The parts of a `types.Sampler` beside its choice, for one without state.
+  """A `types.Sampler` without state, but for its choice.
 
   It draws rows of the memory by what is remembered, on the device, and gives
-  neither log q nor log Z; what is different, a subclass says.
+  neither log q nor log Z; a subclass says what differs.
   """
   gives: ClassVar[frozenset[str]] = frozenset()
   draws_from_memory: ClassVar[bool] = True

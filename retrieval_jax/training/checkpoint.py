@@ -36,14 +36,14 @@ class Checkpoints:
             max_to_keep=keep, cleanup_tmp_directories=True))
 
   def latest_step(self) -> int | None:
-    """Returns the step of the latest complete checkpoint, None without."""
+    """Returns the step of the latest complete checkpoint, None if none."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
     """Starts to save; returns once `state` may be donated.
 
     Args:
-      step: number of finished steps; saved before means nothing to do.
+      step: number of finished steps; nothing is done if it is saved already.
       state: pytree of arrays.
       meta: plain JSON that goes with it: the config, the meter's counts.
     """
@@ -94,7 +94,7 @@ class Checkpoints:
         step, wanted, ocp.checkpoint_utils.construct_restore_args(wanted)
     )['params']
 
-  def restore_rows(self, step: int | None = None) -> np.ndarray:
+  def restore_table_embeddings(self, step: int | None = None) -> np.ndarray:
     """Returns the embeddings [M, D] of a checkpoint's table, on the host.
 
     M is what the table was padded to when it was saved.
@@ -127,11 +127,11 @@ class Checkpoints:
     self._manager.check_for_errors()
 
   def close(self) -> None:
-    """Waits, then lets go of the folder."""
+    """Waits, then releases the folder."""
     self.wait()
     self._manager.close()
 
-  def __enter__(self):
+  def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *exception):
@@ -195,7 +195,7 @@ def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], *,
   if different:
     raise ValueError(
         'The run to resume has another configuration; give these options '
-        'their saved values, or start anew in another --workdir.\n  '
+        'their saved values, or start again in another --workdir.\n  '
         + '\n  '.join(different))
 
 

@@ -23,9 +23,9 @@ from retrieval_jax.training import meter as meters
 class Cost:
   """Counts on `meter` what the phases of training cost.
 
-  A text's FLOPs are at mean length. Padding is not counted as a text, be it of
-  a probe or of a draw that found no row; how many there are the device counts,
-  and the meter fetches it later, so that no step waits.
+  A text's FLOPs are at mean length. Padding, of a probe or of a draw that found
+  no row, is not counted as a text; the device counts the texts and the meter
+  fetches their number later, so that no step waits.
 
   Attributes:
     meter: what counts.
@@ -52,7 +52,7 @@ class Cost:
             or self.method.targets.source != 'encoder')
 
   def step(self, capacity: int, negative_ids: jax.Array,
-           probe_ids: jax.Array):
+           probe_ids: jax.Array) -> None:
     """Counts one training step.
 
     Args:
@@ -74,7 +74,7 @@ class Cost:
         corrected,
         self.batch_size * (1 + self.method.num_negatives) + probe_ids.size)
 
-  def reembedding(self, num_targets: int | jax.Array):
+  def reembedding(self, num_targets: int | jax.Array) -> None:
     """Counts targets encoded for the memory alone."""
     self.meter.count_reembedding(
         targets=num_targets, target_flops=self.target_flops)

@@ -1,4 +1,4 @@
-"""Hooks: all that a run does beside its steps.
+"""Hooks: all that a run does besides its steps.
 
 The loop calls a hook after every `every` steps with the `loop.TrainingRun`,
 whose state it may replace. Hooks are called in the order of their list: what
@@ -40,7 +40,7 @@ class Hook(Protocol):
     """Does the work after `run.step` finished steps."""
 
   def close(self) -> None:
-    """Lets go of what the hook holds; called however the loop ends."""
+    """Releases what the hook holds; called however the loop ends."""
     return
 
 

@@ -20,7 +20,7 @@ class TrainingRun:
   Attributes:
     state: the state after `step` steps.
     step: number of finished steps.
-    start_step: the step at which this process took the run up.
+    start_step: the step at which this process started or resumed the run.
     num_steps: length of the whole run.
     meter: what it has cost.
     writer: where scalars go; use `write`.
@@ -46,7 +46,7 @@ class TrainingRun:
     return self.step >= self.num_steps
 
   def write(self, scalars: Mapping[str, Any]) -> None:
-    """Writes scalars of this step beside what the run has cost so far."""
+    """Writes scalars of this step with what the run has cost so far."""
     self.writer.write(self.step, {
         'seconds': self.meter.seconds,
         'meter/target_encoder_calls': self.meter.target_encoder_calls,

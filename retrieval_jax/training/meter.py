@@ -23,14 +23,14 @@ _CALLS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
 
 @dataclasses.dataclass
 class _Clock:
-  """Times of one phase; `first` apart, since it holds the compilation."""
+  """Times of one phase; `first` is kept apart, for it includes compilation."""
   entered: int = 0
   timed: int = 0
   first: float = 0.0
   seconds: float = 0.0
 
   @property
-  def total(self):
+  def total(self) -> float:
     if not self.timed:
       return self.first
     return self.first + self.seconds / self.timed * (self.entered - 1)
@@ -40,8 +40,8 @@ class Meter:
   """Counts encoder calls, FLOPs, bytes and seconds; lives on the host.
 
   FLOPs are those of matrix products, two for a multiplication and an addition.
-  Encoders are counted by texts: padding is none. What is counted may still be
-  on its way from the device; it is fetched when a count is read.
+  Encoder calls are counted in texts, padding left out. What is counted may
+  still be on its way from the device; it is fetched when a count is read.
 
   Attributes:
     table_bytes: size of the table over all devices.
@@ -80,7 +80,8 @@ class Meter:
     self.table_bytes = 0
     self.index_bytes = 0
 
-  def count(self, name: str, number: int | float | jax.Array, each: float = 1):
+  def count(self, name: str, number: int | float | jax.Array,
+            each: float = 1) -> None:
     """Adds `number * each` to a count.
 
     Args:
@@ -94,7 +95,7 @@ class Meter:
     self._pending.append((name, number, each))
 
   def count_step(self, *, targets: int | jax.Array, queries: int,
-                 target_flops: float = 0.0, query_flops: float = 0.0):
+                 target_flops: float = 0.0, query_flops: float = 0.0) -> None:
     """Counts the texts that one step encodes for its loss.
 
     Args:
@@ -110,7 +111,7 @@ class Meter:
     self.count('flops_in_step', queries, query_flops)
 
   def count_reembedding(self, *, targets: int | jax.Array,
-                        target_flops: float = 0.0):
+                        target_flops: float = 0.0) -> None:
     """Counts targets encoded for the memory; FLOPs are per target."""
     self.count('target_encoder_calls_reembedding', targets)
     self.count('flops_reembedding', targets, target_flops)
@@ -194,7 +195,7 @@ class Meter:
     return {'counts': self.counts(),
             'seconds': self.as_dict()['seconds']}
 
-  def load_state_dict(self, state: dict):
+  def load_state_dict(self, state: dict) -> None:
     """Adds the counts and seconds of the run that is resumed."""
     for name, value in state['counts'].items():
       self._counts[name] += value
@@ -202,7 +203,7 @@ class Meter:
       self._before[name] += value
 
 
-def num_bytes(tree) -> int:
+def num_bytes(tree: Any) -> int:
   """Returns the bytes of all arrays of a pytree, over all devices' shards."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 

@@ -17,7 +17,7 @@ class MetricWriter:
   """Writes `metrics.jsonl` and TensorBoard events into a folder.
 
   A line is {"step": int, name: number, ...}; NaN and infinities, which JSON
-  has no words for, become null. Only process 0 writes.
+  cannot express, become null. Only process 0 writes.
   """
 
   def __init__(self, folder: str, *, resume_step: int | None = None,
@@ -27,8 +27,8 @@ class MetricWriter:
     Args:
       folder: made if absent.
       resume_step: the step that the run continues from; later lines of the
-        interrupted run are dropped, so that none stands twice. None starts
-        anew and drops all lines.
+        interrupted run are dropped, so that none is there twice. None starts
+        afresh and drops all lines.
       tensorboard: whether to write events too, into `folder`/tensorboard.
     """
     self._lines = self._events = None
@@ -51,7 +51,7 @@ class MetricWriter:
       scalars: name -> Python, numpy or jax scalar.
 
     Raises:
-      ValueError: naming a metric that is no scalar.
+      ValueError: naming a metric that is not a scalar.
     """
     scalars = {name: as_scalar(name, value) for name, value in scalars.items()}
     if self._lines is None:
@@ -72,7 +72,7 @@ class MetricWriter:
     if self._events is not None:
       self._events.close()
 
-  def __enter__(self):
+  def __enter__(self) -> 'MetricWriter':
     return self
 
   def __exit__(self, *exception):

@@ -1,15 +1,21 @@
 """AdamW as encoders are trained with it: warm-up, decay, clipping."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+"""Step, [] int32 -> learning rate, [] float32."""
 
 SCHEDULES = ('linear', 'cosine', 'constant')
 
 _UNDECAYED = ('bias', 'scale', 'log_scale')
 
 
-def make_schedule(*, learning_rate, warmup_steps, total_steps, schedule):
+def make_schedule(*, learning_rate: float, warmup_steps: int, total_steps: int,
+                  schedule: str) -> Schedule:
   """Returns step [] int32 -> learning rate [] float32.
 
   With W warm-up steps of T, the rate is learning_rate * r(t),
@@ -43,9 +49,12 @@ def make_schedule(*, learning_rate, warmup_steps, total_steps, schedule):
   return rate
 
 
-def make_optimizer(*, learning_rate, warmup_steps, total_steps, schedule,
-                   weight_decay, b1, b2, eps, max_grad_norm,
-                   scale_learning_rate=None, frozen=()):
+def make_optimizer(*, learning_rate: float, warmup_steps: int, total_steps: int,
+                   schedule: str, weight_decay: float, b1: float, b2: float,
+                   eps: float, max_grad_norm: float | None,
+                   scale_learning_rate: float | None = None,
+                   frozen: Sequence[str] = ()
+                   ) -> tuple[optax.GradientTransformation, Schedule]:
   """Returns AdamW with clipping, and its learning-rate schedule.
 
   Biases, layer norms and the log temperature are not decayed: arrays of rank
@@ -101,14 +110,8 @@ def make_optimizer(*, learning_rate, warmup_steps, total_steps, schedule,
     chain = optax.partition(
         {'trained': chain, 'frozen': optax.set_to_zero()},
         lambda params: {
-            name: _labelled(entry, 'frozen' if name in frozen else 'trained')
-            for name, entry in params.items()})
+            name: 'frozen' if name in frozen else 'trained' for name in params})
   return chain, rate
-
-
-def _labelled(tree, label):
-  """Returns a tree of the same structure, `label` for every leaf."""
-  return jax.tree.map(lambda _: label, tree)
 
 
 def _name(path):

@@ -28,7 +28,7 @@ class StopSignal:
     self._previous: dict[int, Any] = {}
     self.received = None  # name of the first signal
 
-  def __enter__(self):
+  def __enter__(self) -> 'StopSignal':
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGINT, signal.SIGTERM):
         self._previous[number] = signal.signal(number, self._handle)

@@ -35,10 +35,10 @@ class TrainState:
   sampler: Any
 
 
-def abstract(state):
+def abstract(state: Any) -> Any:
   """Returns the shapes, dtypes and shardings of a state, without its arrays.
 
-  It is what `Checkpoints.restore` wants to know, and it stays valid after the
+  It is what `Checkpoints.restore` needs to know, and it stays valid after the
   state's buffers were donated.
 
   Args:

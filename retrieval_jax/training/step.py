@@ -59,7 +59,7 @@ class TrainStep(NamedTuple):
 
   Attributes:
     init_state: (params, table) -> TrainState, sharded over the mesh. It takes
-      the table over: do not use it afterwards.
+      over the table: do not use it afterwards.
     propose: (state, batch) -> Draws.
     update: (state, batch, draws, negative_tokens [B * K, L], probe_tokens
       [P + A, L]) -> (state, metrics). Donates the state.
@@ -125,7 +125,7 @@ def make_train_step(
         positive_rows=memory.rows_of(state.table, batch.target_ids),
         step=state.step)
 
-  # --- The beginning, and what a refresh builds anew.
+  # --- The initial state, and what a refresh rebuilds.
 
   def init_state(params, table):
     if has_own_params:
@@ -143,8 +143,8 @@ def make_train_step(
             keys.of_phase(seed, 'sampler'), view_of(state)))
       return dataclasses.replace(state, table=None)  # it is not to be copied
 
-    # Parameters are put in place first: none is whole on any device that is to
-    # hold a shard of it.
+    # Parameters are placed first: a device that is to hold a shard of one never
+    # holds it whole.
     params = jax.device_put(params, layout.shardings(params))
     shape = jax.eval_shape(build, params, table)
     state = dataclasses.replace(
@@ -266,11 +266,12 @@ def make_train_step(
     if len(probe_rows):
       probes = encoders.targets(state.params, probe_tokens)
     encoded = types.Encoded(
-        drawn=types.Rows(proposal.rows.reshape(-1), fresh.negatives.reshape(
-            -1, fresh.negatives.shape[-1])),
-        refreshed=types.Rows(draws.refresh_rows, probes[:num_refreshed]),
-        anchors=types.Rows(draws.anchor_rows, probes[num_refreshed:]),
-        positives=types.Rows(positive_rows, fresh.positives))
+        drawn=types.EncodedRows(
+            proposal.rows.reshape(-1),
+            fresh.negatives.reshape(-1, fresh.negatives.shape[-1])),
+        refreshed=types.EncodedRows(draws.refresh_rows, probes[:num_refreshed]),
+        anchors=types.EncodedRows(draws.anchor_rows, probes[num_refreshed:]),
+        positives=types.EncodedRows(positive_rows, fresh.positives))
     observation = observed(state, encoded, fresh)
     corrector, table = state.corrector, state.table
     if memory.num_slots:
@@ -342,7 +343,7 @@ def make_train_step(
 
   def propose_on_host(state, batch):
     request, key = request_jit(bare(state), batch)
-    with jax.transfer_guard('allow'):  # to the host and back is its business
+    with jax.transfer_guard('allow'):  # moving arrays is what it does
       proposal = sampler.propose(
           state.sampler, key, request, view_of(state, correct_on_host))
       proposal = jax.device_put(proposal, replicated)
@@ -370,7 +371,7 @@ def with_candidates(proposal: types.Proposal,
   Args:
     proposal: K draws.
     candidates: None for the proposal itself.
-    rows: [B, n] int32, where the memory has them, -1 where it has not.
+    rows: [B, n] int32, where the memory has them, -1 where it does not.
 
   Returns:
     K + n of them; the logits and log_q of candidates, which no sampler saw, are

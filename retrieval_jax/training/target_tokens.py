@@ -6,6 +6,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import data
 from retrieval_jax import sharding
 
 
@@ -15,11 +16,11 @@ class HostTokens:
   Memory-mapped corpora of any size; each process reads its own rows only.
   """
 
-  def __init__(self, store, mesh):
+  def __init__(self, store: data.TokenStore, mesh: jax.sharding.Mesh):
     """Keeps `store` (`store[rows] -> [n, L] int32`, `.pad_id`)."""
     self._store, self._sharding = store, sharding.batch(mesh)
 
-  def __call__(self, ids):
+  def __call__(self, ids: jax.Array) -> jax.Array:
     """Returns tokens [n, L] int32, sharded by text, for corpus ids [n].
 
     Id -1 gives a row of padding. `ids` must be replicated.
@@ -39,7 +40,7 @@ class HostTokens:
 class DeviceTokens:
   """Looks tokens up in a device array sharded by row: no host in the step."""
 
-  def __init__(self, store, mesh):
+  def __init__(self, store: data.TokenStore, mesh: jax.sharding.Mesh):
     """Puts `store.tokens` [N, L] on the device, padded to the mesh."""
     shards = mesh.shape['data']
     tokens = np.asarray(store.tokens)
@@ -52,7 +53,7 @@ class DeviceTokens:
         functools.partial(_look_up, pad_id=store.pad_id),
         out_shardings=sharding.batch(mesh))
 
-  def __call__(self, ids):
+  def __call__(self, ids: jax.Array) -> jax.Array:
     """Returns tokens [n, L] int32, sharded by text; id -1 gives padding."""
     return self._look_up(self._tokens, ids)
 

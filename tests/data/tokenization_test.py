@@ -138,7 +138,7 @@ class TokenizerTest(absltest.TestCase):
       make_tokenizer().encode_batch(['a'], 2)
     with self.assertRaisesRegex(ValueError, 'vocab_size=4 must exceed'):
       tokenization.train_tokenizer(TEXTS, 4)
-    with self.assertRaisesRegex(ValueError, 'gone through twice'):
+    with self.assertRaisesRegex(ValueError, 'read twice'):
       tokenization.train_tokenizer(iter(TEXTS), 90)
     make_tokenizer().save(path)
     with self.assertRaisesRegex(ValueError, 'pad_token='):

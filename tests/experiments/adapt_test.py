@@ -224,7 +224,7 @@ def test_embed_refuses_bad_pairs_before_it_embeds(trained, beir, tmp_path):
                   encoding='utf-8')
   for pair, message in (
       ('x', "expected 'targets' or FIELD=FILE"),
-      (f'title={path}', 'x.jsonl:2: "_id" .dx. is no target'),
+      (f'title={path}', 'x.jsonl:2: "_id" .dx. is not a target'),
       (f'text={path}', 'x.jsonl:1: field "text" is missing'),
       (f'title={beir}/corpus.jsonl', 'there is no text to embed')):
     with pytest.raises(SystemExit, match=message):
@@ -252,7 +252,7 @@ def test_where_the_queries_come_from_must_be_said(adapted, embedded, trained):
       ([], 'Expected --workdir=RUN or --index=DIR'),
       ([f'--index={adapted[0]}/xs'], 'one of the two, got neither'),
       ([f'--index={adapted[0]}/xs', f'--embeddings={embedded}',
-        f'--workdir={trained[0]}'], 'got more')):
+        f'--workdir={trained[0]}'], 'got several')):
     with pytest.raises(SystemExit, match=message):
       call(evaluate, *arguments)
   with pytest.raises(SystemExit, match='got neither'):

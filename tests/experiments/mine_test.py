@@ -220,7 +220,7 @@ def test_bad_inputs_are_named_and_leave_nothing(
   with pytest.raises(SystemExit, match='Expected --workdir .a run., or'):
     call(mine, f'--out={tmp_path}/out')
   for more, message in (
-      (['--links=3'], "links is no option of the index 'exact'"),
+      (['--links=3'], "links is not an option of the index 'exact'"),
       (['--index=faiss_flat', '--links=3'], "no option of the index 'faiss_f"),
       (['--index=bm25', '--links=3'], '--links .* not of --index=bm25'),
       (['--run=x', '--chunk_rows=64'], '--chunk_rows .* not of --run')):

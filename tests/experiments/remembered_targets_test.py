@@ -72,13 +72,13 @@ def test_a_run_is_searched_by_its_trained_rows(runs, tmp_path):
   rows = np.asarray(train_test.final_state(workdir).table.embeddings)
   retriever = trained.open(workdir)
   experiment, params = retriever.experiment, retriever.params
-  np.testing.assert_array_equal(retriever.table_rows, rows)
+  np.testing.assert_array_equal(retriever.table_embeddings, rows)
   targets = retriever.embed_targets()
   np.testing.assert_array_equal(targets, rows[:len(targets)])
   assert np.abs(targets - experiment.embed_targets(params)).max() > 1e-3
 
   found = evaluate.of_params(
-      experiment, params, retriever.table_rows, ['dev', 'test'])
+      experiment, params, retriever.table_embeddings, ['dev', 'test'])
   for split in ('dev', 'test'):
     assert found[split] == pytest.approx(results['measures'][split])
   embed.run(str(tmp_path / 'out'), workdir=workdir)

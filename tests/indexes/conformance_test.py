@@ -122,7 +122,8 @@ class MakeTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, r"'tree' is not one of \['exact'"):
       indexes.make('tree', mesh)
     with self.assertRaisesRegex(
-        ValueError, "links is no option of the index 'exact', which has batch"):
+        ValueError, "links is not an option of the index 'exact', which has "
+        'batch'):
       indexes.make('exact', mesh, chunk_rows=64, links=3)
 
 

@@ -57,7 +57,7 @@ def _world(num_queries, num_targets=300, dim=16):
 
 def _mine(index, world, *, rules=_RULES, batch_size=8, **options):
   targets, queries, qrels = world
-  results = mining.Dense(index, queries, targets, index.build(targets))
+  results = mining.IndexResults(index, queries, targets, index.build(targets))
   return mining.mine(results, qrels, [f'q{i}' for i in range(len(queries))],
                      rules, batch_size=batch_size, **options)
 

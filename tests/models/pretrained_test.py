@@ -171,7 +171,7 @@ class PretrainedTest(parameterized.TestCase):
       pretrained.resolve_folder('package:no_such_package/model')
     with self.assertRaisesRegex(FileNotFoundError, "no folder 'nothere'"):
       pretrained.resolve_folder('package:absl/nothere')
-    with self.assertRaisesRegex(FileNotFoundError, 'is no folder'):
+    with self.assertRaisesRegex(FileNotFoundError, 'is not a folder'):
       pretrained.resolve_folder('/no/such/folder')
 
   def test_hub_names_are_downloaded_where_possible(self):

@@ -180,8 +180,8 @@ def read_texts(path: str, field: str, known: Set[str]
     name, text = _fields(f'{path}:{line}', record, field)
     if name not in known:
       raise errors.DataError(
-          f'{path}:{line}: "_id" {lines.shown(name)} is no target of the '
-          'corpus.')
+          f'{path}:{line}: "_id" {lines.shown(name)} is not a target of '
+          'the corpus.')
     yield name, text
 
 
@@ -195,7 +195,7 @@ def _fields(where: str, record: Mapping[str, Any], text_field: str = 'text'
 
 def _wrong_columns(path: str, line: int, text: str, fields: Sequence[str]
                    ) -> str:
-  """Says what is wrong with a line that has not three columns."""
+  """Says what is wrong with a line that does not have three columns."""
   message = (f'{path}:{line}: expected 3 columns separated by tabs (query-id, '
              f'corpus-id, score), got {len(fields)} in {lines.shown(text)}.')
   if len(fields) == 1:

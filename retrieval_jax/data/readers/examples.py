@@ -70,7 +70,7 @@ class ExamplesReader(located.LocatedReader):
   """Reads rows of examples; implements `dataset.Reader` with candidates.
 
   A query or passage that occurs in several rows with the same id and text is
-  one. Iterators stream; they hold the ids of what must not come twice.
+  one. Iterators stream; they hold the ids of what must not occur twice.
 
   Attributes:
     source: the rows.

@@ -141,7 +141,7 @@ def string(where: str, record: Mapping[str, Any], *names: str) -> str:
   """Returns the field of a record that `first` names, checked.
 
   Raises:
-    DataError: if there is none, or it is no string of Unicode text.
+    DataError: if there is none, or it is not a string of Unicode text.
   """
   name = first(record, names)
   if name not in record:
@@ -171,7 +171,7 @@ def text(where: str, name: str, value: Any) -> str:
   if not value.isascii() and _SURROGATE.search(value):
     raise errors.DataError(
         f'{where}: "{name}" holds a lone surrogate (\\ud800 to '
-        '\\udfff), which is no Unicode text. Remove it.')
+        '\\udfff), which is not Unicode text. Remove it.')
   return value
 
 

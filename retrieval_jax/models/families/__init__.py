@@ -1,7 +1,7 @@
-"""Published architectures: a file per family, found by config.json's word.
+"""Published architectures: a file per family, found by `model_type`.
 
 A family says how its config.json becomes one of our configs and back, and
-where each of our parameters stands in its checkpoints. The config it reads has
+where each of our parameters is in its checkpoints. The config it reads has
 `vocab_size`, `hidden_size`, `num_layers`, `max_positions`, `pad_id`, `dtype`,
 `remat`, `model_type`, `flops(length)` and `module()`, a flax module called with
 tokens and their vectors; that is all that the rest of the package knows of an

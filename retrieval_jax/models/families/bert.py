@@ -18,7 +18,7 @@ _TYPES = 'embeddings.token_type_embeddings.weight'
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-  """The words of one architecture: of config.json, and of its tensors.
+  """The names of one architecture, in config.json and of its tensors.
 
   Attributes:
     architecture: class of `transformers` that reads an export.

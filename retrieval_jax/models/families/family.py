@@ -1,4 +1,4 @@
-"""What a family of published encoders has to say about itself."""
+"""What describes a family of published encoders."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
@@ -35,14 +35,15 @@ class Settings:
 
 
 class Tensor(NamedTuple):
-  """Where one parameter of ours stands in published checkpoints.
+  """Where one parameter of ours is in published checkpoints.
 
   Attributes:
     ours: its path in our params, e.g. 'layer_0/attention/qkv_kernel'.
-    theirs: the published names; several stand side by side in our last axis.
+    theirs: the published names; several are put side by side along our last
+      axis.
     shape: of each of theirs.
     transposed: theirs is [outputs, inputs], as torch keeps it.
-    first_row: rows of theirs that stand before our first.
+    first_row: rows of theirs that come before our first.
   """
   ours: str
   theirs: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""T5 encoders; a decoder that stands beside one is left where it is."""
+"""T5 encoders; a decoder in the same checkpoint is ignored."""
 
 from retrieval_jax.models import t5
 from retrieval_jax.models.families import family

@@ -92,6 +92,10 @@ def make_corrector(case, **options):
   return make_method(corrector=CORRECTORS[case] | options).corrector
 
 
+jit = functools.partial(jax.jit, compiler_options={
+    'xla_backend_optimization_level': 0})  # quick to compile
+
+
 def vectors(seed, *shape):
   made = np.random.default_rng(seed).normal(size=(*shape, D))
   return (made / np.linalg.norm(made, axis=-1, keepdims=True)).astype(
@@ -170,7 +174,7 @@ def life(case, devices):
     return lived, rows, taken, [
         tables.age(table, step) for step, table in enumerate(taken, STEP)]
 
-  made = jax.jit(live)(first)
+  made = jit(live)(first)
   return Life(*jax.device_get(made))
 
 
@@ -333,7 +337,7 @@ def play(case, devices):
     asked.append(table)
     return doubled(table)
 
-  jit = (lambda function: function) if sampler.on_host else jax.jit
+  compiled = (lambda function: function) if sampler.on_host else jit
   table = table_of('gaps', mesh)
   # As a step makes and keeps states, see `training.step`.
   init = lambda table: sampler.init(
@@ -345,7 +349,7 @@ def play(case, devices):
   first = init(table)
   asked.clear()  # `rows_scored` is what a proposal costs
 
-  @jit
+  @compiled
   def draw(state, table):
     request = helpers.request(
         vectors(4, B), table, exclude=EXCLUDED, positives=POSITIVES)
@@ -365,7 +369,7 @@ def play(case, devices):
       state = jax.lax.with_sharding_constraint(state, where)
     return state, info
 
-  updated, info = jit(update)(first, table)
+  updated, info = compiled(update)(first, table)
   rebuilt = sampler.rebuild(updated, jax.random.key(2), types.Episode(
       5, view_of(table, mesh), lambda ids: vectors(4, 2 * B)[ids],
       lambda ids: vectors(2, N)[ids],
@@ -542,7 +546,12 @@ def observation(*, mask=None, stale=STALE, fresh=FRESH, step=5):
 
 @functools.cache
 def updater(corrector):
-  return jax.jit(corrector.update)
+  return jit(corrector.update)
+
+
+@functools.cache
+def applier(corrector):
+  return jit(corrector.apply)
 
 
 def learned(corrector, *observations):
@@ -571,7 +580,7 @@ class CorrectorTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(leaf).all())
       for dtype in (jnp.float32, jnp.bfloat16):
         rows = slice_of(STALE, dtype)
-        found = corrector.apply(state, rows)
+        found = applier(corrector)(state, rows)
         self.assertEqual(found.dtype, jnp.float32)
         np.testing.assert_array_equal(
             found, rows.embeddings.astype(jnp.float32))
@@ -580,17 +589,17 @@ class CorrectorTest(parameterized.TestCase):
     corrector = make_corrector(case)
     state, _ = learned(corrector, observation(), observation())
     rows = slice_of(STALE)
-    flat = np.asarray(corrector.apply(state, rows))
+    blocks = [slice_of(STALE.reshape(*shape, D))
+              for shape in ((4, 12), (2, 3, 8))]
+    flat, one, *found = jit(lambda state, *slices: [
+        corrector.apply(state, rows) for rows in slices])(
+            state, rows, jax.tree.map(lambda x: x[3], rows), *blocks)
     self.assertEqual(flat.shape, STALE.shape)
-    for shape in ((4, 12), (2, 3, 8)):
-      block = jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), rows)
-      found = corrector.apply(state, block)
-      self.assertEqual(found.shape, shape + (D,))
+    np.testing.assert_allclose(one, flat[3], rtol=1e-5, atol=1e-6)
+    for block, moved in zip(blocks, found):
+      self.assertEqual(moved.shape, block.embeddings.shape)
       np.testing.assert_allclose(
-          found.reshape(flat.shape), flat, rtol=1e-5, atol=1e-6)
-    one = jax.tree.map(lambda x: x[3], rows)
-    np.testing.assert_allclose(
-        corrector.apply(state, one), flat[3], rtol=1e-5, atol=1e-6)
+          moved.reshape(flat.shape), flat, rtol=1e-5, atol=1e-6)
 
   def test_learns_from_what_is_not_masked_alone(self, case):
     corrector = make_corrector(case)
@@ -600,7 +609,7 @@ class CorrectorTest(parameterized.TestCase):
     one = told(FRESH)
     jax.tree.map(np.testing.assert_array_equal, one,
                  told(noise(FRESH), noise(STALE)))
-    moved = np.asarray(corrector.apply(one, slice_of(STALE)))
+    moved = np.asarray(applier(corrector)(one, slice_of(STALE)))
     self.assertTrue(np.isfinite(moved).all())
     if np.array_equal(moved, STALE):
       return  # it does not learn
@@ -608,14 +617,14 @@ class CorrectorTest(parameterized.TestCase):
     self.assertLess(error(moved), error(STALE))
     everything = told(noise(FRESH), mask=~NOTHING)
     self.assertFalse(np.array_equal(
-        corrector.apply(everything, slice_of(STALE)), moved))
+        applier(corrector)(everything, slice_of(STALE)), moved))
 
   def test_costs_something_where_it_does_something(self, case):
     corrector = make_corrector(case)
     first, _ = learned(corrector)
     state, info = learned(corrector, observation())
     moves = not np.array_equal(
-        corrector.apply(state, slice_of(STALE)), STALE)
+        applier(corrector)(state, slice_of(STALE)), STALE)
     self.assertEqual(corrector.flops_per_row(D) > 0, moves)
     self.assertEqual(corrector.flops_per_update(48, B, D) > 0, moves)
     self.assertEqual(bool(jax.tree.leaves(state)), moves)
@@ -635,13 +644,13 @@ class CorrectorTest(parameterized.TestCase):
     if 'use_after' in options:
       late = make_corrector(case, use_after=3)
       seen = [observation(), observation(mask=NOTHING), observation()]
-      self.assertFalse(np.array_equal(corrector.apply(state, rows), STALE))
+      self.assertFalse(np.array_equal(applier(corrector)(state, rows), STALE))
       np.testing.assert_array_equal(
-          late.apply(learned(late, *seen)[0], rows), STALE)
+          applier(late)(learned(late, *seen)[0], rows), STALE)
       state, _ = learned(late, *seen, observation())
       np.testing.assert_array_equal(
-          late.apply(state, rows), corrector.apply(state, rows))
-      self.assertFalse(np.array_equal(late.apply(state, rows), STALE))
+          applier(late)(state, rows), applier(corrector)(state, rows))
+      self.assertFalse(np.array_equal(applier(late)(state, rows), STALE))
 
   def test_goes_on_after_a_refresh_or_starts_anew(self, case):
     for reset in (True, False):
@@ -734,7 +743,7 @@ def compiled(objective):
             given.proposal, log_q=log_q, log_z=log_z, logits=logits))
     return loss.sum(), (loss, info)
 
-  @jax.jit
+  @jit
   def run(given):
     proposal = given.proposal
     (_, (loss, info)), gradients = jax.value_and_grad(

@@ -79,8 +79,8 @@ class OnHost(stateless.Stateless):
     assert all(isinstance(x, np.ndarray) for x in state.values()), state
     shape = len(request.queries), self.num_negatives
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    rows = (state['next'] + rng.integers(0, 20, shape)) % int(
-        tables.num_live(view.table))
+    rows = (state['next'] + rng.integers(0, 20, shape)) % max(
+        int(tables.num_live(view.table)), 1)
     rows = np.where(
         np.isin(rows, np.asarray(request.exclude_rows)), -1, rows)
     return proposals.described(

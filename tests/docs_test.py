@@ -25,7 +25,6 @@ from experiments.results.stale_negatives import costs
 import retrieval_jax
 from retrieval_jax import indexes
 from retrieval_jax import runtime
-from retrieval_jax import types
 from retrieval_jax.factory import registries
 from retrieval_jax.mining import formats
 from retrieval_jax.objectives import estimators
@@ -324,21 +323,6 @@ def check_call(node):
 def test_every_public_name_is_described():
   assert set(retrieval_jax.__all__) - set(
       code(read(ROOT / 'docs' / 'python.md'))[1]) == set()
-
-
-def test_skeletons_of_components_run():
-  defined = {}
-  for block in _PYTHON.findall(read(ROOT / 'CONTRIBUTING.md')):
-    scope = {'__name__': 'skeleton'}
-    exec(compile(block, 'skeleton', 'exec'), scope)
-    defined |= scope
-  for name, protocol, options in (
-      ('Newest', types.Sampler, (1,)), ('Shift', types.Corrector, (0, 0, 0, 0)),
-      ('Triplet', types.Objective, (.1,))):
-    component = defined[name](*options)
-    wanted = {*protocol.__annotations__, *vars(protocol)}
-    assert [each for each in wanted if not each.startswith('_')
-            and not hasattr(component, each)] == []
 
 
 @each_document

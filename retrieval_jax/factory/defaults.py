@@ -112,6 +112,9 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.max_share = config_dict.placeholder(float)
   config.sampler.min_margin = config_dict.placeholder(float)
 
+  config.objective = ml_collections.ConfigDict()
+  config.objective.name = 'contrastive'  # by the estimator below
+
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'
   config.estimator.columns = 'all'

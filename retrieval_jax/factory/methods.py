@@ -55,10 +55,17 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
 
 
 def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
-  """Returns the estimator, with a teacher and over prefixes where asked."""
+  """Returns the loss, with a teacher and over prefixes where asked."""
   options = config.estimator
-  objective: types.Objective = objectives.Contrastive(
-      options.name, options.columns, _ceiling(config, 'estimator'))
+  objective: types.Objective = registries.make(
+      registries.OBJECTIVES, 'objective.name', config.objective,
+      estimator=options.name, columns=options.columns,
+      ceiling=_ceiling(config, 'estimator'))
+  read = {'matryoshka_dims', 'matryoshka_weights'}
+  if isinstance(objective, objectives.Contrastive):
+    read |= {'name', 'columns', 'ceiling'}
+  registries.warn_unread('estimator', options,
+                         f'objective.name={config.objective.name!r}', read)
   teacher = objectives.Distillation(**config.distillation)
   if teacher.kind == 'none':
     registries.warn_unread('distillation', config.distillation,

@@ -12,6 +12,7 @@ import warnings
 
 from retrieval_jax import correctors
 from retrieval_jax import memories
+from retrieval_jax import objectives
 from retrieval_jax import samplers
 from retrieval_jax.data import readers
 from retrieval_jax.factory import defaults
@@ -53,6 +54,11 @@ SAMPLERS = {
     'top_k_gumbel': samplers.ShortlistGumbel,
     'bucketed': samplers.BucketedGumbel,
 }
+
+OBJECTIVES = {
+    'contrastive': objectives.Contrastive,
+}
+"""Losses of their own; the options of `estimator` are those of Contrastive."""
 
 
 def choose(registry: Mapping[str, Any], option: str, name: str) -> Any:

@@ -44,6 +44,12 @@ class Recorder:
     return state
 
 
+@dataclasses.dataclass(frozen=True)
+class Hosted(samplers.Uniform):
+  """Uniform draws, made between the two compiled parts of a step."""
+  on_host = True
+
+
 class Step(NamedTuple):
   """One step, on the host: states around it, its draws, its metrics."""
   before: Any
@@ -278,6 +284,21 @@ class ProbesTest(parameterized.TestCase):
     self.assertNotEqual(probed(0), probed(1))
     apart = [anchors - refreshed for refreshed, anchors in probed(0)]
     self.assertGreater(sum(map(bool, apart)), 3)
+
+
+class HostTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 4)
+  def test_a_sampler_on_the_host_draws_and_trains_as_on_the_device(
+      self, devices):
+    for here, there in zip(*(
+        run(helpers.method(sampler, fraction=0.2, write_back=True),
+            num_steps=3, devices=devices)
+        for sampler in (samplers.Uniform(3), Hosted(3)))):
+      np.testing.assert_array_equal(here.proposal.rows, there.proposal.rows)
+      jax.tree.map(functools.partial(
+          np.testing.assert_allclose, rtol=1e-4, atol=1e-7),
+                   here.after, there.after)
 
 
 class ScaleTest(parameterized.TestCase):

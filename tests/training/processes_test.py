@@ -13,27 +13,34 @@ from retrieval_jax import sharding
 from tests import helpers
 from tests.training import step_test
 
+# One of each kind of memory, corrector and columns; all in one start.
+_METHODS = ('stale', 'small_ring', 'mlp', 'linear', 'candidates', 'uniform')
+
 _PROGRAM = """
 import json, sys
 import jax
-index, port, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+index, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(
     coordinator_address=f'127.0.0.1:{port}', num_processes=2, process_id=index)
-import numpy as np
 from retrieval_jax import sharding
-from tests import helpers
-from tests.training import step_test
+from tests.training import processes_test
 mesh = sharding.make_mesh()
 assert mesh.shape['data'] == 4 and jax.process_count() == 2
-rows = []
-_, history = helpers.train(
-    step_test.many_methods()[name], mesh, num_steps=3,
-    table_=step_test.start_table(name, mesh),
-    each=lambda state, proposal, probes: rows.append(
-        np.asarray(proposal.rows).tolist()))
-print('RESULT', json.dumps([[float(m['nll']) for m in history], rows]))
+print('RESULT', json.dumps(
+    {name: processes_test.course(name, mesh) for name in sys.argv[3:]}))
 """
+
+
+def course(name, mesh):
+  """Returns the losses and the rows drawn in three steps of a method."""
+  rows = []
+  _, history = helpers.train(
+      step_test.many_methods()[name], mesh, num_steps=3,
+      table_=step_test.start_table(name, mesh),
+      each=lambda state, proposal, probes: rows.append(
+          np.asarray(proposal.rows).tolist()))
+  return [[float(m['nll']) for m in history], rows]
 
 
 class ProcessesTest(absltest.TestCase):
@@ -45,11 +52,11 @@ class ProcessesTest(absltest.TestCase):
     environment = dict(os.environ, NPROC='32', JAX_PLATFORMS='cpu')
     running = [
         subprocess.Popen(
-            [sys.executable, '-c', _PROGRAM, str(i), port, 'stale'],
+            [sys.executable, '-c', _PROGRAM, str(i), port, *_METHODS],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=environment) for i in range(2)]
     try:
-      outputs = [process.communicate(timeout=120)[0] for process in running]
+      outputs = [process.communicate(timeout=300)[0] for process in running]
     finally:
       for process in running:
         process.kill()
@@ -60,15 +67,11 @@ class ProcessesTest(absltest.TestCase):
     )[len('RESULT '):]) for output in outputs]
     self.assertEqual(found[0], found[1])
 
-    mesh, rows = sharding.make_mesh(1), []
-    _, history = helpers.train(
-        step_test.many_methods()['stale'], mesh, num_steps=3,
-        table_=step_test.start_table('stale', mesh),
-        each=lambda state, proposal, probes: rows.append(
-            np.asarray(proposal.rows).tolist()))
-    self.assertEqual(found[0][1], rows)
-    np.testing.assert_allclose(
-        found[0][0], [m['nll'] for m in history], rtol=1e-5)
+    for name in _METHODS:
+      losses, rows = course(name, sharding.make_mesh(1))
+      self.assertEqual(found[0][name][1], rows, name)
+      np.testing.assert_allclose(
+          found[0][name][0], losses, rtol=1e-5, err_msg=name)
 
 
 if __name__ == '__main__':

@@ -221,9 +221,9 @@ def test_bad_inputs_are_named_and_leave_nothing(
     call(mine, f'--out={tmp_path}/out')
   for more, message in (
       (['--links=3'], "links is not an option of the index 'exact'"),
-      (['--index=faiss_flat', '--links=3'], "no option of the index 'faiss_f"),
-      (['--index=bm25', '--links=3'], '--links .* not of --index=bm25'),
-      (['--run=x', '--chunk_rows=64'], '--chunk_rows .* not of --run')):
+      (['--index=faiss_flat', '--links=3'], "option of the index 'faiss_flat'"),
+      (['--index=bm25', '--links=3'], '--links .* not to --index=bm25'),
+      (['--run=x', '--chunk_rows=64'], '--chunk_rows .* not to --run')):
     with pytest.raises(SystemExit, match=message):
       call(mine, *data_flags, f'--out={tmp_path}/out', *more)
   with pytest.raises(app.UsageError, match='leave --index out'):

@@ -165,8 +165,8 @@ def landmarks():
 def _runs(arms):
   """Yields runs of every seed.
 
-  All runs of the first seed are compared with brute force, and so are those
-  that the corrector is about.
+  Those of the first seed that have a memory are compared with brute force, and
+  of the others those that the corrector is about.
   """
   looked_at = {'stale', 'kept', 'corrector', 'corrector_kept', 'linear'}
   for seed in SEEDS:

@@ -46,6 +46,7 @@ be made from these and the defaults needs another default, or a line here."""
 MEMORIES = {name: {'kind': name} for name in registries.MEMORIES} | {
     'fifo': {'kind': 'ring', 'replacement': 'fifo'},
     'prefilled': {'kind': 'ring', 'prefill': True},
+    'unpadded': {'kind': 'ring', 'capacity': 16, 'chunk_rows': 2},
     'half_precision': {'kind': 'ring', 'dtype': 'bfloat16'}}
 MADE_UP = {'made_up_on_device': made_up_samplers.Rare,
            'made_up_on_host': made_up_samplers.OnHost,
@@ -674,14 +675,12 @@ def every_objective():
       for kind in columns.KINDS if estimator.columns in (None, kind)]
   for made in contrastive:
     yield f'{made.estimator}_{made.columns}', made
-  for made in {made.estimator: made for made in contrastive}.values():
-    yield (f'matryoshka_{made.estimator}',
-           objectives.Matryoshka(made, (2, D), (1.0, 0.5), normalize=True))
   for kind in sorted(set(distillation.KINDS) - {'none'}):
     made = objectives.Distilled(
         contrastive[0], objectives.Distillation(kind))
     yield kind, made
-    yield f'matryoshka_{kind}', objectives.Matryoshka(made, (2, D))
+  yield 'matryoshka', objectives.Matryoshka(
+      made, (2, D), (1.0, 0.5), normalize=True)
 
 
 OBJECTIVES = dict(every_objective())

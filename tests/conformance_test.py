@@ -3,6 +3,7 @@
 Each is made from its default options and SIZES, as a run makes it.
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from retrieval_jax.objectives import columns
 from retrieval_jax.objectives import distillation
 from retrieval_jax.objectives import estimators
 from tests import helpers
+from tests import made_up_objectives
 from tests import made_up_samplers
 
 N, D, B, K = 200, 8, 8, 3  # targets, dimensions, queries, draws
@@ -70,18 +72,31 @@ def config(**sections):
   return made
 
 
-def make_memory(case):
-  with warnings.catch_warnings():
+@contextlib.contextmanager
+def from_defaults():
+  """Has the made-up samplers registered; says what an entry must have."""
+  with warnings.catch_warnings(), mock.patch.dict(
+      registries.SAMPLERS, MADE_UP):
     warnings.simplefilter('ignore')  # options that another entry reads
+    try:
+      yield
+    except (TypeError, ValueError) as error:
+      error.add_note(
+          'A registered entry is made from its options in factory/defaults.py '
+          'and from SIZES of tests/conformance_test.py; add there what it '
+          'lacks.')
+      raise
+
+
+def make_memory(case):
+  with from_defaults():
     return registries.make(
         registries.MEMORIES, 'memory.kind',
         config(memory=MEMORIES[case]).memory, num_targets=N)
 
 
 def make_method(**sections):
-  with warnings.catch_warnings(), mock.patch.dict(
-      registries.SAMPLERS, MADE_UP):
-    warnings.simplefilter('ignore')
+  with from_defaults():
     return methods.make_method(config(**sections), N, num_queries=2 * B)
 
 
@@ -681,6 +696,7 @@ def every_objective():
     yield kind, made
   yield 'matryoshka', objectives.Matryoshka(
       made, (2, D), (1.0, 0.5), normalize=True)
+  yield 'made_up', made_up_objectives.Biased(40)
 
 
 OBJECTIVES = dict(every_objective())
@@ -714,13 +730,14 @@ def given(objective, num_draws=K):
     positive_scores = numbers(B)
     positive_scores[5] = np.nan
     candidates = types.Candidates(ids[:, num_draws:], scores, positive_scores)
-  tokens = np.zeros((B, 2), np.int32)
+  tokens = rng.integers(0, 40, (B, columns_, 2)).astype(np.int32)
   given_ = Given(
       types.Fresh(vectors(1, B), vectors(2, B), vectors(3, B, columns_),
-                  np.float32(SCALE)),
+                  np.float32(SCALE),
+                  tokens if objective.reads_tokens else None),
       types.Batch(
-          query_tokens=tokens, target_tokens=tokens, query_ids=target_ids,
-          target_ids=target_ids, known_positives=np.stack(
+          query_tokens=tokens[:, 0], target_tokens=tokens[:, -1],
+          query_ids=target_ids, target_ids=target_ids, known_positives=np.stack(
               [target_ids, np.full(B, -1, np.int32)], axis=1),
           candidates=candidates),
       types.Proposal(
@@ -732,12 +749,16 @@ def given(objective, num_draws=K):
 
 @functools.cache
 def compiled(objective):
-  """Returns Given -> (loss [B], info, gradient of fresh and proposal)."""
+  """Returns Given -> (loss [B], info, gradients).
 
-  def total(fresh, constants, given):
+  These are of its own parameters, of `fresh` and of the proposal.
+  """
+
+  def total(own, fresh, constants, given):
     log_q, log_z, logits = constants
+    fresh = fresh._replace(negative_tokens=given.fresh.negative_tokens)
     loss, info = objective(
-        objective.init(jax.random.key(0)), fresh, given.batch,
+        own, fresh, given.batch,
         dataclasses.replace(
             given.proposal, log_q=log_q, log_z=log_z, logits=logits))
     return loss.sum(), (loss, info)
@@ -746,9 +767,10 @@ def compiled(objective):
   def run(given):
     proposal = given.proposal
     (_, (loss, info)), gradients = jax.value_and_grad(
-        total, argnums=(0, 1), has_aux=True)(
-            given.fresh, (proposal.log_q, proposal.log_z, proposal.logits),
-            given)
+        total, argnums=(0, 1, 2), has_aux=True)(
+            objective.init(jax.random.key(0)),
+            given.fresh._replace(negative_tokens=None),
+            (proposal.log_q, proposal.log_z, proposal.logits), given)
     return loss, info, gradients
 
   return run
@@ -758,13 +780,17 @@ def run(objective, given_):
   return jax.device_get(compiled(objective)(given_))
 
 
-def changed(given_, *, where, draw=7.0, **fields):
+def changed(given_, *, where, draw=7.0):
   """Returns the same with other embeddings, and numbers of the draw."""
   proposal = given_.proposal
   put = lambda array, value: jnp.where(where, value, array)
+  fresh = given_.fresh._replace(negatives=jnp.where(
+      where[..., None], draw, given_.fresh.negatives))
+  if fresh.negative_tokens is not None:
+    fresh = fresh._replace(negative_tokens=jnp.where(
+        where[..., None], 0, fresh.negative_tokens))
   return given_._replace(
-      fresh=given_.fresh._replace(negatives=jnp.where(
-          where[..., None], draw, given_.fresh.negatives)),
+      fresh=fresh,
       proposal=dataclasses.replace(
           proposal, logits=put(proposal.logits, draw),
           log_q=put(proposal.log_q, -draw)))
@@ -782,8 +808,11 @@ def reordered(given_, order):
     take = lambda array: jnp.take_along_axis(array, of_candidates, axis=1)
     candidates = dataclasses.replace(
         candidates, ids=take(candidates.ids), scores=take(candidates.scores))
+  tokens = given_.fresh.negative_tokens
   return Given(
-      given_.fresh._replace(negatives=moved(given_.fresh.negatives)),
+      given_.fresh._replace(
+          negatives=moved(given_.fresh.negatives),
+          negative_tokens=None if tokens is None else moved(tokens)),
       dataclasses.replace(given_.batch, candidates=candidates),
       dataclasses.replace(proposal, **{
           name: moved(getattr(proposal, name))
@@ -795,7 +824,8 @@ class ObjectiveTest(parameterized.TestCase):
 
   def test_its_loss_is_finite_and_so_is_its_gradient(self, case):
     objective = OBJECTIVES[case]
-    loss, info, (of_fresh, of_proposal) = run(objective, given(objective))
+    loss, info, (of_own, of_fresh, of_proposal) = run(
+        objective, given(objective))
     self.assertEqual((loss.shape, loss.dtype), ((B,), np.float32))
     self.assertTrue(np.isfinite(loss).all())
     for name, value in info.items():
@@ -805,6 +835,9 @@ class ObjectiveTest(parameterized.TestCase):
       gradient = getattr(of_fresh, name)
       self.assertTrue(np.isfinite(gradient).all(), name)
       self.assertTrue(gradient.any(), name)
+    for gradient in jax.tree.leaves(of_own):
+      self.assertTrue(np.isfinite(gradient).all())
+      self.assertTrue(gradient.any())
     for gradient in of_proposal:  # nothing of the draw carries gradient
       np.testing.assert_array_equal(gradient, 0)
 
@@ -815,7 +848,7 @@ class ObjectiveTest(parameterized.TestCase):
     one = run(objective, first)
     jax.tree.map(np.testing.assert_array_equal, one,
                  run(objective, changed(first, where=away)))
-    np.testing.assert_array_equal(one[2][0].negatives[away], 0)
+    np.testing.assert_array_equal(one[2][1].negatives[away], 0)
     # What is not masked does.
     other = run(objective, changed(first, where=~away, draw=0.1))
     self.assertFalse(np.array_equal(one[0], other[0]))
@@ -833,8 +866,8 @@ class ObjectiveTest(parameterized.TestCase):
     one, other = run(objective, first), run(objective, reordered(first, order))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        np.take_along_axis(one[2][0].negatives, order[..., None], axis=1),
-        other[2][0].negatives, rtol=1e-4, atol=1e-5)
+        np.take_along_axis(one[2][1].negatives, order[..., None], axis=1),
+        other[2][1].negatives, rtol=1e-4, atol=1e-5)
 
   def test_reads_nothing_that_it_does_not_need(self, case):
     objective = OBJECTIVES[case]
@@ -854,7 +887,7 @@ class ObjectiveTest(parameterized.TestCase):
         np.testing.assert_array_equal, run(objective, first)[:2],
         run(objective, Given(first.fresh, batch, proposal))[:2])
     if not objective.needs:
-      loss, _, (of_fresh, _) = run(objective, given(objective, num_draws=0))
+      loss, _, (_, of_fresh, _) = run(objective, given(objective, num_draws=0))
       self.assertTrue(np.isfinite(loss).all())
       self.assertTrue(of_fresh.positives.any())
 

@@ -35,7 +35,7 @@ def exact_loss(params, own, targets, batch, proposal):
 
 class OwnParametersTest(parameterized.TestCase):
 
-  @parameterized.product(source=('encoder', 'frozen'), devices=(1, 4))
+  @parameterized.parameters(('encoder', 4), ('frozen', 1))
   def test_take_the_gradient_of_the_loss_written_out(self, source, devices):
     seen = []
     method = dataclasses.replace(

@@ -173,25 +173,25 @@ def life(case, devices):
   ids = memory.first_ids(N, seed=3)
   first = memory.create(vectors(STEP, N)[ids], ids, dim=D, mesh=mesh, step=STEP)
 
-  def live(table):
-    lived = [table]
-    for step, (kind, ids) in enumerate(EVENTS, STEP + 1):
-      ids = jnp.asarray(ids, jnp.int32)
-      fresh = jnp.asarray(vectors(step, N))[ids]
-      if kind == 'push':
-        table = memory.push(table, ids, fresh, jnp.int32(step))
-      else:
-        rows = memory.rows_of(table, ids)
-        table = memory.write(table, rows, fresh, jnp.int32(step))
-      lived.append(table)
-    rows = [memory.rows_of(table, ASKED) for table in lived]
-    taken = [memory.take(table, where.reshape(7, -1))
-             for table, where in zip(lived, rows)]
-    return lived, rows, taken, [
-        tables.age(table, step) for step, table in enumerate(taken, STEP)]
+  def change(kind, table, ids, fresh, step):
+    if kind == 'push':
+      table = memory.push(table, ids, fresh, step)
+    else:
+      table = memory.write(table, memory.rows_of(table, ids), fresh, step)
+    return jax.lax.with_sharding_constraint(
+        table, sharding.state_shardings(table, mesh))
 
-  made = jit(live)(first)
-  return Life(*jax.device_get(made))
+  def read(table, step):
+    rows = memory.rows_of(table, ASKED)
+    taken = memory.take(table, rows.reshape(7, -1))
+    return rows, taken, tables.age(taken, step)
+
+  change, read, lived = jit(change, static_argnums=0), jit(read), [first]
+  for step, (kind, ids) in enumerate(EVENTS, STEP + 1):
+    lived.append(change(kind, lived[-1], np.array(ids, np.int32),
+                        vectors(step, N)[np.array(ids)], step))
+  seen = [read(table, step) for step, table in enumerate(lived, STEP)]
+  return Life(*jax.device_get((lived, *map(list, zip(*seen)))))
 
 
 def remembered(case, devices):

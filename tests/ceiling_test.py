@@ -6,6 +6,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import ceiling as ceilings
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
@@ -123,7 +124,35 @@ class CeilingTest(parameterized.TestCase):
           np.sort(proposal.rows, axis=1),
           np.sort(np.argsort(-free, axis=1)[:, :K], axis=1))
 
+  def test_the_bounds_of_the_options_are_allowed(self):
+    """The whole share of the positive, and no margin at all."""
+    scores = jnp.array([2.0, -2.0])
+    for options, wanted in (((1.0, None), [2.0, -2.0]),
+                            ((None, 0.0), [2.0, -2.0]),
+                            ((0.9, 0.5), [1.5, -2.5])):
+      np.testing.assert_allclose(
+          samplers.Ceiling(*options).highest(scores), wanted)
+    self.assertEqual(hash(samplers.Ceiling(0.9, None)),
+                     hash(samplers.Ceiling(0.9, None)))
+    self.assertNotIn('section', repr(samplers.Ceiling(0.9, None)))
+
+  def test_a_positive_that_is_not_remembered_has_score_zero(self):
+    mesh = sharding.make_mesh(1)
+    table = tables.from_embeddings(
+        np.ones((3, D), np.float32), mesh=mesh, chunk_rows=4, dtype='float32')
+    view = types.View(table, lambda rows: rows.embeddings, jnp.float32(SCALE),
+                      types.Scan(mesh, 4))
+    request = helpers.request(
+        np.ones((2, D), np.float32), table, positives=np.array([2, -1]))
+    scores, known = ceilings.positive_scores(request, view)
+    np.testing.assert_array_equal(scores, [D, 0.0])
+    np.testing.assert_array_equal(known, [True, False])
+    np.testing.assert_allclose(
+        samplers.Ceiling(0.5, None).logits(request, view),
+        [SCALE * D / 2, np.inf])
+
   @parameterized.parameters(((0.0, None), r'max_share=0.0 must lie in \(0, 1'),
+                            ((1.1, None), r'max_share=1.1 must lie in \(0, 1'),
                             ((None, -0.1), 'min_margin=-0.1 must be at least'))
   def test_refuses(self, options, message):
     with self.assertRaisesRegex(ValueError, message):

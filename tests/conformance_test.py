@@ -3,6 +3,7 @@
 Each is made from its default options and SIZES, as a run makes it.
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from retrieval_jax.objectives import columns
 from retrieval_jax.objectives import distillation
 from retrieval_jax.objectives import estimators
 from tests import helpers
+from tests import made_up_objectives
 from tests import made_up_samplers
 
 N, D, B, K = 200, 8, 8, 3  # targets, dimensions, queries, draws
@@ -46,6 +48,7 @@ be made from these and the defaults needs another default, or a line here."""
 MEMORIES = {name: {'kind': name} for name in registries.MEMORIES} | {
     'fifo': {'kind': 'ring', 'replacement': 'fifo'},
     'prefilled': {'kind': 'ring', 'prefill': True},
+    'unpadded': {'kind': 'ring', 'capacity': 16, 'chunk_rows': 2},
     'half_precision': {'kind': 'ring', 'dtype': 'bfloat16'}}
 MADE_UP = {'made_up_on_device': made_up_samplers.Rare,
            'made_up_on_host': made_up_samplers.OnHost,
@@ -69,18 +72,31 @@ def config(**sections):
   return made
 
 
-def make_memory(case):
-  with warnings.catch_warnings():
+@contextlib.contextmanager
+def from_defaults():
+  """Has the made-up samplers registered; says what an entry must have."""
+  with warnings.catch_warnings(), mock.patch.dict(
+      registries.SAMPLERS, MADE_UP):
     warnings.simplefilter('ignore')  # options that another entry reads
+    try:
+      yield
+    except (TypeError, ValueError) as error:
+      error.add_note(
+          'A registered entry is made from its options in factory/defaults.py '
+          'and from SIZES of tests/conformance_test.py; add there what it '
+          'lacks.')
+      raise
+
+
+def make_memory(case):
+  with from_defaults():
     return registries.make(
         registries.MEMORIES, 'memory.kind',
         config(memory=MEMORIES[case]).memory, num_targets=N)
 
 
 def make_method(**sections):
-  with warnings.catch_warnings(), mock.patch.dict(
-      registries.SAMPLERS, MADE_UP):
-    warnings.simplefilter('ignore')
+  with from_defaults():
     return methods.make_method(config(**sections), N, num_queries=2 * B)
 
 
@@ -157,25 +173,25 @@ def life(case, devices):
   ids = memory.first_ids(N, seed=3)
   first = memory.create(vectors(STEP, N)[ids], ids, dim=D, mesh=mesh, step=STEP)
 
-  def live(table):
-    lived = [table]
-    for step, (kind, ids) in enumerate(EVENTS, STEP + 1):
-      ids = jnp.asarray(ids, jnp.int32)
-      fresh = jnp.asarray(vectors(step, N))[ids]
-      if kind == 'push':
-        table = memory.push(table, ids, fresh, jnp.int32(step))
-      else:
-        rows = memory.rows_of(table, ids)
-        table = memory.write(table, rows, fresh, jnp.int32(step))
-      lived.append(table)
-    rows = [memory.rows_of(table, ASKED) for table in lived]
-    taken = [memory.take(table, where.reshape(7, -1))
-             for table, where in zip(lived, rows)]
-    return lived, rows, taken, [
-        tables.age(table, step) for step, table in enumerate(taken, STEP)]
+  def change(kind, table, ids, fresh, step):
+    if kind == 'push':
+      table = memory.push(table, ids, fresh, step)
+    else:
+      table = memory.write(table, memory.rows_of(table, ids), fresh, step)
+    return jax.lax.with_sharding_constraint(
+        table, sharding.state_shardings(table, mesh))
 
-  made = jit(live)(first)
-  return Life(*jax.device_get(made))
+  def read(table, step):
+    rows = memory.rows_of(table, ASKED)
+    taken = memory.take(table, rows.reshape(7, -1))
+    return rows, taken, tables.age(taken, step)
+
+  change, read, lived = jit(change, static_argnums=0), jit(read), [first]
+  for step, (kind, ids) in enumerate(EVENTS, STEP + 1):
+    lived.append(change(kind, lived[-1], np.array(ids, np.int32),
+                        vectors(step, N)[np.array(ids)], step))
+  seen = [read(table, step) for step, table in enumerate(lived, STEP)]
+  return Life(*jax.device_get((lived, *map(list, zip(*seen)))))
 
 
 def remembered(case, devices):
@@ -320,6 +336,14 @@ def table_of(scene, mesh):
       mesh=mesh, chunk_rows=ROWS // sharding.num_shards(mesh), dtype='float32')
 
 
+@functools.cache
+def request_of(scene):
+  mesh = sharding.make_mesh(1)
+  return jax.device_get(helpers.request(
+      vectors(4, B), table_of(scene, mesh), exclude=EXCLUDED,
+      positives=POSITIVES))
+
+
 class Played(NamedTuple):
   """What a sampler did."""
   proposals: dict  # by scene, numpy
@@ -350,13 +374,11 @@ def play(case, devices):
   asked.clear()  # `rows_scored` is what a proposal costs
 
   @compiled
-  def draw(state, table):
-    request = helpers.request(
-        vectors(4, B), table, exclude=EXCLUDED, positives=POSITIVES)
+  def draw(state, table, request):
     return sampler.propose(
         state, jax.random.key(0), request, view_of(table, mesh, correct))
 
-  proposals = {scene: draw(first, table_of(scene, mesh))
+  proposals = {scene: draw(first, table_of(scene, mesh), request_of(scene))
                for scene in ('gaps', 'moved', 'two', 'empty')}
 
   def update(state, table):
@@ -674,14 +696,13 @@ def every_objective():
       for kind in columns.KINDS if estimator.columns in (None, kind)]
   for made in contrastive:
     yield f'{made.estimator}_{made.columns}', made
-  for made in {made.estimator: made for made in contrastive}.values():
-    yield (f'matryoshka_{made.estimator}',
-           objectives.Matryoshka(made, (2, D), (1.0, 0.5), normalize=True))
   for kind in sorted(set(distillation.KINDS) - {'none'}):
     made = objectives.Distilled(
         contrastive[0], objectives.Distillation(kind))
     yield kind, made
-    yield f'matryoshka_{kind}', objectives.Matryoshka(made, (2, D))
+  yield 'matryoshka', objectives.Matryoshka(
+      made, (2, D), (1.0, 0.5), normalize=True)
+  yield 'made_up', made_up_objectives.Biased(40)
 
 
 OBJECTIVES = dict(every_objective())
@@ -715,13 +736,14 @@ def given(objective, num_draws=K):
     positive_scores = numbers(B)
     positive_scores[5] = np.nan
     candidates = types.Candidates(ids[:, num_draws:], scores, positive_scores)
-  tokens = np.zeros((B, 2), np.int32)
+  tokens = rng.integers(0, 40, (B, columns_, 2)).astype(np.int32)
   given_ = Given(
       types.Fresh(vectors(1, B), vectors(2, B), vectors(3, B, columns_),
-                  np.float32(SCALE)),
+                  np.float32(SCALE),
+                  tokens if objective.reads_tokens else None),
       types.Batch(
-          query_tokens=tokens, target_tokens=tokens, query_ids=target_ids,
-          target_ids=target_ids, known_positives=np.stack(
+          query_tokens=tokens[:, 0], target_tokens=tokens[:, -1],
+          query_ids=target_ids, target_ids=target_ids, known_positives=np.stack(
               [target_ids, np.full(B, -1, np.int32)], axis=1),
           candidates=candidates),
       types.Proposal(
@@ -733,12 +755,16 @@ def given(objective, num_draws=K):
 
 @functools.cache
 def compiled(objective):
-  """Returns Given -> (loss [B], info, gradient of fresh and proposal)."""
+  """Returns Given -> (loss [B], info, gradients).
 
-  def total(fresh, constants, given):
+  These are of its own parameters, of `fresh` and of the proposal.
+  """
+
+  def total(own, fresh, constants, given):
     log_q, log_z, logits = constants
+    fresh = fresh._replace(negative_tokens=given.fresh.negative_tokens)
     loss, info = objective(
-        objective.init(jax.random.key(0)), fresh, given.batch,
+        own, fresh, given.batch,
         dataclasses.replace(
             given.proposal, log_q=log_q, log_z=log_z, logits=logits))
     return loss.sum(), (loss, info)
@@ -747,9 +773,10 @@ def compiled(objective):
   def run(given):
     proposal = given.proposal
     (_, (loss, info)), gradients = jax.value_and_grad(
-        total, argnums=(0, 1), has_aux=True)(
-            given.fresh, (proposal.log_q, proposal.log_z, proposal.logits),
-            given)
+        total, argnums=(0, 1, 2), has_aux=True)(
+            objective.init(jax.random.key(0)),
+            given.fresh._replace(negative_tokens=None),
+            (proposal.log_q, proposal.log_z, proposal.logits), given)
     return loss, info, gradients
 
   return run
@@ -759,13 +786,17 @@ def run(objective, given_):
   return jax.device_get(compiled(objective)(given_))
 
 
-def changed(given_, *, where, draw=7.0, **fields):
+def changed(given_, *, where, draw=7.0):
   """Returns the same with other embeddings, and numbers of the draw."""
   proposal = given_.proposal
   put = lambda array, value: jnp.where(where, value, array)
+  fresh = given_.fresh._replace(negatives=jnp.where(
+      where[..., None], draw, given_.fresh.negatives))
+  if fresh.negative_tokens is not None:
+    fresh = fresh._replace(negative_tokens=jnp.where(
+        where[..., None], 0, fresh.negative_tokens))
   return given_._replace(
-      fresh=given_.fresh._replace(negatives=jnp.where(
-          where[..., None], draw, given_.fresh.negatives)),
+      fresh=fresh,
       proposal=dataclasses.replace(
           proposal, logits=put(proposal.logits, draw),
           log_q=put(proposal.log_q, -draw)))
@@ -783,8 +814,11 @@ def reordered(given_, order):
     take = lambda array: jnp.take_along_axis(array, of_candidates, axis=1)
     candidates = dataclasses.replace(
         candidates, ids=take(candidates.ids), scores=take(candidates.scores))
+  tokens = given_.fresh.negative_tokens
   return Given(
-      given_.fresh._replace(negatives=moved(given_.fresh.negatives)),
+      given_.fresh._replace(
+          negatives=moved(given_.fresh.negatives),
+          negative_tokens=None if tokens is None else moved(tokens)),
       dataclasses.replace(given_.batch, candidates=candidates),
       dataclasses.replace(proposal, **{
           name: moved(getattr(proposal, name))
@@ -796,7 +830,8 @@ class ObjectiveTest(parameterized.TestCase):
 
   def test_its_loss_is_finite_and_so_is_its_gradient(self, case):
     objective = OBJECTIVES[case]
-    loss, info, (of_fresh, of_proposal) = run(objective, given(objective))
+    loss, info, (of_own, of_fresh, of_proposal) = run(
+        objective, given(objective))
     self.assertEqual((loss.shape, loss.dtype), ((B,), np.float32))
     self.assertTrue(np.isfinite(loss).all())
     for name, value in info.items():
@@ -806,6 +841,9 @@ class ObjectiveTest(parameterized.TestCase):
       gradient = getattr(of_fresh, name)
       self.assertTrue(np.isfinite(gradient).all(), name)
       self.assertTrue(gradient.any(), name)
+    for gradient in jax.tree.leaves(of_own):
+      self.assertTrue(np.isfinite(gradient).all())
+      self.assertTrue(gradient.any())
     for gradient in of_proposal:  # nothing of the draw carries gradient
       np.testing.assert_array_equal(gradient, 0)
 
@@ -816,7 +854,7 @@ class ObjectiveTest(parameterized.TestCase):
     one = run(objective, first)
     jax.tree.map(np.testing.assert_array_equal, one,
                  run(objective, changed(first, where=away)))
-    np.testing.assert_array_equal(one[2][0].negatives[away], 0)
+    np.testing.assert_array_equal(one[2][1].negatives[away], 0)
     # What is not masked does.
     other = run(objective, changed(first, where=~away, draw=0.1))
     self.assertFalse(np.array_equal(one[0], other[0]))
@@ -834,8 +872,8 @@ class ObjectiveTest(parameterized.TestCase):
     one, other = run(objective, first), run(objective, reordered(first, order))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        np.take_along_axis(one[2][0].negatives, order[..., None], axis=1),
-        other[2][0].negatives, rtol=1e-4, atol=1e-5)
+        np.take_along_axis(one[2][1].negatives, order[..., None], axis=1),
+        other[2][1].negatives, rtol=1e-4, atol=1e-5)
 
   def test_reads_nothing_that_it_does_not_need(self, case):
     objective = OBJECTIVES[case]
@@ -855,7 +893,7 @@ class ObjectiveTest(parameterized.TestCase):
         np.testing.assert_array_equal, run(objective, first)[:2],
         run(objective, Given(first.fresh, batch, proposal))[:2])
     if not objective.needs:
-      loss, _, (of_fresh, _) = run(objective, given(objective, num_draws=0))
+      loss, _, (_, of_fresh, _) = run(objective, given(objective, num_draws=0))
       self.assertTrue(np.isfinite(loss).all())
       self.assertTrue(of_fresh.positives.any())
 

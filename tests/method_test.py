@@ -5,14 +5,50 @@ import dataclasses
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from retrieval_jax import compatibility
 from retrieval_jax import memories
 from retrieval_jax import method as methods
 from retrieval_jax import samplers
 from tests import helpers
+from tests import made_up_samplers
 
 
 def build(*, sampler=samplers.Gumbel(1), refresh=methods.Refresh(), **options):
   return helpers.method(sampler, **options, **dataclasses.asdict(refresh))
+
+
+NONE = samplers.NoNegatives()
+IDS = made_up_samplers.Pool(2, helpers.NUM_TARGETS, 8)  # needs no memory
+EXHAUSTIVE = samplers.Exhaustive(helpers.NUM_TARGETS, helpers.BATCH)
+PUSH = methods.Refresh(push=True)
+LACKING = {
+    'log_z': ("'cache_gradient' needs log Z .* sampler.name='gumbel'", [
+        dict(estimator='cache_gradient', sampler=sampler)
+        for sampler in (samplers.Uniform(1), samplers.TopK(1), IDS)]),
+    'log_q': ("'sampled_softmax' needs log q of every column; use "
+              "sampler.name='uniform' or 'gumbel'", [
+        dict(estimator='sampled_softmax', sampler=sampler)
+        for sampler in (samplers.ShortlistGumbel(1, 2), samplers.TopK(1),
+                        NONE)]),
+    'every_row': ("memory.kind='corpus' and sampler.name='exhaustive'", [
+        dict(estimator='full_softmax', columns='draws'),
+        dict(estimator='full_softmax', columns='draws', sampler=EXHAUSTIVE,
+             memory='ring', refresh=PUSH)]),
+    'only_draws': ('data.num_candidates changes .* is right for all that', [
+        dict(estimator='cache_gradient', num_candidates=1),
+        dict(estimator='sampled_softmax', num_candidates=1),
+        dict(estimator='full_softmax', columns='draws', sampler=EXHAUSTIVE,
+             num_candidates=1),
+        dict(estimator='cache_gradient', num_candidates=1,
+             distillation='kl')]),
+    'negatives': ("sampler.name='none' .* use columns 'positives', or", [
+        dict(sampler=NONE, columns='own'),
+        dict(sampler=NONE, columns='draws', memory='none')]),
+    'teacher': ('distillation.kind .* needs data.num_candidates of at least 1',
+                [dict(distillation='kl'),
+                 dict(distillation='margin_mse', columns='all')])}
+"""Need of an objective -> what is said, and methods in which nothing gives it.
+"""
 
 
 class MethodTest(parameterized.TestCase):
@@ -27,41 +63,99 @@ class MethodTest(parameterized.TestCase):
       ('estimator', dict(estimator='mse'), "estimator.name='mse' is not one"),
       ('columns', dict(columns='both'), "estimator.columns='both' is not one"),
       ('draws_from_nothing', dict(memory='none'), 'nothing to draw from'),
-      ('no_negatives', dict(sampler=samplers.NoNegatives()),
-       "use columns 'positives'"),
       ('fewer_than_none', dict(num_candidates=-1),
        'data.num_candidates=-1 must be a number'),
-      ('candidates_without_a_probability', dict(
-          estimator='cache_gradient', num_candidates=1),
-       'data.num_candidates changes .* is right for all that'),
       ('ceiling_of_draws', dict(
           estimator='sampled_softmax', ceiling=samplers.Ceiling(0.9, None)),
        'estimator.max_share or min_margin changes the columns'),
-      ('teacher_of_nothing', dict(distillation='kl'),
-       'distillation.kind .* needs data.num_candidates'),
       ('write_back_nothing', dict(
           sampler=samplers.NoNegatives(), columns='positives',
           refresh=methods.Refresh(write_back=True)), 'needs drawn rows'),
       ('ring_reencode', dict(memory='ring', refresh=methods.Refresh(
           push=True, reencode_every=5)), 'use refresh.fraction'),
       ('ring_without_push', dict(memory='ring'), 'refresh.push=True'),
-      ('log_z', dict(estimator='cache_gradient', sampler=samplers.Uniform(1)),
-       "sampler.name='gumbel'"),
       ('own_draws', dict(estimator='cache_gradient', columns='all'),
        "columns='own'"),
       ('log_q', dict(estimator='sampled_softmax', columns='all'),
-       "columns='own'"),
-      ('source', dict(targets=methods.Targets('frozen'), memory='ring',
-                      refresh=methods.Refresh(push=True)),
-       "targets.source='frozen' .* memory.kind='corpus'"),
-      ('moved_source', dict(targets=methods.Targets('rows', 0.1),
-                            refresh=methods.Refresh(write_back=True)),
-       'all of refresh off'),
-      ('full', dict(estimator='full_softmax', columns='draws'),
-       "sampler.name='exhaustive'"))
+       "columns='own'"))
   def test_refuses(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       build(**changes)
+
+  @parameterized.parameters(*compatibility.NEEDS)
+  def test_a_need_that_nothing_gives_is_refused(self, need):
+    self.assertIn(need, LACKING, f'give an example of {need!r} there')
+    message, methods_without = LACKING[need]
+    for options in methods_without:
+      with self.assertRaisesRegex(ValueError, message):
+        build(**options)
+
+  @parameterized.parameters(
+      *[dict(estimator='cache_gradient', sampler=sampler) for sampler in (
+          samplers.Gumbel(1), samplers.ShortlistGumbel(1, 2),
+          samplers.BucketedGumbel(1, 2))],
+      *[dict(estimator='sampled_softmax', sampler=sampler) for sampler in (
+          samplers.Gumbel(1), samplers.Uniform(1))],
+      dict(estimator='full_softmax', columns='draws', sampler=EXHAUSTIVE),
+      dict(sampler=EXHAUSTIVE, columns='all', num_candidates=1),
+      dict(num_candidates=1),
+      dict(num_candidates=1, distillation='kl', columns='all'),
+      dict(sampler=NONE, columns='positives', memory='none'),
+      dict(sampler=NONE, columns='all', memory='none', num_candidates=2),
+      dict(sampler=NONE, columns='positives', memory='ring', refresh=PUSH),
+      dict(sampler=NONE, columns='positives', refresh=methods.Refresh(
+          push=True, fraction=0.1, reencode_every=3)),
+      dict(sampler=IDS, memory='none'),
+      dict(sampler=IDS, memory='none', refresh=methods.Refresh(
+          reencode_every=2)),
+      dict(sampler=IDS, refresh=methods.Refresh(write_back=True)),
+      dict(memory='ring', refresh=methods.Refresh(
+          push=True, write_back=True, fraction=0.1),
+           corrector=helpers.linear(num_anchors=64)),
+      dict(refresh=methods.Refresh(True, True, 0.5, 7),
+           corrector=helpers.linear(num_anchors=56)),
+      dict(targets=methods.Targets('frozen'), columns='all'),
+      dict(targets=methods.Targets('rows', 0.1), sampler=NONE,
+           columns='positives'))
+  def test_goes_together(self, **options):
+    self.assertIsInstance(build(**options), methods.Method)
+
+  @parameterized.product(
+      refresh=({}, dict(write_back=True), dict(push=True), dict(fraction=0.1),
+               dict(reencode_every=2)),
+      sampler=(NONE, IDS, samplers.Uniform(1)))
+  def test_without_a_memory_nothing_is_drawn_or_refreshed(
+      self, refresh, sampler):
+    """But a sampler that draws from elsewhere may be built anew."""
+    options = dict(sampler=sampler, memory='none', columns='positives',
+                   refresh=methods.Refresh(**refresh))
+    if not sampler.draws_from_memory and not refresh or (
+        sampler == IDS and 'reencode_every' in refresh):
+      build(**options)
+    else:
+      with self.assertRaisesRegex(
+          ValueError, "memory.kind='none' remembers nothing to draw from or"):
+        build(**options)
+
+  @parameterized.product(
+      targets=(methods.Targets('frozen'), methods.Targets('rows', 0.1)),
+      options=(
+          dict(memory='ring', refresh=PUSH), dict(memory='none', sampler=IDS),
+          dict(refresh=PUSH), dict(refresh=methods.Refresh(write_back=True)),
+          dict(refresh=methods.Refresh(fraction=0.1)),
+          dict(refresh=methods.Refresh(reencode_every=2)),
+          dict(corrector=helpers.linear())))
+  def test_rows_that_are_the_targets_may_not_be_moved(self, targets, options):
+    with self.assertRaisesRegex(
+        ValueError, f"targets.source='{targets.source}' takes the rows .* "
+        "memory.kind='corpus', all of refresh off and corrector.name="):
+      build(targets=targets, **options)
+
+  def test_nothing_is_corrected_without_a_memory(self):
+    with self.assertRaisesRegex(
+        ValueError, "memory.kind='none' remembers nothing to correct"):
+      build(sampler=NONE, memory='none', columns='positives',
+            corrector=helpers.linear())
 
   @parameterized.parameters('own', 'draws')
   def test_candidates_are_negatives_enough(self, columns):
@@ -106,6 +200,68 @@ class MethodTest(parameterized.TestCase):
       build(refresh=methods.Refresh(fraction=0.001))
     with self.assertRaisesRegex(ValueError, 'capacity=0 must be the number'):
       memories.Ring(0, 'lru', False, 'float32', 64)
+
+
+SETTING = compatibility.Setting(
+    batch_size=8, num_devices=2, num_targets=helpers.NUM_TARGETS, tied=True,
+    normalize=True, table_dtype='float32', data_name='toy', split='train',
+    num_candidates=None, has_teacher=False)
+
+
+def ring(capacity, prefill=False):
+  return memories.Ring(capacity, 'lru', prefill, 'float32', 64)
+
+
+class SettingTest(parameterized.TestCase):
+
+  def check(self, options, **setting):
+    compatibility.check_setting(
+        build(**options), dataclasses.replace(SETTING, **setting))
+
+  @parameterized.named_parameters(
+      ('batch', {}, dict(batch_size=9),
+       'batch_size=9 must be a multiple of the 2 devices'),
+      ('keep_norm', dict(corrector=helpers.linear()), dict(normalize=False),
+       'keep_norm=True gives a corrected row the length of the stale one'),
+      ('frozen_and_tied', dict(targets=methods.Targets('frozen')), {},
+       "targets.source='frozen' trains the query tower alone"),
+      ('rows_and_tied', dict(targets=methods.Targets('rows', 0.1)), {},
+       "targets.source='rows' trains the query tower alone"),
+      ('rows_of_half_precision', dict(targets=methods.Targets('rows', 0.1)),
+       dict(tied=False, table_dtype='bfloat16'),
+       'which bfloat16 rounds away'),
+      ('ring_below_a_batch', dict(memory=ring(7), refresh=PUSH), {},
+       'capacity=7 rows must hold at least one batch of 8'),
+      ('ring_beyond_the_corpus', dict(memory=ring(57, True), refresh=PUSH), {},
+       'capacity=57 rows cannot be filled with 56 targets'),
+      ('no_candidates', dict(num_candidates=2), {},
+       "num_candidates=2, but toy has no candidates of split 'train'; add "
+       'candidates/train.tsv'),
+      ('too_few_candidates', dict(num_candidates=2), dict(num_candidates=1),
+       "num_candidates=2, but no query of split 'train' has more than 1 "),
+      ('no_scores', dict(num_candidates=2, distillation='kl'),
+       dict(num_candidates=2),
+       "distillation.kind needs teacher scores, but no query of split 'train'"))
+  def test_refuses(self, options, setting, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.check(options, **setting)
+
+  @parameterized.parameters(
+      ({}, {}), ({}, dict(batch_size=6)), ({}, dict(normalize=False)),
+      (dict(corrector=helpers.linear(keep_norm=False)), dict(normalize=False)),
+      (dict(corrector=helpers.linear()), {}),
+      (dict(targets=methods.Targets('frozen')),
+       dict(tied=False, table_dtype='bfloat16')),
+      (dict(targets=methods.Targets('rows', 0.1)), dict(tied=False)),
+      (dict(memory=ring(8), refresh=PUSH), {}),
+      (dict(memory=ring(57), refresh=PUSH), {}),
+      (dict(memory=ring(56, True), refresh=PUSH), {}),
+      (dict(memory='none', sampler=NONE, columns='positives'), {}),
+      (dict(num_candidates=2), dict(num_candidates=2)),
+      (dict(num_candidates=2, distillation='kl'),
+       dict(num_candidates=3, has_teacher=True)))
+  def test_goes_together(self, options, setting):
+    self.check(options, **setting)
 
 
 if __name__ == '__main__':

@@ -52,7 +52,9 @@ _STEP = ('tests/training/one_step_test.py',
          'tests/training/remembered_targets_test.py',
          'tests/training/step_test.py::MemoryTest',
          'tests/correctors/correctors_test.py::InTheStepTest')
-_SAMPLERS = ('tests/samplers/samplers_test.py',)
+_SAMPLERS = ('tests/samplers/samplers_test.py',
+             'tests/conformance_test.py::SamplerTest',
+             'tests/conformance_test.py::ValueTest')
 GUARDS = {
     'retrieval_jax/training/step.py': _STEP,
     'retrieval_jax/training/cost.py': ('tests/training/cost_test.py',),
@@ -69,12 +71,14 @@ GUARDS = {
         'tests/conformance_test.py', 'tests/table_test.py'),
     'retrieval_jax/objectives/columns.py': (
         'tests/objectives/columns_test.py',),
-    'retrieval_jax/objectives/*.py': ('tests/objectives',),
+    'retrieval_jax/objectives/*.py': (
+        'tests/objectives', 'tests/conformance_test.py::ObjectiveTest'),
     'retrieval_jax/samplers/simans.py': (
         'tests/samplers/simans_test.py', *_SAMPLERS),
     'retrieval_jax/samplers/*.py': _SAMPLERS,
     'retrieval_jax/correctors/*.py': (
-        'tests/correctors/correctors_test.py::ContractTest',
+        'tests/correctors/correctors_test.py::DriftTest',
+        'tests/conformance_test.py::CorrectorTest',
         'tests/correctors/correctors_test.py::LinearTest',
         'tests/correctors/correctors_test.py::MlpTest'),
     'retrieval_jax/mining/*.py': ('tests/mining',),

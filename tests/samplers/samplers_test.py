@@ -12,6 +12,7 @@ from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.objectives import estimators
+from retrieval_jax.samplers import proposals
 from tests import helpers
 
 SCALE = 5.0
@@ -30,6 +31,45 @@ def propose(sampler, mesh, table=None, key=0):
       exclude=batch.known_positives, positives=batch.target_ids)
   return jax.jit(lambda key: sampler.propose(
       (), key, request, view(table, mesh)))(jax.random.key(key))
+
+
+class ProposalTest(absltest.TestCase):
+
+  def test_what_is_masked_has_no_row_no_id_and_no_logit(self):
+    """An excluded row, an empty one, none at all, and one that stays."""
+    mesh = sharding.make_mesh(1)
+    table = tables.create(
+        np.eye(3, helpers.DIM), [4, -1, 6], mesh=mesh,
+        chunk_rows=helpers.CHUNK_ROWS, dtype='float32')
+    request = helpers.request(
+        np.eye(3, helpers.DIM, dtype=np.float32)[2:], table, exclude=[[4]])
+    rows = jnp.array([[0, 1, -1, 2]])
+    proposal = proposals.described(
+        rows, jnp.full((1, 4), -2.0), request, view(table, mesh))
+    np.testing.assert_array_equal(proposal.mask, [[False, False, False, True]])
+    np.testing.assert_array_equal(proposal.rows, [[-1, -1, -1, 2]])
+    np.testing.assert_array_equal(proposal.ids, [[-1, -1, -1, 6]])
+    np.testing.assert_array_equal(proposal.log_q, [[0, 0, 0, -2]])
+    np.testing.assert_array_equal(
+        proposal.logits, [[-np.inf, -np.inf, -np.inf, SCALE]])
+    np.testing.assert_array_equal(proposal.log_z, [np.nan])
+    found = proposals.scored(
+        jnp.array([[2, -1]]), jnp.array([[SCALE, -np.inf]]), view(table, mesh),
+        jnp.array([7.0]))
+    np.testing.assert_array_equal(found.ids, [[6, -1]])
+    np.testing.assert_array_equal(found.log_q, [[SCALE - 7, 0]])
+    np.testing.assert_array_equal(found.mask, [[True, False]])
+
+  def test_what_samplers_give(self):
+    """What the estimators may rely on."""
+    for kind, gives in (
+        (samplers.NoNegatives, {}), (samplers.Uniform, {'log_q'}),
+        (samplers.StochasticNegativeMining, {}), (samplers.TopK, {}),
+        (samplers.Exhaustive, {'every_row'}), (samplers.SimANS, {}),
+        (samplers.Gumbel, {'log_q', 'log_z'}),
+        (samplers.ShortlistGumbel, {'log_z'}),
+        (samplers.BucketedGumbel, {'log_z'})):
+      self.assertEqual(kind.gives, set(gives), kind)
 
 
 class ShortlistTest(parameterized.TestCase):

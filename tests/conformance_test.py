@@ -702,6 +702,8 @@ def every_objective():
     yield kind, made
   yield 'matryoshka', objectives.Matryoshka(
       made, (2, D), (1.0, 0.5), normalize=True)
+  for name in registries.OBJECTIVES:
+    yield name, make_method(objective={'name': name}).objective
   yield 'made_up', made_up_objectives.Biased(40)
 
 

@@ -52,6 +52,50 @@ class CreateTest(parameterized.TestCase):
                    chunk_rows=2, dtype='float32', rows_are_ids=True)
 
 
+class LiveRowsTest(parameterized.TestCase):
+
+  def gappy(self, mesh):
+    """Returns a table whose live rows are 0, 2, 3, 5 and 9 of 64."""
+    ids = np.full(12, -1)
+    ids[[0, 2, 3, 5, 9]] = [7, 1, 8, 2, 4]
+    return table.create(np.ones((12, 2)), ids, mesh=mesh, chunk_rows=16,
+                        dtype='float32')
+
+  @parameterized.parameters(1, 4)
+  def test_ranks_count_live_rows_wherever_they_are(self, devices):
+    made = self.gappy(sharding.make_mesh(devices))
+    self.assertEqual(table.num_live(made), 5)
+    np.testing.assert_array_equal(
+        table.live_rows(made, jnp.array([[0, 4], [1, 3]])), [[0, 9], [2, 5]])
+
+  def test_a_ring_counts_what_it_holds_not_what_it_could(self):
+    ring = table.empty(6, 2, mesh=sharding.make_mesh(1), chunk_rows=4,
+                       dtype='float32', replacement='lru')
+    self.assertEqual(table.num_live(ring), 0)
+
+  @parameterized.product(corpus=(True, False), devices=(1, 4))
+  def test_systematic_rows_are_distinct_and_equally_likely(
+      self, corpus, devices):
+    """2 of 5 live rows, 500 times: 200 each, with a deviation below 12."""
+    mesh = sharding.make_mesh(devices)
+    live = range(5) if corpus else (0, 2, 3, 5, 9)
+    made = table.from_embeddings(
+        np.ones((5, 2), np.float32), mesh, 16, 'float32') if corpus else (
+            self.gappy(mesh))
+    keys = jax.random.split(jax.random.key(0), 500)
+    rows = np.asarray(jax.vmap(
+        lambda key: table.systematic_rows(key, made, 2))(keys))
+    self.assertTrue((rows[:, 0] != rows[:, 1]).all())
+    found, counts = np.unique(rows, return_counts=True)
+    self.assertEqual(found.tolist(), list(live))
+    self.assertLess(np.abs(counts - 200).max(), 48)  # four deviations
+
+  def test_of_fewer_live_rows_than_asked_for_all_come_out(self):
+    rows = table.systematic_rows(
+        jax.random.key(1), self.gappy(sharding.make_mesh(1)), 8)
+    self.assertEqual(sorted(rows.tolist()), [-1, -1, -1, 0, 2, 3, 5, 9])
+
+
 @functools.cache
 def _jitted(name):
   return jax.jit(getattr(table, name))

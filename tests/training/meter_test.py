@@ -5,6 +5,7 @@ import time
 from unittest import mock
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +13,7 @@ from retrieval_jax import training
 from retrieval_jax.training import meter as meter_lib
 
 
-class MeterTest(absltest.TestCase):
+class MeterTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -91,6 +92,20 @@ class MeterTest(absltest.TestCase):
           hold(())
           now += 5. if entry == 0 else 1. if entry % 4 == 1 else 0.001
     self.assertAlmostEqual(meter.as_dict()['seconds']['update'], 5. + 8 * 1.)
+
+  @parameterized.parameters(('cpu', 5.0), ('gpu', 3.0), ('tpu', 3.0))
+  def test_accelerators_are_waited_for_once_in_32_entries(
+      self, backend, seconds):
+    """The last of three entries, of 1, 1 and 3 s, counts as the second."""
+    now = 0.
+    with mock.patch.object(meter_lib.jax, 'default_backend', lambda: backend):
+      meter = training.Meter()
+    with mock.patch.object(meter_lib.time, 'monotonic', lambda: now):
+      for duration in (1., 1., 3.):
+        with meter.phase('update') as hold:
+          hold(())
+          now += duration
+    self.assertAlmostEqual(meter.as_dict()['seconds']['update'], seconds)
 
   def test_resumed_meter_goes_on(self):
     first = training.Meter()

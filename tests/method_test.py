@@ -212,11 +212,21 @@ def ring(capacity, prefill=False):
   return memories.Ring(capacity, 'lru', prefill, 'float32', 64)
 
 
+@dataclasses.dataclass(frozen=True)
+class Pool(memories.Nothing):
+  """A memory with more room than there are targets, and no word of filling."""
+  kind = 'pool'
+  num_slots = 10**9
+
+
 class SettingTest(parameterized.TestCase):
 
   def check(self, options, **setting):
     compatibility.check_setting(
         build(**options), dataclasses.replace(SETTING, **setting))
+
+  def test_only_a_memory_that_is_filled_at_first_must_find_enough(self):
+    self.check(dict(memory=Pool()))
 
   @parameterized.named_parameters(
       ('batch', {}, dict(batch_size=9),

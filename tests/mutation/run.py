@@ -69,7 +69,8 @@ GUARDS = {
     'retrieval_jax/method.py': ('tests/method_test.py',),
     'retrieval_jax/compatibility.py': ('tests/method_test.py',),
     'retrieval_jax/memories/*.py': (
-        'tests/table_test.py', 'tests/conformance_test.py::MemoryTest',
+        'tests/memories', 'tests/table_test.py',
+        'tests/conformance_test.py::MemoryTest',
         'tests/conformance_test.py::ValueTest'),
     'retrieval_jax/objectives/columns.py': (
         'tests/objectives/columns_test.py',),

@@ -115,6 +115,8 @@ class ColumnsTest(parameterized.TestCase):
             queries, ENCODE(helpers.params(), batch.target_tokens),
             negatives.reshape(8, 2 + num_candidates, -1), jnp.float32(5.0)),
         batch, proposal)
+    self.assertEqual(columns.mask.shape[1],
+                     columns_lib.number(kind, 8, 2 + num_candidates))
     names = {columns_lib.IN_BATCH: 'in_batch', columns_lib.DRAWN: 'drawn',
              columns_lib.CANDIDATE: 'candidates'}
     for b, ids in enumerate(np.asarray(columns.ids)):

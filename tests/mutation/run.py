@@ -55,7 +55,8 @@ _STEP = ('tests/training/one_step_test.py',
          'tests/correctors/correctors_test.py::InTheStepTest')
 _SAMPLERS = ('tests/samplers/samplers_test.py',
              'tests/conformance_test.py::SamplerTest',
-             'tests/conformance_test.py::ValueTest')
+             'tests/conformance_test.py::ValueTest',
+             'tests/training/cost_test.py')
 GUARDS = {
     'retrieval_jax/training/step.py': _STEP,
     'retrieval_jax/training/cost.py': ('tests/training/cost_test.py',),
@@ -82,6 +83,7 @@ GUARDS = {
     'retrieval_jax/correctors/*.py': (
         'tests/correctors/correctors_test.py::DriftTest',
         'tests/conformance_test.py::CorrectorTest',
+        'tests/training/cost_test.py',
         'tests/correctors/correctors_test.py::LinearTest',
         'tests/correctors/correctors_test.py::MlpTest'),
     'retrieval_jax/mining/*.py': ('tests/mining',),

@@ -28,6 +28,14 @@ class ContrastiveTest(parameterized.TestCase):
         normalize=True)
     self.assertEqual(objective.flops(8, 3, 0, 5), 2 * 8 * 4 * (2 + 5))
 
+  def test_reads_no_tokens_and_cuts_are_not_normalised_unless_asked(self):
+    """Only an objective that says so is handed the tokens of negatives."""
+    objective = objectives.Matryoshka(
+        objectives.Contrastive('truncated_softmax', 'own'), (2,))
+    self.assertFalse(objective.reads_tokens)
+    self.assertFalse(objective.inner.reads_tokens)
+    self.assertFalse(objective.normalize)
+
   @parameterized.parameters(
       (('nce', 'own'), r"estimator.name='nce' is not one of \['truncated"),
       (('truncated_softmax', 'some'), "estimator.columns='some' is not one of"),

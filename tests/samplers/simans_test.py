@@ -10,6 +10,7 @@ import numpy as np
 
 from retrieval_jax import samplers
 from retrieval_jax import sharding
+from retrieval_jax import table as tables
 from retrieval_jax import types
 from tests import helpers
 
@@ -56,6 +57,21 @@ def chi_square(rows, chances):
 
 
 class SimANSTest(parameterized.TestCase):
+
+  def test_of_fewer_rows_than_the_pool_holds_all_may_be_drawn(self):
+    """What fills up the pool is never drawn in a row's place."""
+    mesh = sharding.make_mesh(1)
+    table = tables.create(
+        np.eye(5, helpers.DIM, dtype=np.float32), [4, 8, 1, 3, 9], mesh=mesh,
+        chunk_rows=64, dtype='float32')
+    proposal = samplers.SimANS(5, 16, A, B).propose(
+        (), jax.random.key(0), helpers.request(
+            jnp.ones((4, helpers.DIM)), table,
+            exclude=np.full((4, 1), -1), positives=np.zeros(4, int)),
+        types.View(table, lambda rows: rows.embeddings, jnp.float32(SCALE),
+                   helpers.scan(mesh)))
+    np.testing.assert_array_equal(
+        np.sort(proposal.rows, axis=1), np.tile(np.arange(5), (4, 1)))
 
   def test_pairs_come_with_the_chances_of_the_formula(self):
     positive = int(helpers.batch(0).target_ids[0])

@@ -163,6 +163,14 @@ class SamplerCostTest(parameterized.TestCase):
     self.assert_true(sampler, got)
 
   @parameterized.parameters(
+      (samplers.TopK(K, ceiling=samplers.Ceiling(0.9, None)), 16 * K),
+      (samplers.Gumbel(K, samplers.Ceiling(0.9, None)), 64 * K),
+      (samplers.SimANS(K, 3, 1., 0.), 16 * 3))
+  def test_a_ceiling_adds_one_row_per_query(self, sampler, again):
+    self.assertEqual(sampler.rows_scored(101, M), (
+        101 * M + 101 * again + 101, M + 101 * again + 101))
+
+  @parameterized.parameters(
       (samplers.NoNegatives(), 0, 0), (samplers.Uniform(K), B * K, B * K),
       (samplers.Exhaustive(N, B), N, N),
       (samplers.StochasticNegativeMining(K, 10), B * (10 + K), 10 + B * K))

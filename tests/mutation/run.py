@@ -56,7 +56,7 @@ _STEP = ('tests/training/one_step_test.py',
 _SAMPLERS = ('tests/samplers/samplers_test.py',
              'tests/conformance_test.py::SamplerTest',
              'tests/conformance_test.py::ValueTest',
-             'tests/training/cost_test.py')
+             'tests/training/cost_test.py', 'tests/method_test.py')
 GUARDS = {
     'retrieval_jax/training/step.py': _STEP,
     'retrieval_jax/training/cost.py': ('tests/training/cost_test.py',),

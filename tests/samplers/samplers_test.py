@@ -223,6 +223,16 @@ class DrawTest(absltest.TestCase):
       self.assertTrue(np.isin([5, 6, 7, 8], known).any() or
                       bool(proposal.mask.all()))
 
+  def test_the_only_remembered_row_is_every_uniform_draw(self):
+    mesh = sharding.make_mesh(1)
+    other = next(i for i in range(helpers.NUM_TARGETS)
+                 if i not in helpers.batch(0).known_positives)
+    table = tables.create(np.ones((1, helpers.DIM)), [other], mesh=mesh,
+                          chunk_rows=64, dtype='float32')
+    proposal = propose(samplers.Uniform(9), mesh, table)
+    self.assertTrue(proposal.mask.all())
+    np.testing.assert_array_equal(proposal.rows, 0)
+
   def test_stochastic_takes_the_highest_of_its_pool_without_repeats(self):
     mesh = sharding.make_mesh(1)
     whole = samplers.StochasticNegativeMining(3, 4000)  # covers all 56 rows

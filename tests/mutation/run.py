@@ -87,6 +87,8 @@ GUARDS = {
         'tests/correctors/correctors_test.py::LinearTest',
         'tests/correctors/correctors_test.py::MlpTest'),
     'retrieval_jax/mining/*.py': ('tests/mining',),
+    'retrieval_jax/adapters/fitting.py': (
+        'tests/adapters/fitting_test.py', 'tests/experiments/adapt_test.py'),
     'retrieval_jax/adapters/*.py': ('tests/adapters',),
 }
 

@@ -670,10 +670,11 @@ class CorrectorTest(parameterized.TestCase):
       self.assertFalse(np.array_equal(applier(corrector)(state, rows), STALE))
       np.testing.assert_array_equal(
           applier(late)(learned(late, *seen)[0], rows), STALE)
-      state, _ = learned(late, *seen, observation())
-      np.testing.assert_array_equal(
-          applier(late)(state, rows), applier(corrector)(state, rows))
-      self.assertFalse(np.array_equal(applier(late)(state, rows), STALE))
+      for more in (1, 2):  # and it stays in use
+        state, _ = learned(late, *seen, *[observation()] * more)
+        np.testing.assert_array_equal(
+            applier(late)(state, rows), applier(corrector)(state, rows))
+        self.assertFalse(np.array_equal(applier(late)(state, rows), STALE))
 
   def test_goes_on_after_a_refresh_or_starts_anew(self, case):
     for reset in (True, False):

@@ -221,7 +221,32 @@ class LinearTest(parameterized.TestCase):
     self.assertLess(found[1], found[0])
 
 
+class MapsTest(absltest.TestCase):
+
+  def test_a_moved_row_keeps_its_length_whatever_the_signs(self):
+    stale = jnp.array([[3., 4.], [3., 4.], [3., 4.]])
+    residual = jnp.array([[1., 0.], [0., -4.], [0., 0.]])
+    np.testing.assert_allclose(
+        maps.moved(stale, residual),
+        [[5 / 2**0.5, 5 / 2**0.5], [5., 0.], [3., 4.]], rtol=1e-6)
+    np.testing.assert_array_equal(maps.moved(stale, residual)[2], stale[2])
+
+
 class MlpTest(parameterized.TestCase):
+
+  def test_the_rate_rises_with_training_steps(self):
+    """Adam moves each number by about the rate: (1 + .. + 4) / 8, not 4."""
+    stale = unit(np.random.default_rng(0).normal(size=(20, DIM)))
+    moved = {}
+    for warmup_steps in (0, 2):
+      corrector = network(learning_rate=1e-3, warmup_steps=warmup_steps)
+      first = corrector.init(jax.random.key(0), DIM)
+      state, _ = corrector.update(first, observation(stale, np.roll(stale, 1)))
+      moved[warmup_steps] = max(
+          float(jnp.abs(one - other).max()) for one, other in zip(
+              jax.tree.leaves(first.params), jax.tree.leaves(state.params)))
+    self.assertBetween(moved[0], 3e-3, 4.1e-3)
+    self.assertBetween(moved[2], 0.9e-3, 1.3e-3)
 
   def test_a_network_beats_the_best_linear_map_on_a_drift_in_regions(self):
     rng = np.random.default_rng(6)

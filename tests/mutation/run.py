@@ -84,6 +84,7 @@ GUARDS = {
         'tests/correctors/correctors_test.py::DriftTest',
         'tests/conformance_test.py::CorrectorTest',
         'tests/training/cost_test.py',
+        'tests/correctors/correctors_test.py::MapsTest',
         'tests/correctors/correctors_test.py::LinearTest',
         'tests/correctors/correctors_test.py::MlpTest'),
     'retrieval_jax/mining/*.py': ('tests/mining',),

@@ -9,6 +9,7 @@ alike; reading undoes both. Every other id is written as it is, so files
 agree with other people's, whose ids may well hold '%20' (URLs).
 """
 
+import codecs
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 import re
@@ -87,6 +88,8 @@ def _fields(path: str, count: int, layout: str
   # Binary: only ASCII white space separates, and only \n ends a line.
   with open(path, 'rb') as f:
     for number, line in enumerate(f, 1):
+      if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
       fields = line.split()
       if not fields:
         continue

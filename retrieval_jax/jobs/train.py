@@ -87,6 +87,13 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
 
+    unused = experiment.dataset.candidates.get(config.data.train_split)
+    if unused is not None and not config.data.num_candidates:
+      say(f'Warning: the data has {len(unused.query_rows):,} candidates of '
+          f'split {config.data.train_split!r}, which are not used: '
+          '--config.data.num_candidates=0. Say how many of them each query '
+          'trains against in a step.')
+
     cost = make_cost(experiment, meter)
     train_step, schedule, state, baselines = start_state(
         experiment, checkpoints, resumed, cost, workdir)

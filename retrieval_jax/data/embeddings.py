@@ -135,7 +135,7 @@ def check_rows(vectors: np.ndarray, path: str, chunk_rows: int = 8192) -> None:
   for first in range(0, len(vectors), chunk_rows):
     with np.errstate(over='ignore'):  # float64 that float32 cannot hold
       chunk = np.asarray(vectors[first:first + chunk_rows], np.float32)
-    finite = np.isfinite(chunk).all(axis=1)
+    finite = np.asarray(np.isfinite(chunk).all(axis=1))
     wrong = np.flatnonzero(~(finite & chunk.any(axis=1)))
     if len(wrong):
       row = wrong[0]

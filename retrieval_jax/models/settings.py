@@ -1,4 +1,4 @@
-"""JSON objects of model folders, whose values are of the types they should be."""
+"""JSON objects of model folders, read with values of the right types."""
 
 from collections.abc import Mapping
 from typing import Any

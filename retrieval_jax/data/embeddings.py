@@ -13,12 +13,15 @@ returning vectors, write the same files yourself.
 from collections.abc import Sequence
 import dataclasses
 import os
+import zipfile
 
 import numpy as np
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data import tensor_files
 from retrieval_jax.data.readers import beir
+from retrieval_jax.data.readers import lines
 
 _IDS = {'targets': 'target_ids.txt', 'queries': 'query_ids.txt'}
 _KINDS = ('.npy', '.npz', '.safetensors')
@@ -83,7 +86,8 @@ def read_matrix(path: str) -> np.ndarray:
   """Returns the one matrix [n, D] of floats in a file.
 
   Raises:
-    DataError: naming the file, if there is none or more than one.
+    DataError: naming the file, if there is none or more than one, and the row
+      where `check_rows` refuses one.
   """
   kind = os.path.splitext(path)[1]
   try:
@@ -93,14 +97,13 @@ def read_matrix(path: str) -> np.ndarray:
       with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     elif kind == '.safetensors':
-      from safetensors import numpy as safetensors
-      arrays = safetensors.load_file(path)
+      arrays = tensor_files.read_all(path)
     else:
       raise errors.DataError(
           f'{path}: expected a file that ends in one of {", ".join(_KINDS)}.')
   except FileNotFoundError:
     raise errors.DataError(f'{path}: no such file.') from None
-  except (ValueError, OSError, EOFError) as error:
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     if isinstance(error, errors.DataError):
       raise
     raise errors.DataError(f'{path}: cannot read it: {error}.') from error
@@ -114,22 +117,49 @@ def read_matrix(path: str) -> np.ndarray:
   [matrix] = matrices.values()
   if not len(matrix):
     raise errors.DataError(f'{path}: the matrix has no rows.')
+  check_rows(matrix, path)
   return matrix
 
 
-def read_ids(path: str) -> list[str]:
-  """Returns the ids of a file, one per line.
+def check_rows(vectors: np.ndarray, path: str, chunk_rows: int = 8192) -> None:
+  """Raises DataError at the first row that is not finite or is all zeros.
+
+  Such a row has no inner products, or the same with everything: its encoder is
+  broken, or the row was never written.
+
+  Args:
+    vectors: [n, D] floats, maybe mapped.
+    path: of their file, for the message.
+    chunk_rows: rows looked at at a time.
+  """
+  for first in range(0, len(vectors), chunk_rows):
+    with np.errstate(over='ignore'):  # float64 that float32 cannot hold
+      chunk = np.asarray(vectors[first:first + chunk_rows], np.float32)
+    finite = np.asarray(np.isfinite(chunk).all(axis=1))
+    wrong = np.flatnonzero(~(finite & chunk.any(axis=1)))
+    if len(wrong):
+      row = wrong[0]
+      found = ('zeros only' if finite[row]
+               else f'{chunk[row][~np.isfinite(chunk[row])][0]}')
+      raise errors.DataError(
+          f'{path}: row {first + row} (from 0) holds {found}; expected '
+          'embeddings that are finite and not all zero. Embed that text again; '
+          'if there are more such rows, the encoder is broken.')
+
+
+def read_ids(path: str, *, distinct: bool = True) -> list[str]:
+  """Returns the ids of a file, one per line; a byte order mark is none of it.
 
   Raises:
-    DataError: with file and line, where an id is empty or occurs twice.
+    DataError: with file and line, where an id is empty, or occurs twice though
+      they should be `distinct`, or the file is not UTF-8.
   """
-  with open(path, encoding='utf-8', newline='\n') as file:
-    ids = [line.rstrip('\r\n') for line in file]
+  ids = [line for _, line in lines.read_all(path)]
   seen: dict[str, int] = {}
   for line, name in enumerate(ids, 1):
     if not name:
       raise errors.DataError(f'{path}:{line}: expected an id, got nothing.')
-    if seen.setdefault(name, line) != line:
+    if distinct and seen.setdefault(name, line) != line:
       raise errors.DataError(
           f'{path}:{line}: id {name!r} already occurs in line {seen[name]}; '
           'rows must have different ids.')
@@ -173,8 +203,9 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
   def row_of(column: str, name: str, where: str) -> int:
     if name not in rows[column]:
       raise errors.DataError(
-          f'{where}: {kinds[column]} {name!r} has no embedding. Embed it too, '
-          'or remove the line.')
+          f'{where}: {kinds[column]} {name!r} has no embedding.'
+          f'{errors.lookalike(name, rows[column])} Embed it too, or remove the '
+          'line.')
     return rows[column][name]
 
   return dataset.read_qrels(beir.read_qrels(path), row_of)

@@ -19,8 +19,10 @@ import numpy as np
 import safetensors.numpy
 
 from retrieval_jax import types
+from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
 from retrieval_jax.models import sentence_modules
+from retrieval_jax.models import settings as settings_lib
 
 PACKAGE_PREFIX = 'package:'
 TOWERS = ('query', 'target')
@@ -123,18 +125,23 @@ def load_pretrained(
 
   Raises:
     FileNotFoundError: naming the missing file.
-    ValueError: for an architecture not supported, and for a tensor that is
-      missing, superfluous or of another shape, naming it.
+    ValueError: for an architecture not supported, for a tensor that is missing,
+      superfluous, of another shape or not finite, naming it, and for a file
+      that is damaged.
   """
   folder = resolve_folder(folder)
   head = sentence_modules.read(folder)
   folder = sentence_modules.transformer_folder(folder)
   path = os.path.join(folder, 'config.json')
-  settings = families.Settings(
-      sentence_modules.read_json(folder, 'config.json'), path)
+  settings = sentence_modules.read_settings(folder, 'config.json')
   model_type = settings.expect('model_type', *families.FAMILIES)
   family = families.FAMILIES[model_type]
-  whole = family.read_config(settings)
+  try:
+    whole = family.read_config(settings)
+  except ValueError as error:
+    if path in str(error):
+      raise
+    raise ValueError(f'{path}: {error}') from error
   if num_layers is not None and not 0 <= num_layers <= whole.num_layers:
     raise ValueError(
         f'num_layers={num_layers} must lie between 0 and the '
@@ -183,7 +190,9 @@ class _Tensors:
     names = {}  # tensor name -> file name
     index = 'model.safetensors.index.json'
     if os.path.exists(os.path.join(folder, index)):
-      names = dict(sentence_modules.read_json(folder, index)['weight_map'])
+      read = sentence_modules.read_settings(folder, index)
+      shards = settings_lib.Settings(read.read('weight_map', dict), read.path)
+      names = {name: shards.read(name, str) for name in shards.values}
       files = sorted(set(names.values()))
     else:
       files = ['model.safetensors']
@@ -195,7 +204,7 @@ class _Tensors:
         hint = (f'; {", ".join(other)} cannot be read, save the model with '
                 'safe_serialization=True') if other else ''
         raise FileNotFoundError(f'There is no {path}{hint}.')
-      self._files[file] = safetensors.safe_open(path, framework='numpy')
+      self._files[file] = tensor_files.open_file(path)
       found = self._files[file].keys()
       if not os.path.exists(os.path.join(folder, index)):
         names.update(dict.fromkeys(found, file))
@@ -213,15 +222,16 @@ class _Tensors:
     if name not in self._names:
       raise ValueError(
           f'{self._folder}: tensor {name!r} {list(shape)} is missing.')
-    file, theirs = self._names[name]
-    file = self._files[file]
+    file_name, theirs = self._names[name]
+    file = self._files[file_name]
     found = tuple(file.get_slice(theirs).get_shape())
     if found != shape:
       raise ValueError(
           f'{self._folder}: tensor {name!r} has shape {list(found)}, but '
           f'config.json asks for {list(shape)}.')
     self._asked.add(name)
-    return np.asarray(file.get_tensor(theirs)).astype(np.float32)
+    return tensor_files.finite(
+        file.get_tensor(theirs), os.path.join(self._folder, file_name), theirs)
 
   def check_all_taken(self, ignore: Callable[[str], bool]) -> None:
     """Raises where tensors were neither taken nor to be ignored."""

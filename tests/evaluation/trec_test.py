@@ -97,12 +97,21 @@ class TrecTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'non-empty id'):
       trec.write_qrels(self.path, {'': {'a': 1}})
 
+  def test_a_byte_order_mark_belongs_to_no_query(self):
+    self.write('\ufeffq Q0 a 1 0.5 t\nq Q0 b 2 0.4 t\n')
+    self.assertEqual(trec.read_run(self.path).query_ids, ('q',))
+    self.write('\ufeffq 0 a 1\nq 0 b 2\n')
+    self.assertEqual(trec.read_qrels(self.path), {'q': {'a': 1, 'b': 2}})
+
   def test_the_score_orders_a_run_whatever_the_ranks_say(self):
     self.write('q Q0 a 1 0.5 t\n\nq Q0 b 2 0.7 t\r\n')
     self.assertEqual(trec.read_run(self.path).ids.tolist(), [['b', 'a']])
 
   @parameterized.parameters(
       ('q Q0 a 1 0.5\n', r'b\.run:1: expected 6 columns .* got 5'),
+      ('q Q0 a 1 nan t\n', r'b\.run:1: expected a finite number .* got .nan.'),
+      ('q Q0 a 1 2 t\nq Q0 b 2 -inf t\n', r'run:2: .* finite .* got .-inf.'),
+      ('q Q0 a 1 1e400 t\n', r'run:1: .* finite number .* got .1e400.'),
       ('q Q0 a 1 0.5 t\nq Q0 b 2 x t\n', r'b\.run:2: .* number .* got .x.'),
       ('q Q0 a 1 1 t\nq Q0 a 2 0 t\n', r'b\.run:2: .*\'a\' occurs twice'),
   )
@@ -113,7 +122,7 @@ class TrecTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('q 0 a\n', 'b.run:1: expected 4 columns'),
-      ('q 0 a 1.5\n', 'b.run:1: expected an integer grade'),
+      ('q 0 a 1.5\n', 'b.run:1: expected an integer score'),
       ('q 0 a 1\nq 0 a 1\n', 'b.run:2: .* judged twice'),
   )
   def test_malformed_qrels_name_the_line(self, text, message):

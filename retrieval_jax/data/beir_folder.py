@@ -90,6 +90,7 @@ def _pairs(pairs: Iterable[tuple[str, str, float | None, str]],
       if name not in ids[column]:
         raise errors.DataError(
             f'{where}: id {name!r} is not in the {column} ({len(ids[column])} '
-            f'ids). Add the record to the {column} or remove this line.')
+            f'ids).{errors.lookalike(name, ids[column])} Add the record to '
+            f'the {column} or remove this line.')
     shown = '' if value is None else repr(value)
     yield f'{query_id}\t{corpus_id}\t{shown}\n'

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 from typing import Protocol
+import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -278,8 +279,6 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
   return digest.hexdigest()
 
 
-
-
 def prepare(source: Reader, cache_folder: str, *,
             progress: bool = True) -> RetrievalDataset:
   """Converts a source once into `cache_folder`/<fingerprint> and maps it.
@@ -373,7 +372,25 @@ def _write_records(source: Reader, records: Iterable[tuple[str, str]],
         f'{source.where(column, 0)}: expected at least one record in the '
         f'{column} of {source.name}, found none. Is the file complete?')
   strings.write_strings(f'{prefix}_ids', rows)
+  _warn_of_lookalikes(source.name, column, rows)
   return rows
+
+
+def _warn_of_lookalikes(name: str, column: str, ids: Mapping[str, int]
+                        ) -> None:
+  """Warns where two different ids look the same; they stay two."""
+  seen: dict[str, str] = {}
+  for one in ids:
+    if one.isascii():  # of two that look the same, one at least is not
+      continue
+    looks = errors.appearance(one)
+    other = seen.setdefault(looks, looks if looks in ids else one)
+    if other != one:
+      warnings.warn(
+          f'{name}: two ids of the {column} look the same but differ, and stay '
+          f'two: {ascii(other)} and {ascii(one)}. There may be more.',
+          stacklevel=2)
+      return
 
 
 def read_qrels(records: Iterable[tuple[str, str, int, str]],
@@ -460,6 +477,7 @@ def _row(rows: _RowOf, column: str, name: str, where: str) -> int:
   if name not in rows[column]:
     raise errors.DataError(
         f'{where}: id {name!r} is not in the {column} ({len(rows[column])} '
-        f'ids, the first is {next(iter(rows[column]))!r}). Add the record to '
-        f'the {column} or remove this line.')
+        f'ids, the first is {next(iter(rows[column]))!r}).'
+        f'{errors.lookalike(name, rows[column])} Add the record to the '
+        f'{column} or remove this line.')
   return rows[column][name]

@@ -173,8 +173,9 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
   def row_of(column: str, name: str, where: str) -> int:
     if name not in rows[column]:
       raise errors.DataError(
-          f'{where}: {kinds[column]} {name!r} has no embedding. Embed it too, '
-          'or remove the line.')
+          f'{where}: {kinds[column]} {name!r} has no embedding.'
+          f'{errors.lookalike(name, rows[column])} Embed it too, or remove the '
+          'line.')
     return rows[column][name]
 
   return dataset.read_qrels(beir.read_qrels(path), row_of)

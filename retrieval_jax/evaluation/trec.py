@@ -113,6 +113,17 @@ def _number(kind: type[T], text: str, where: str, what: str) -> T:
         f'{where}: expected {what}, got {text!r}; fix that line.') from None
 
 
+def run_lines(path: str) -> Iterator[tuple[str, str, str, float]]:
+  """Yields ('file:line', query id, corpus id, score) of each line of a run.
+
+  Raises:
+    ValueError: file and line of a malformed entry.
+  """
+  for where, fields in _fields(path, 6, 'query-id Q0 corpus-id rank score tag'):
+    yield (where, decode_id(fields[0]), decode_id(fields[2]),
+           _number(float, fields[4], where, 'a number as score'))
+
+
 def read_run(path: str) -> runs.Run:
   """Returns the run of a file, each query's passages by descending score.
 
@@ -123,15 +134,13 @@ def read_run(path: str) -> runs.Run:
     ValueError: file and line of the first malformed or repeated entry.
   """
   results: dict[str, dict[str, float]] = {}
-  layout = 'query-id Q0 corpus-id rank score tag'
-  for where, fields in _fields(path, 6, layout):
-    query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
+  for where, query_id, corpus_id, score in run_lines(path):
     scored = results.setdefault(query_id, {})
     if corpus_id in scored:
       raise ValueError(
           f'{where}: passage {corpus_id!r} occurs twice for query '
           f'{query_id!r}; keep one of the lines.')
-    scored[corpus_id] = _number(float, fields[4], where, 'a number as score')
+    scored[corpus_id] = score
   width = max((len(scored) for scored in results.values()), default=0)
   ids = np.full((len(results), width), '', object)
   scores = np.full((len(results), width), -np.inf, dtype=np.float64)

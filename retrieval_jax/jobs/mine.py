@@ -18,6 +18,7 @@ from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.data import errors
 from retrieval_jax.data import progress
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import trec
@@ -271,10 +272,11 @@ def _from_run(path: str, names: datasets.Collection, query_rows: np.ndarray,
   targets = (_rows_of(names.corpus_ids, sought, _as_in_urls)
              | _rows_of(names.corpus_ids, sought))
   if len(targets) < len(sought):
+    place, name = _line_of(path, sought - set(targets))
     raise ValueError(
-        f'{_line_of(path, sought - set(targets))}: the corpus has no such '
-        f'target ({len(names.corpus_ids)} targets); is the run of another '
-        'corpus?')
+        f'{place}: {name!r}: the corpus has no such target '
+        f'({len(names.corpus_ids)} targets); is the run of another corpus?'
+        f'{errors.lookalike(name, names.corpus_ids)}')
   targets[''] = -1
   found = np.asarray([[targets[name] for name in run.ids[i]] for i in places],
                      np.int32).reshape(len(places), -1)
@@ -288,10 +290,8 @@ def _as_in_urls(name: str) -> str:
   return re.sub(r'\s', lambda found: parse.quote(found[0]), name)
 
 
-def _line_of(path: str, corpus_ids: Container[str]) -> str:
+def _line_of(path: str, corpus_ids: Container[str]) -> tuple[str, str]:
   """Returns 'file:line' and the id of the first line with one of the ids."""
-  with open(path, encoding='utf-8', newline='\n') as f:
-    return next(f'{path}:{number}: {line.split()[2]!r}'
-                for number, line in enumerate(f, 1)
-                if line.split()[2:3]
-                and trec.decode_id(line.split()[2]) in corpus_ids)
+  return next((where, corpus_id)
+              for where, _, corpus_id, _ in trec.run_lines(path)
+              if corpus_id in corpus_ids)

@@ -93,6 +93,9 @@ class BeirReaderTest(parameterized.TestCase):
        "train.tsv:2: id 'q9' is not in the queries"),
       ('unknown_target', 'qrels/train.tsv', 'q1\td9\t1\n',
        "train.tsv:1: id 'd9' is not in the corpus"),
+      ('lookalike', 'qrels/train.tsv', 'q1\td1\t1\nq"e\u0301"\td1\t1\n',
+       r"""train.tsv:2: .*not in the queries .* One that looks the same is """
+       r"""there, .*: 'q"\\xe9"', here it is 'q"e\\u0301"'"""),
       ('commas', 'qrels/train.tsv', 'query-id,corpus-id,score\nq1,d1,1\n',
        'train.tsv:1: expected 3 columns .* separated by commas; use tabs'),
       ('spaces', 'qrels/train.tsv', 'q1 d1 1\n', 'separated by spaces'),

@@ -163,6 +163,29 @@ class PrepareTest(absltest.TestCase):
       dataset.prepare(subset.Subset(beir.BeirReader(self.source), 3),
                       self.cache, progress=False)
 
+  def test_ids_that_look_the_same_stay_apart_with_a_warning(self):
+    names = ['é', 'e\u0301', 'a b', 'ab', 'd1']
+    fakes.write(os.path.join(self.source, 'corpus.jsonl'), fakes.jsonl(
+        {'_id': name, 'text': ascii(name)} for name in names))
+    for split in ('train', 'test'):
+      fakes.write(os.path.join(self.source, 'qrels', f'{split}.tsv'),
+                  'q1\te\u0301\t1\n')
+    with self.assertWarnsRegex(
+        UserWarning, r"two ids of the corpus look the same .*: '\\xe9' and "
+        r"'e\\u0301'"):
+      prepared = self.prepare()
+    self.assertEqual(list(prepared.corpus_ids), names)
+    self.assertEqual(prepared.qrels['train'].corpus_rows.tolist(), [1])
+    other = fakes.jsonl({'_id': name, 'text': 'x'}
+                        for name in ('a', 'ab', 'b\u200b', 'b'))
+    fakes.write(os.path.join(self.source, 'queries.jsonl'), other)
+    for split in ('train', 'test'):
+      fakes.write(os.path.join(self.source, 'qrels', f'{split}.tsv'),
+                  'ab\te\u0301\t1\n')
+    with self.assertWarnsRegex(
+        UserWarning, r"of the queries look the same .*: 'b' and 'b\\u200b'"):
+      self.prepare()
+
   def test_is_prepared_once(self):
     first = self.prepare()
     mark = os.path.join(first.folder, 'dataset.json')

@@ -136,6 +136,10 @@ class EmbeddingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.DataError, "dev.tsv:1: query 'q1' has no embedding"):
       read('dev', ['q'])
+    self.write('qrels/dev.tsv', 'q1\td\u200b1\t1\n')
+    with self.assertRaisesRegex(
+        errors.DataError, r"tsv:1: .* looks the same .*'d1', .*'d\\u200b1'"):
+      read('dev', ['q1'])
     self.write('qrels/dev.tsv', 'q1\td1\t1\nq2\td1\t2\n\nq1\td1\t0\n')
     with self.assertRaisesRegex(
         errors.DataError, "dev.tsv:4: query 'q1' and target 'd1' are judged 0 "

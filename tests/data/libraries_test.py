@@ -69,6 +69,50 @@ class TestHuggingFace:
     assert reader.splits == ('test', 'train')
     assert [t for _, t in reader.corpus()] == ['e', 'b, "c"']
 
+  def test_fields_of_text_files_are_the_texts_that_stand_there(self, tmp_path):
+    texts = ['null', 'NA', 'None', 'nan', '1_0', '1e3', 'True', ' x ', '-',
+             '2009-01-01', 'two\nlines']
+    fakes.write(str(tmp_path / 'pairs' / 'train.csv'), 'query,positive,neg\n'
+                + ''.join(f'"{text}","to {text}","{text}"\n' for text in texts))
+    fakes.write(str(tmp_path / 'days' / 'train.jsonl'), fakes.jsonl(
+        {'query': '2009-01-01', 'positive': f'2009-01-{day}'}
+        for day in (10, 11)))
+    fakes.write(str(tmp_path / 'docs' / 'corpus.csv'),
+                'docid,text\n007,a\n7,b\n7.0,c\nNA,d\n')
+    fakes.write(str(tmp_path / 'ids' / 'train.jsonl'), fakes.jsonl([
+        {'query_id': '01', 'query': 'q', 'positive_document_ids': ['007'],
+         'negative_document_ids': ['NA']}]))
+    make = lambda *names: data.hugging_face.make_reader(
+        ','.join(str(tmp_path / name) for name in names))
+    pairs = make('pairs')
+    assert [text for _, text in pairs.queries()] == texts
+    assert [text for _, text in pairs.corpus()] == [
+        t for text in texts for t in (f'to {text}', text)]
+    assert len(list(pairs.candidates('train'))) == len(texts)
+    assert pairs.where('queries', 1) == f'{tmp_path}/pairs/train.csv:3'
+    assert [text for _, text in make('days').corpus()] == [
+        '2009-01-10', '2009-01-11']
+    ids = make('ids', 'docs')
+    assert list(ids.corpus()) == [
+        ('007', 'a'), ('7', 'b'), ('7.0', 'c'), ('NA', 'd')]
+    assert [row[:2] for row in ids.qrels('train')] == [('01', '007')]
+    assert [row[:2] for row in ids.candidates('train')] == [('01', 'NA')]
+
+  def test_sets_of_the_hub_that_are_csv_files_are_refused(
+      self, datasets, monkeypatch):
+    found = datasets.DatasetDict(
+        train=datasets.Dataset.from_list([{'query': 'a', 'positive': 'b'}]))
+    found['train'].info.builder_name = 'csv'
+    monkeypatch.setattr(datasets, 'load_dataset', lambda *_, **__: found)
+    with pytest.raises(errors.DataError, match='me/set: is made of CSV files'):
+      data.hugging_face.make_reader('me/set')
+
+  def test_a_split_has_one_format(self, tmp_path):
+    for kind in ('csv', 'jsonl'):
+      fakes.write(str(tmp_path / f'train.{kind}'), '')
+    with pytest.raises(errors.DataError, match="'train' is there as csv"):
+      data.hugging_face.make_reader(str(tmp_path))
+
   def test_the_corpus_has_one_split(self, tmp_path):
     for name in ('mine', 'docs'):
       for split in ('a', 'b'):

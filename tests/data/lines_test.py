@@ -15,6 +15,32 @@ _RECORDS = [{'a': 'x"]},{[\\' * 9, 'b': [1, {'c': None}]}, {},
             {'a': 'ünïcode \u2028' * 5}]
 
 
+class CsvRecordsTest(parameterized.TestCase):
+
+  def read(self, text, zipped=False):
+    path = os.path.join(self.create_tempdir().full_path, 'x.csv')
+    fakes.write(path, text, zipped)
+    return list(lines.csv_records(path + '.gz' * zipped))
+
+  @parameterized.parameters(False, True)
+  def test_fields_are_texts(self, zipped):
+    long = 'x' * 200_000
+    self.assertEqual(self.read(
+        f'\ufeffa,"b,"\r\n007,null\r\n\r\n"1\n""2""",\r\n,{long}', zipped),
+        [(2, {'a': '007', 'b,': 'null'}), (5, {'a': '1\n"2"', 'b,': ''}),
+         (6, {'a': '', 'b,': long})])
+
+  @parameterized.parameters(
+      ('a,b\nc,d\nx\n', r"x.csv:3: expected 2 fields .*a, b.*got 1 in \['x'\]"),
+      ('a,b\n"c\n",d,e\n', 'x.csv:3: expected 2 fields .* got 3'),
+      ('a,b\nc,"d\n\n', 'x.csv:3: broken CSV: unexpected end'),
+      ('a,b\nc,"d"e\n', 'x.csv:2: broken CSV: '),
+      ('a,b,a\n', 'x.csv:1: expected columns of different names, got a, b, a'))
+  def test_broken_files_are_refused_with_the_line(self, text, message):
+    with self.assertRaisesRegex(errors.DataError, message):
+      self.read(text)
+
+
 class JsonRecordsTest(parameterized.TestCase):
 
   def path(self, text, zipped=False):

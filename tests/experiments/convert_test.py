@@ -40,6 +40,8 @@ def test_writes_texts_judgements_and_candidates(tmp_path, capsys):
      "collection.tsv:4: id '1' occurs again"),
     ('qrels.test.tsv', 'q9 0 1 1\n',
      "qrels.test.tsv:1: id 'q9' is not in the queries"),
+    ('qrels.test.tsv', 'q3\xad 0 1 1\n',
+     r"not in the queries .* looks the same .*: 'q3', here it is 'q3\\xad'"),
     ('triples.train.tsv', 'q1\t1\t9\n',
      "triples.train.tsv:1: id '9' is not in the corpus"),
     ('queries.test.tsv', 'q3\n', 'queries.test.tsv:1: expected columns')])

@@ -1,5 +1,6 @@
 """Mining from a run, a config, embeddings, a run file and BM25."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -204,6 +205,8 @@ def test_bad_inputs_are_named_and_leave_nothing(
     embeddings, data_flags, tmp_path):
   for lines, message in (
       ('q0 Q0 d1 1 2.5 x\nq0 Q0 nope 2 1.5 x\n', r"bad.run:2: 'nope': the "),
+      ('q0 Q0 d1\u200b 1 2.5 x\n',
+       r"bad.run:1: .* looks the same .*: 'd1', here it is 'd1\\u200b'"),
       ('x Q0 d1 1 2.5 x\n', 'of 1 queries, but of none of the 64 that'),
       ('q0 Q0 d1\n', r'bad.run:1: expected 6 columns')):
     (tmp_path / 'bad.run').write_text(lines, encoding='utf-8')
@@ -262,6 +265,24 @@ def test_texts_of_other_data_are_refused(embeddings, tmp_path, cache):
          '--config.data.source=beir', f'--config.data.path={folder}',
          f'--config.data.cache={cache}', '--config.data.num_targets=0',
          f'--out={tmp_path}/out')
+
+
+@pytest.mark.parametrize('space', ['\xa0', '\u3000', '\x85'])
+def test_a_run_file_may_hold_ids_with_other_spaces_as_they_are(space, tmp_path):
+  path = str(tmp_path / 'x.run')
+  name = f'd{space}1'
+  names = data.Collection(
+      name='', qrels={}, query_ids=[f'q{space}'], corpus_ids=['d1', name])
+  for written in (f'q{space} Q0 {name} 1 3 x\n',
+                  f'{trec.encode_id("q" + space)} Q0 {trec.encode_id(name)} '
+                  '1 3 x\n'):
+    (tmp_path / 'x.run').write_text(written, encoding='utf-8')
+    found = mine_job._from_run(path, names, np.arange(1), 10)
+    np.testing.assert_array_equal(found.ids, [[1]])
+    assert len(trec.encode_id(name).split()) == 1  # whoever splits where
+  with pytest.raises(ValueError, match='x.run:1: .*no such target'):
+    mine_job._from_run(
+        path, dataclasses.replace(names, corpus_ids=['d1']), np.arange(1), 10)
 
 
 @pytest.mark.parametrize('spaced', ['d%{20}1', 'd%201'])

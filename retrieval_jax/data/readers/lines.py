@@ -6,6 +6,7 @@ size in bounded memory, checked fields, and files named after their split.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -22,6 +23,11 @@ _NO_SPACE = re.compile(r'[^ \t\r\n]')
 _SURROGATE = re.compile('[\ud800-\udfff]')
 # What may follow a token of an array of objects.
 _AFTER = {'[': '{]', ',': '{', ']': ''}
+
+
+# Passages may be longer than the 131,072 characters that the module allows a
+# field unless told otherwise; this is the most that it takes everywhere.
+csv.field_size_limit(2**31 - 1)
 
 
 @contextlib.contextmanager
@@ -80,6 +86,42 @@ def json_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   with _opened(path, lambda: 1) as file:
     is_array = file.read(_CHUNK).lstrip().startswith('[')
   yield from _array(path) if is_array else json_lines(path)
+
+
+def csv_records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
+  """Yields (line number, {column: field}) of a CSV file with a header.
+
+  A field is the text that stands there: '007' is no number, 'null' not nothing.
+  A record's number is that of the line it ends in, as fields in quotes may
+  have line ends.
+
+  Raises:
+    DataError: for quotes that do not end, and rows of another length.
+  """
+  number = 0
+  with _opened(path, lambda: number + 1) as file:
+    rows, header = csv.reader(file, strict=True), None
+    try:
+      for row in rows:
+        number = rows.line_num
+        if header is None:
+          header = row
+          if len(set(header)) < len(header):
+            raise errors.DataError(
+                f'{path}:{number}: expected columns of different names, got '
+                f'{", ".join(header)}. Rename or remove one.')
+        elif row and len(row) != len(header):
+          raise errors.DataError(
+              f'{path}:{number}: expected {len(header)} fields separated by '
+              f'commas ({", ".join(header)}), got {len(row)} in {shown(row)}. '
+              'Put fields with commas in double quotes.')
+        elif row:
+          yield number, dict(zip(header, row))
+    except csv.Error as error:
+      raise errors.DataError(
+          f'{path}:{rows.line_num}: broken CSV: {error}. Put fields with '
+          'commas, quotes or line ends in double quotes, and double the quotes '
+          'in them.') from None
 
 
 def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

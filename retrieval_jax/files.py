@@ -1,14 +1,61 @@
-"""Files and folders that appear whole or not at all, and JSON files."""
+"""Files and folders that appear whole or not at all; compressed files, JSON."""
 
-from collections.abc import Callable, Iterator
+import bz2
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import fcntl
+import gzip
+import importlib
 import json
+import lzma
 import os
 import re
 import secrets
 import shutil
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+import zlib
+
+_OPENERS: Mapping[str, Callable[[str], Any]] = {
+    '.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open,
+    '.zst': lambda path: _zstandard().open(path, 'rb')}
+COMPRESSIONS = tuple(_OPENERS)
+"""Endings of the compressed files that `reading` opens."""
+
+# Python has it from 3.14 on; the other is a package of the same for older ones.
+# Not `zstandard`, which takes the end of a cut file for that of the whole.
+_ZSTANDARD = ('compression.zstd', 'backports.zstd')
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[BinaryIO]:
+  """Opens a file for reading bytes, decompressed if its ending says so.
+
+  Raises:
+    OSError: if there is no such file; on reading, if it is damaged or cut.
+    ModuleNotFoundError: for .zst, where nothing is installed that reads it.
+  """
+  try:
+    with _OPENERS.get(os.path.splitext(path)[1], _plain)(path) as file:
+      yield file
+  except (EOFError, zlib.error, lzma.LZMAError) as error:
+    raise OSError(f'damaged or cut: {error}') from error
+  except Exception as error:
+    if type(error).__name__ == 'ZstdError':  # of whichever module it is
+      raise OSError(f'damaged or cut: {error}') from error
+    raise
+
+
+def _plain(path: str) -> BinaryIO:
+  return open(path, 'rb')
+
+
+def _zstandard() -> Any:
+  for name in _ZSTANDARD:
+    with contextlib.suppress(ModuleNotFoundError):
+      return importlib.import_module(name)
+  raise ModuleNotFoundError(
+      'Files that end in .zst need Python 3.14 or `pip install '
+      'backports.zstd`; or decompress them: unzstd FILE.')
 
 
 @contextlib.contextmanager

@@ -97,6 +97,12 @@ class FilesTest(parameterized.TestCase):
       self.assertLen(os.listdir(self.folder), 3)
     self.assertCountEqual(os.listdir(self.folder), ['x', '.x.notes'])
 
+  def test_what_reads_zst_is_named_where_there_is_none(self):
+    with mock.patch.dict(sys.modules, dict.fromkeys(files._ZSTANDARD)):
+      with self.assertRaisesRegex(ModuleNotFoundError, 'pip install backports'):
+        with files.reading(self.path + '.zst'):
+          pass
+
   def test_json_reads_back(self):
     value = {'ü': [1, 2.5, None, True], 'b': {}}
     files.write_json(self.path, value)

@@ -88,7 +88,9 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
   saved = files.read_json(path)
   read = lambda name: np.load(os.path.join(folder, f'{name}.npy'),
                               mmap_mode='r')
-  targets = read('targets')
+  read_matrix = lambda name: embeddings.read_matrix(
+      os.path.join(folder, f'{name}.npy'))
+  targets = read_matrix('targets')
   ids = embeddings.read_ids(os.path.join(folder, 'target_ids.txt'))
   if len(ids) != len(targets):
     raise ValueError(
@@ -101,7 +103,7 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
       inner, QUERY_INDEXES[saved['knn']](inner), **saved['options'])
   state = pefa_xl.XLState(
       inner.build(targets),
-      index.query_index.build(read('train_queries')), read('label_starts'),
-      read('label_rows'), targets if index.missing == 'exact' else None,
+      index.query_index.build(read_matrix('train_queries')),
+      read('label_starts'), read('label_rows'), targets if index.missing == 'exact' else None,
       len(targets))
   return index, state, ids

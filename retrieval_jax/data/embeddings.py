@@ -18,6 +18,7 @@ import numpy as np
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data import tensor_files
 from retrieval_jax.data.readers import beir
 from retrieval_jax.data.readers import lines
 
@@ -84,7 +85,8 @@ def read_matrix(path: str) -> np.ndarray:
   """Returns the one matrix [n, D] of floats in a file.
 
   Raises:
-    DataError: naming the file, if there is none or more than one.
+    DataError: naming the file, if there is none or more than one, and the row
+      where `check_rows` refuses one.
   """
   kind = os.path.splitext(path)[1]
   try:
@@ -94,8 +96,7 @@ def read_matrix(path: str) -> np.ndarray:
       with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     elif kind == '.safetensors':
-      from safetensors import numpy as safetensors
-      arrays = safetensors.load_file(path)
+      arrays = tensor_files.read_all(path)
     else:
       raise errors.DataError(
           f'{path}: expected a file that ends in one of {", ".join(_KINDS)}.')
@@ -115,7 +116,34 @@ def read_matrix(path: str) -> np.ndarray:
   [matrix] = matrices.values()
   if not len(matrix):
     raise errors.DataError(f'{path}: the matrix has no rows.')
+  check_rows(matrix, path)
   return matrix
+
+
+def check_rows(vectors: np.ndarray, path: str, chunk_rows: int = 8192) -> None:
+  """Raises DataError at the first row that is not finite or is all zeros.
+
+  Such a row has no inner products, or the same with everything: its encoder is
+  broken, or the row was never written.
+
+  Args:
+    vectors: [n, D] floats, maybe mapped.
+    path: of their file, for the message.
+    chunk_rows: rows looked at at a time.
+  """
+  for first in range(0, len(vectors), chunk_rows):
+    with np.errstate(over='ignore'):  # float64 that float32 cannot hold
+      chunk = np.asarray(vectors[first:first + chunk_rows], np.float32)
+    finite = np.isfinite(chunk).all(axis=1)
+    wrong = np.flatnonzero(~(finite & chunk.any(axis=1)))
+    if len(wrong):
+      row = wrong[0]
+      found = ('zeros only' if finite[row]
+               else f'{chunk[row][~np.isfinite(chunk[row])][0]}')
+      raise errors.DataError(
+          f'{path}: row {first + row} (from 0) holds {found}; expected '
+          'embeddings that are finite and not all zero. Embed that text again; '
+          'if there are more such rows, the encoder is broken.')
 
 
 def read_ids(path: str) -> list[str]:

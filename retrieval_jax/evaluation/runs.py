@@ -27,10 +27,11 @@ class Run:
           f'Expected ids [n, k] and scores [n, k] of n={len(self.query_ids)} '
           f'queries, got ids {self.ids.shape} and scores '
           f'{self.scores.shape}; pass one row per query id.')
-    if np.isnan(self.scores[self.ids != '']).any():
+    scores = self.scores[self.ids != '']
+    if not np.isfinite(scores).all():
       raise ValueError(
-          'Expected numbers as scores, got nan; the embeddings that made this '
-          'run are not finite.')
+          f'Expected finite scores, got {scores[~np.isfinite(scores)][0]}; the '
+          'embeddings that made this run are not finite.')
 
   def rankings(self) -> Iterator[tuple[str, list[str], np.ndarray]]:
     """Yields (query id, its passages, their scores), empty places left out."""

@@ -12,14 +12,13 @@ agree with other people's, whose ids may well hold '%20' (URLs).
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 import re
-from typing import TypeVar
 
 import numpy as np
 
 from retrieval_jax import files
+from retrieval_jax.data.readers import lines
 from retrieval_jax.evaluation import runs
 
-T = TypeVar('T', int, float)
 Judgements = Mapping[str, Mapping[str, int]]
 """query id -> corpus id -> grade; grades above 0 are relevant."""
 
@@ -66,11 +65,10 @@ def write_run(path: str, run: runs.Run, *, tag: str = 'retrieval_jax') -> None:
   with files.replacing(path) as f:
     for query_id, ids, scores in run.rankings():
       q = encode_id(query_id)
-      lines = [
+      f.writelines(
           f'{q} Q0 {i} {rank} {score!s} {tag}\n'
           for rank, (i, score) in enumerate(
-              zip(_encoded_unique(query_id, ids), scores), 1)]
-      f.writelines(lines)
+              zip(_encoded_unique(query_id, ids), scores), 1))
 
 
 def write_qrels(path: str, qrels: Judgements) -> None:
@@ -105,23 +103,16 @@ def _fields(path: str, count: int, layout: str
         ) from error
 
 
-def _number(kind: type[T], text: str, where: str, what: str) -> T:
-  try:
-    return kind(text)
-  except ValueError:
-    raise ValueError(
-        f'{where}: expected {what}, got {text!r}; fix that line.') from None
-
-
 def run_lines(path: str) -> Iterator[tuple[str, str, str, float]]:
   """Yields ('file:line', query id, corpus id, score) of each line of a run.
 
   Raises:
-    ValueError: file and line of a malformed entry.
+    ValueError: file and line of a malformed entry; a score that is not finite
+      is one.
   """
   for where, fields in _fields(path, 6, 'query-id Q0 corpus-id rank score tag'):
     yield (where, decode_id(fields[0]), decode_id(fields[2]),
-           _number(float, fields[4], where, 'a number as score'))
+           lines.number(where, fields[4]))
 
 
 def read_run(path: str) -> runs.Run:
@@ -166,5 +157,5 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
       raise ValueError(
           f'{where}: passage {corpus_id!r} is judged twice for query '
           f'{query_id!r}; keep one of the lines.')
-    grades[corpus_id] = _number(int, fields[3], where, 'an integer grade')
+    grades[corpus_id] = lines.integer(where, fields[3])
   return qrels

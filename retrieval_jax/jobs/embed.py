@@ -40,7 +40,8 @@ def run(out: str, *, workdir: str | None = None,
   Raises:
     ValueError: if `out` exists, not one of workdir and config is given, or
       there are fewer dimensions than `dim`.
-    DataError: where a file of pairs is malformed.
+    DataError: where a file of pairs is malformed, or an embedding is not
+      finite or all zeros.
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
@@ -74,7 +75,10 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
   queries = cut(retriever.experiment.embed_queries(retriever.params))
   with files.new_folder(os.path.abspath(out)) as folder:
     def save(name, vectors, ids_file, ids):
-      np.save(os.path.join(folder, f'{name}.npy'), vectors.astype(dtype))
+      vectors = vectors.astype(dtype)
+      # As they would be refused by whatever reads them.
+      embeddings_lib.check_rows(vectors, os.path.join(out, f'{name}.npy'))
+      np.save(os.path.join(folder, f'{name}.npy'), vectors)
       embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
 
     save('targets', targets, 'target_ids.txt', dataset.corpus_ids)

@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from retrieval_jax import types
+from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
 from retrieval_jax.models import sentence_modules
 
@@ -123,8 +124,9 @@ def load_pretrained(
 
   Raises:
     FileNotFoundError: naming the missing file.
-    ValueError: for an architecture not supported, and for a tensor that is
-      missing, superfluous or of another shape, naming it.
+    ValueError: for an architecture not supported, for a tensor that is missing,
+      superfluous, of another shape or not finite, naming it, and for a file
+      that is damaged.
   """
   folder = resolve_folder(folder)
   head = sentence_modules.read(folder)
@@ -195,7 +197,7 @@ class _Tensors:
         hint = (f'; {", ".join(other)} cannot be read, save the model with '
                 'safe_serialization=True') if other else ''
         raise FileNotFoundError(f'There is no {path}{hint}.')
-      self._files[file] = safetensors.safe_open(path, framework='numpy')
+      self._files[file] = tensor_files.open_file(path)
       found = self._files[file].keys()
       if not os.path.exists(os.path.join(folder, index)):
         names.update(dict.fromkeys(found, file))
@@ -213,15 +215,16 @@ class _Tensors:
     if name not in self._names:
       raise ValueError(
           f'{self._folder}: tensor {name!r} {list(shape)} is missing.')
-    file, theirs = self._names[name]
-    file = self._files[file]
+    file_name, theirs = self._names[name]
+    file = self._files[file_name]
     found = tuple(file.get_slice(theirs).get_shape())
     if found != shape:
       raise ValueError(
           f'{self._folder}: tensor {name!r} has shape {list(found)}, but '
           f'config.json asks for {list(shape)}.')
     self._asked.add(name)
-    return np.asarray(file.get_tensor(theirs)).astype(np.float32)
+    return tensor_files.finite(
+        file.get_tensor(theirs), os.path.join(self._folder, file_name), theirs)
 
   def check_all_taken(self, ignore: Callable[[str], bool]) -> None:
     """Raises where tensors were neither taken nor to be ignored."""

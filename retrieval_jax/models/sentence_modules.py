@@ -17,6 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from retrieval_jax import files
+from retrieval_jax.data import tensor_files
 
 OUR_FILE = 'retrieval_jax.json'
 
@@ -248,7 +249,8 @@ def _dense(folder):
   if not os.path.exists(weights):
     raise FileNotFoundError(
         f'There is no {weights}; save the model with safe_serialization=True.')
-  tensors = safetensors.numpy.load_file(weights)
+  tensors = {name: tensor_files.finite(tensor, weights, name)
+             for name, tensor in tensor_files.read_all(weights).items()}
   wanted = {'linear.weight': shape,
             **({'linear.bias': shape[:1]} if settings['bias'] else {})}
   found = {name: value.shape for name, value in tensors.items()}
@@ -257,8 +259,7 @@ def _dense(folder):
         f'{weights} holds {found}, but {path} asks for {wanted}.')
   bias = tensors.get('linear.bias')
   return Dense(
-      np.ascontiguousarray(tensors['linear.weight'].T.astype(np.float32)),
-      None if bias is None else bias.astype(np.float32), ours[0])
+      np.ascontiguousarray(tensors['linear.weight'].T), bias, ours[0])
 
 
 def _prompts(folder) -> Callable[..., str | None]:

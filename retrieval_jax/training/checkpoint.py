@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -85,14 +86,23 @@ class Checkpoints:
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
-      ValueError: naming the arrays whose shapes differ from the saved ones.
+      ValueError: naming the arrays whose shapes differ from the saved ones, or
+        that are not finite.
     """
     step = self._existing(step)
     wanted = {'params': abstract_params}
     self._check_shapes(step, wanted, partial=True)
-    return self._restore_part(
+    params = self._restore_part(
         step, wanted, ocp.checkpoint_utils.construct_restore_args(wanted)
     )['params']
+    broken = [name for name, leaf in _leaves(params).items()
+              if not jnp.isfinite(leaf).all()]
+    if broken:
+      raise ValueError(
+          f'The checkpoint of step {step} in {self.folder} holds nan or inf in '
+          f'{len(broken)} arrays of params, the first {broken[0]!r}; training '
+          'has diverged. Use an earlier checkpoint, or train again.')
+    return params
 
   def restore_table_embeddings(self, step: int | None = None) -> np.ndarray:
     """Returns the embeddings [M, D] of a checkpoint's table, on the host.

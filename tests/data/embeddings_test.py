@@ -85,6 +85,21 @@ class EmbeddingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DataError, 'x.bin: .* ends in one of'):
       embeddings.read_matrix(self.path('x.bin'))
 
+  @parameterized.product(
+      value=[np.nan, np.inf, -np.inf, 1e300, 0], kind=['npy', 'npz'],
+      row=[0, 1, 9_000])
+  def test_rows_without_a_direction_are_refused(self, value, kind, row):
+    matrix = np.ones([9_001, 2])
+    matrix[row:, 0] = value
+    if not value:
+      matrix[row] = 0
+    save = np.save if kind == 'npy' else np.savez
+    save(self.path(f'queries.{kind}'), matrix)
+    with self.assertRaisesRegex(
+        errors.DataError, rf'queries.{kind}: row {row} \(from 0\) holds '
+        + {0: 'zeros', 1e300: 'inf'}.get(value, str(value))):
+      embeddings.read(self.folder, 'queries')
+
   def test_bad_ids_are_refused_with_the_line(self):
     np.save(self.path('targets.npy'), MATRIX)
     self.write('target_ids.txt', 'a\nb\n')

@@ -139,9 +139,10 @@ class RunTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, r'n=1 queries, got ids \(2, 1\)'):
       runs.Run(('q',), np.full((2, 1), '', object), np.zeros((2, 1)))
 
-  def test_nan_scores_are_an_error(self):
-    with self.assertRaisesRegex(ValueError, 'got nan'):
-      make_run(q={'a': float('nan')})
+  def test_scores_that_are_not_finite_are_an_error(self):
+    for value in ('nan', 'inf', '-inf'):
+      with self.assertRaisesRegex(ValueError, f'got {value};'):
+        make_run(q={'a': 1., 'b': float(value)})
 
 
 if __name__ == '__main__':

@@ -103,6 +103,9 @@ class TrecTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('q Q0 a 1 0.5\n', r'b\.run:1: expected 6 columns .* got 5'),
+      ('q Q0 a 1 nan t\n', r'b\.run:1: expected a finite number .* got .nan.'),
+      ('q Q0 a 1 2 t\nq Q0 b 2 -inf t\n', r'run:2: .* finite .* got .-inf.'),
+      ('q Q0 a 1 1e400 t\n', r'run:1: .* finite number .* got .1e400.'),
       ('q Q0 a 1 0.5 t\nq Q0 b 2 x t\n', r'b\.run:2: .* number .* got .x.'),
       ('q Q0 a 1 1 t\nq Q0 a 2 0 t\n', r'b\.run:2: .*\'a\' occurs twice'),
   )
@@ -113,7 +116,7 @@ class TrecTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('q 0 a\n', 'b.run:1: expected 4 columns'),
-      ('q 0 a 1.5\n', 'b.run:1: expected an integer grade'),
+      ('q 0 a 1.5\n', 'b.run:1: expected an integer score'),
       ('q 0 a 1\nq 0 a 1\n', 'b.run:2: .* judged twice'),
   )
   def test_malformed_qrels_name_the_line(self, text, message):

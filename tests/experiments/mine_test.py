@@ -16,6 +16,7 @@ from configs import base
 from experiments import embed
 from experiments import mine
 from retrieval_jax import data
+from retrieval_jax import trained as trained_lib
 from retrieval_jax.evaluation import trec
 from retrieval_jax.jobs import mine as mine_job
 from tests.experiments import tiny
@@ -207,6 +208,8 @@ def test_bad_inputs_are_named_and_leave_nothing(
       ('q0 Q0 d1 1 2.5 x\nq0 Q0 nope 2 1.5 x\n', r"bad.run:2: 'nope': the "),
       ('q0 Q0 d1\u200b 1 2.5 x\n',
        r"bad.run:1: .* looks the same .*: 'd1', here it is 'd1\\u200b'"),
+      ('q0 Q0 d1 1 2.5 x\nq0 Q0 d2 2 -inf x\n',
+       r'bad.run:2: expected a finite number as score, got .-inf.'),
       ('x Q0 d1 1 2.5 x\n', 'of 1 queries, but of none of the 64 that'),
       ('q0 Q0 d1\n', r'bad.run:1: expected 6 columns')):
     (tmp_path / 'bad.run').write_text(lines, encoding='utf-8')
@@ -239,8 +242,8 @@ def test_bad_inputs_are_named_and_leave_nothing(
     ('target_ids.txt', 'd0\nd1\n', 'target_ids.txt: 2 ids, but .* 120 rows'),
     ('qrels/train.tsv', 'q0\tnope\t1\n', "train.tsv:1: target 'nope' has no"),
     ('targets.npy', np.full((tiny.NUM_TARGETS, 32), np.nan, np.float32),
-     'Expected finite scores, got nan'),
-    ('targets.npy', np.zeros((tiny.NUM_TARGETS, 8), np.float32),
+     'targets.npy: row 0 .* holds nan'),
+    ('targets.npy', np.ones((tiny.NUM_TARGETS, 8), np.float32),
      r'targets.npy has 8 dimensions, .*queries.npy 32')])
 def test_a_broken_folder_of_embeddings_is_named(
     embeddings, tmp_path, name, content, message):
@@ -254,6 +257,16 @@ def test_a_broken_folder_of_embeddings_is_named(
   with pytest.raises(SystemExit, match=message):
     call(mine, f'--embeddings={folder}', f'--out={tmp_path}/out')
   assert os.listdir(tmp_path) == ['embeddings']
+
+
+def test_embeddings_that_are_not_finite_are_not_written(
+    data_flags, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+      trained_lib.TrainedRetriever, 'embed_targets',
+      lambda retriever: np.full((tiny.NUM_TARGETS, 32), np.nan, np.float32))
+  with pytest.raises(SystemExit, match='out/targets.npy: row 0 .* holds nan'):
+    call(embed, *data_flags, f'--out={tmp_path}/out')
+  assert not os.listdir(tmp_path)
 
 
 def test_texts_of_other_data_are_refused(embeddings, tmp_path, cache):

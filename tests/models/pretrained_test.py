@@ -134,6 +134,15 @@ class PretrainedTest(parameterized.TestCase):
       pretrained.load_pretrained(
           self.folder(found={**found, name: np.zeros((2, 2), np.float32)}))
 
+  @parameterized.parameters(np.nan, np.inf, -np.inf)
+  def test_weights_that_are_not_finite_are_refused(self, value):
+    name = 'encoder.layer.1.output.dense.weight'
+    found = bert_folder.tensors()
+    found[name][3, 2] = value
+    with self.assertRaisesRegex(
+        ValueError, f"model.safetensors: tensor '{name}' holds nan or inf"):
+      pretrained.load_pretrained(self.folder(found=found))
+
   @parameterized.parameters(
       ('model_type', 'llama', "model_type='llama' is not supported"),
       ('hidden_act', 'relu', "hidden_act='relu' is not supported"),

@@ -50,6 +50,17 @@ class CheckpointsTest(parameterized.TestCase):
     self.assertEqual(meta, {'config': {'k': [1, None, 'x']}})
     self.assertEqual(self.checkpoints.restore_meta(), meta)
 
+  @parameterized.parameters(np.nan, np.inf)
+  def test_params_that_are_not_finite_are_refused(self, value):
+    params = {'a': jnp.ones(3), 'w': {'b': jnp.ones(3).at[1].set(value)}}
+    self.checkpoints.save(3, training.TrainState(
+        step=jnp.int32(3), params=params, opt_state=(), table=None,
+        corrector=(), sampler=()), {})
+    self.checkpoints.wait()
+    with self.assertRaisesRegex(
+        ValueError, 'of step 3 in .*nan or inf in 1 arrays .* first .w.b.'):
+      self.checkpoints.restore_params(training.abstract(params))
+
   def test_params_come_back_whatever_the_table_is_padded_to(self):
     state = training.TrainState(
         step=jnp.int32(3), params={'w': jnp.arange(3.)}, opt_state=(),

@@ -7,6 +7,7 @@ The path is one of
       several (train-00000-of-00002.parquet); JSON lines and CSV are read as
       they stand, for `datasets` would take 007 for a number and null for
       nothing,
+  the name of a set on the hub, with the configuration after a colon if it has
       several: 'sentence-transformers/natural-questions:pair'
 
 and, after a comma, a second such path whose rows are the corpus, where the rows

@@ -38,10 +38,10 @@ def reading(path: str) -> Iterator[BinaryIO]:
     with _OPENERS.get(os.path.splitext(path)[1], _plain)(path) as file:
       yield file
   except (EOFError, zlib.error, lzma.LZMAError) as error:
-    raise OSError(f'damaged or cut: {error}') from error
+    raise OSError(f'{path}: damaged or cut: {error}') from error
   except Exception as error:
     if type(error).__name__ == 'ZstdError':  # of whichever module it is
-      raise OSError(f'damaged or cut: {error}') from error
+      raise OSError(f'{path}: damaged or cut: {error}') from error
     raise
 
 

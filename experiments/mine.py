@@ -51,7 +51,8 @@ def define_flags(values):
   flags.DEFINE_string(
       'embeddings', None, 'Folder that experiments.embed wrote.', **at)
   flags.DEFINE_string(
-      'run', None, 'TREC run file to mine from, in place of a search.', **at)
+      'run', None, 'Run file to mine from, of TREC or MS MARCO, in place of a '
+      'search.', **at)
   flags.DEFINE_enum('index', 'exact', mine.INDEXES, 'What searches.', **at)
   flags.DEFINE_string('out', None, 'Folder to write; must not exist.', **at)
   flags.DEFINE_list(

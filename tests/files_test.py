@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from unittest import mock
 
 from absl.testing import absltest
@@ -77,6 +79,29 @@ class FilesTest(parameterized.TestCase):
       files.write_text(os.path.join(folder, 'theirs'), '')
     self.assertEqual(os.listdir(folder), ['theirs'])
     self.assertEqual(os.listdir(self.folder), ['x'])
+
+  @parameterized.parameters('new_folder', 'replacing')
+  def test_what_a_killed_process_left_is_removed(self, kind):
+    path, user = (os.path.join(self.folder, name)
+                  for name in ('x', '.x.notes'))
+    files.write_text(user, 'not of ours')
+    subprocess.run([sys.executable, '-c', (
+        'import os, signal, sys\n'
+        'from retrieval_jax import files\n'
+        f'with files.{kind}(sys.argv[1]) as one:\n'
+        '  os.kill(os.getpid(), signal.SIGKILL)\n'), path], check=False)
+    self.assertLen(os.listdir(self.folder), 2)
+    with getattr(files, kind)(path):  # of a living process
+      with getattr(files, kind)(path):
+        self.assertLen(os.listdir(self.folder), 3)
+      self.assertLen(os.listdir(self.folder), 3)
+    self.assertCountEqual(os.listdir(self.folder), ['x', '.x.notes'])
+
+  def test_what_reads_zst_is_named_where_there_is_none(self):
+    with mock.patch.dict(sys.modules, dict.fromkeys(files._ZSTANDARD)):
+      with self.assertRaisesRegex(ModuleNotFoundError, 'pip install backports'):
+        with files.reading(self.path + '.zst'):
+          pass
 
   def test_json_reads_back(self):
     value = {'ü': [1, 2.5, None, True], 'b': {}}

@@ -177,9 +177,12 @@ def read_splits(folder: str) -> list[str]:
   if not os.path.isdir(folder):
     raise errors.DataError(
         f'{folder}: no such folder; expected judgements as SPLIT.tsv in it.')
-  return sorted({name.partition('.tsv')[0] for name in os.listdir(folder)
-                 if name.endswith(('.tsv', '.tsv.gz'))
-                 and not name.startswith('.')})
+  return sorted(_judgements(folder))
+
+
+def _judgements(folder: str) -> dict[str, str]:
+  """Returns {split: path} of the files of judgements in `folder`."""
+  return lines.named_files(folder, r'(?P<name>.+)\.tsv' + lines.COMPRESSED)
 
 
 def read_qrels(folder: str, split: str, query_ids: Sequence[str],
@@ -193,12 +196,11 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
   kinds = {'queries': 'query', 'corpus': 'target'}
   rows = {column: {name: row for row, name in enumerate(ids)}
           for column, ids in (('queries', query_ids), ('corpus', target_ids))}
-  paths = [os.path.join(folder, split + end) for end in ('.tsv', '.tsv.gz')]
-  path = next((path for path in paths if os.path.isfile(path)), None)
+  path = _judgements(folder).get(split)
   if path is None:
     raise errors.DataError(
-        f'{paths[0]}: no such file; there are the splits '
-        f'{", ".join(read_splits(folder)) or "none"}.')
+        f'{os.path.join(folder, split)}.tsv: no such file; there are the '
+        f'splits {", ".join(read_splits(folder)) or "none"}.')
 
   def row_of(column: str, name: str, where: str) -> int:
     if name not in rows[column]:

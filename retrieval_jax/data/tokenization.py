@@ -20,6 +20,7 @@ from retrieval_jax.data import progress as progress_lib
 _FORMAT = 1  # part of every key: a change here tokenises all texts afresh
 _CHUNK = 4096  # texts tokenised at a time: bounds memory, keeps threads busy
 _HEAD = 7  # characters per token; English text has 4 to 5, its space included
+_LONGEST_WORD = 100  # characters, what WordPiece reads; more are cut in parts
 _PAD_TOKENS = ('[PAD]', '<pad>', '<|pad|>', '<|endoftext|>')
 _SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 
@@ -95,7 +96,8 @@ class Tokenizer:
     """
     parts = json.loads(self.definition)
     kind = lambda name: (parts.get(name) or {}).get('type')
-    return (kind('pre_tokenizer') == 'BertPreTokenizer'
+    return (parts.get('pre_tokenizer') in (
+                {'type': 'BertPreTokenizer'}, _in_json(_words_of_letters()))
             and kind('normalizer') in (None, 'BertNormalizer', 'Lowercase')
             and kind('model') == 'WordPiece'
             and not any(' ' in token['content']
@@ -215,6 +217,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   not: it numbers the pieces of one character in the order of a randomly seeded
   hash map, and numbers break ties between merges. So these are numbered here.
 
+  What has no space for 100 characters, in a script without them or by accident,
+  is cut every 100, as words of their own: WordPiece takes longer ones for
+  [UNK], and the trainer's time grows with the square of a word.
+
   Args:
     texts: read twice.
     vocab_size: at most so many tokens, the four special ones included.
@@ -227,7 +233,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   from tokenizers import decoders
   from tokenizers import models
   from tokenizers import normalizers
-  from tokenizers import pre_tokenizers
   from tokenizers import processors
   from tokenizers import trainers
   if vocab_size < len(_SPECIAL_TOKENS) + 2:
@@ -242,7 +247,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
   first = [*_SPECIAL_TOKENS, *characters, *(f'##{c}' for c in characters)]
   trained = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
   trained.normalizer = normalizer
-  trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  trained.pre_tokenizer = _words_of_letters()
   trained.train_from_iterator(texts, trainers.WordPieceTrainer(
       vocab_size=vocab_size, min_frequency=min_frequency,
       # "Special" gives them the first numbers, in this order.
@@ -261,6 +266,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
       special_tokens=[(token, encoder.token_to_id(token))
                       for token in ('[CLS]', '[SEP]')])
   return _wrap(encoder, '[PAD]', 'the trained tokenizer')
+
+
+def _words_of_letters() -> Any:
+  """Returns BERT's pre-tokenizer with words cut every `_LONGEST_WORD`."""
+  import tokenizers
+  from tokenizers import pre_tokenizers
+  every = tokenizers.Regex(f'.{{{_LONGEST_WORD}}}')
+  return pre_tokenizers.Sequence([
+      pre_tokenizers.BertPreTokenizer(),
+      pre_tokenizers.Split(every, 'isolated')])
+
+
+def _in_json(pre_tokenizer: Any) -> Any:
+  """Returns a pre-tokenizer as tokenizer.json holds it."""
+  return json.loads(pre_tokenizer.__getstate__())
 
 
 def _characters(texts: Iterable[str], normalizer: Any, vocab_size: int

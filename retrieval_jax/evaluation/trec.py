@@ -1,17 +1,19 @@
 """TREC run and qrels files: the exchange format of retrieval experiments.
 
 A run line is `query_id Q0 corpus_id rank score tag`, a qrels line
-`query_id 0 corpus_id grade`, both separated by white space. The format cannot
-hold an id with white space in it, so such a character is written as its code
-point, in hexadecimal between `%{` and `}`: 'a b' as 'a%{20}b'. A `%` before a
-`{` is written the same way, as `%{25}`, so different ids are never written
-alike; reading undoes both. Every other id is written as it is, so files
-agree with other people's, whose ids may well hold '%20' (URLs).
+`query_id 0 corpus_id grade`, both separated by white space; those that are
+read may be compressed. The format cannot hold an id with white space in it, so
+such a character is written as its code point, in hexadecimal between `%{` and
+`}`: 'a b' as 'a%{20}b'. A `%` before a `{` is written the same way, as `%{25}`,
+so different ids are never written alike; reading undoes both. Every other id is
+written as it is, so files agree with other people's, whose ids may well hold
+'%20' (URLs).
 """
 
 import codecs
 import collections
 from collections.abc import Iterator, Mapping, Sequence
+import itertools
 import re
 
 import numpy as np
@@ -23,6 +25,7 @@ from retrieval_jax.evaluation import runs
 Judgements = Mapping[str, Mapping[str, int]]
 """query id -> corpus id -> grade; grades above 0 are relevant."""
 
+_RUN = 'query-id Q0 corpus-id rank score tag or query-id corpus-id rank'
 _NOT_PLAIN = re.compile(r'\s|%(?={)')
 _ESCAPE = re.compile(r'%{([0-9A-F]{1,5})}')
 
@@ -83,10 +86,14 @@ def write_qrels(path: str, qrels: Judgements) -> None:
           for i, grade in zip(encoded, grades.values()))
 
 
-def _fields(path: str, count: int, layout: str
-            ) -> Iterator[tuple[str, list[str]]]:
+def _fields(path: str, layout: str) -> Iterator[tuple[str, list[str]]]:
+  """Yields ('file:line', fields) of a file, maybe compressed.
+
+  A `layout` may be several, separated by ' or '; the first line chooses.
+  """
+  counts = {len(columns.split()) for columns in layout.split(' or ')}
   # Binary: only ASCII white space separates, and only \n ends a line.
-  with open(path, 'rb') as f:
+  with files.reading(path) as f:
     for number, line in enumerate(f, 1):
       if number == 1:
         line = line.removeprefix(codecs.BOM_UTF8)
@@ -94,10 +101,12 @@ def _fields(path: str, count: int, layout: str
       if not fields:
         continue
       where = f'{path}:{number}'
-      if len(fields) != count:
+      if len(fields) not in counts:
         raise ValueError(
-            f'{where}: expected {count} columns separated by white space '
-            f'({layout}), got {len(fields)}; fix that line.')
+            f'{where}: expected '
+            f'{" or ".join(map(str, sorted(counts)))} columns separated '
+            f'by white space ({layout}), got {len(fields)}; fix that line.')
+      counts = {len(fields)}
       try:
         yield where, [x.decode('utf-8') for x in fields]
       except UnicodeDecodeError as error:
@@ -109,13 +118,26 @@ def _fields(path: str, count: int, layout: str
 def run_lines(path: str) -> Iterator[tuple[str, str, str, float]]:
   """Yields ('file:line', query id, corpus id, score) of each line of a run.
 
+  In MS MARCO's runs, which have three columns, it is minus the rank.
+
   Raises:
     ValueError: file and line of a malformed entry; a score that is not finite
       is one.
   """
-  for where, fields in _fields(path, 6, 'query-id Q0 corpus-id rank score tag'):
-    yield (where, decode_id(fields[0]), decode_id(fields[2]),
-           lines.number(where, fields[4]))
+  for where, fields in _fields(path, _RUN):
+    if len(fields) == 3:
+      query_id, corpus_id, rank = fields
+      score = -float(lines.integer(where, rank))
+    else:
+      query_id, _, corpus_id, _, score_text, _ = fields
+      score = lines.number(where, score_text)
+    yield where, decode_id(query_id), decode_id(corpus_id), score
+
+
+def has_scores(path: str) -> bool:
+  """Returns whether a run has TREC's columns, not MS MARCO's without scores."""
+  return any(len(fields) == 6 for _, fields in itertools.islice(
+      _fields(path, _RUN), 1))
 
 
 def read_run(path: str) -> runs.Run:
@@ -153,7 +175,7 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
     ValueError: file and line of the first malformed or repeated entry.
   """
   qrels: dict[str, dict[str, int]] = {}
-  for where, fields in _fields(path, 4, 'query-id 0 corpus-id grade'):
+  for where, fields in _fields(path, 'query-id 0 corpus-id grade'):
     query_id, corpus_id = decode_id(fields[0]), decode_id(fields[2])
     grades = qrels.setdefault(query_id, {})
     if corpus_id in grades:

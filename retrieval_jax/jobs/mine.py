@@ -38,7 +38,9 @@ class Options:
     config: ConfigDict: its data, searched by the encoder it starts from; or the
       texts of `embeddings`.
     embeddings: folder that experiments.embed wrote.
-    run: TREC run file that holds the results already, in place of a search.
+    run: run file of TREC or MS MARCO, maybe compressed, that holds the results
+      already, in place of a search. MS MARCO's has no scores: what is mined
+      from it has none either, and no rule may ask for them.
     index: one of INDEXES, what searches.
     index_options: fields of the index.
     splits: to mine; None for the training split of the config, or train.
@@ -123,6 +125,9 @@ def run(options: Options,
               for one in qrels.values())
   query_rows = np.unique(np.concatenate(
       [one.queries() for one in qrels.values()]))
+  scored = options.run is None or trec.has_scores(options.run)
+  if not scored:
+    _check_without_scores(options)
   results = _results(options, source, query_rows, depth)
   facts = {
       'data': source.data.name, 'depth': depth,
@@ -137,6 +142,10 @@ def run(options: Options,
         mined = mining.mine(
             results, qrels[split], source.data.query_ids, options.rules,
             batch_size=options.batch_size, progress=add, **barred)
+      if not scored:  # minus the ranks would pass for a teacher's
+        mined = mined._replace(
+            positive_scores=np.full_like(mined.positive_scores, np.nan),
+            scores=np.full_like(mined.scores, np.nan))
       for form in dict.fromkeys(options.formats):
         formats.write(folder, split, form, mined, source.data)
       facts['splits'][split] = summary(mined)
@@ -144,6 +153,20 @@ def run(options: Options,
         say(split, facts['splits'][split])
     files.write_json(os.path.join(folder, 'mining.json'), facts)
   return facts
+
+
+def _check_without_scores(options: Options) -> None:
+  """Raises ValueError where an option needs the scores that a run lacks."""
+  rules = options.rules
+  for name in ('absolute_margin', 'relative_margin', 'max_score', 'min_score'):
+    if getattr(rules, name) is not None:
+      raise ValueError(
+          f'--run={options.run} has ranks but no scores (three columns), which '
+          f'--{name} needs; leave that out, or give a run of six columns.')
+  if 'trec' in options.formats:
+    raise ValueError(
+        f'--run={options.run} has ranks but no scores (three columns), which '
+        '--format=trec needs; give a run of six columns.')
 
 
 def summary(mined: mining.Mined) -> dict[str, Any]:
@@ -160,7 +183,7 @@ def summary(mined: mining.Mined) -> dict[str, Any]:
       'queries_with_none': int((found == 0).sum()),
       'mean_positive_score': mean(
           mined.positive_scores[np.isfinite(mined.positive_scores)]),
-      'mean_negative_score': mean(mined.scores[mined.ids >= 0]),
+      'mean_negative_score': mean(mined.scores[np.isfinite(mined.scores)]),
       'positives_of_unknown_score': int(
           np.isneginf(mined.positive_scores).sum()),
       'removed': dict(mined.removed)}

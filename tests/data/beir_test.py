@@ -5,6 +5,7 @@ import os
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from retrieval_jax import files
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import beir
@@ -40,6 +41,41 @@ class BeirReaderTest(parameterized.TestCase):
         folder, 'candidates', 'train.tsv' + '.gz' * zipped) + ':2')
     self.assertEmpty(list(reader.candidates('test')))
 
+  def test_ids_may_be_integers_and_grades_end_in_zeros(self):
+    folder = fakes.write_beir(self.create_tempdir().full_path)
+    for column in ('corpus', 'queries'):
+      fakes.write(os.path.join(folder, f'{column}.jsonl'),
+                  fakes.jsonl([{'_id': 10, 'text': 't'}]))
+    fakes.write(os.path.join(folder, 'qrels', 'train.tsv'), '10\t10\t20.0\n')
+    reader = beir.BeirReader(folder)
+    self.assertEqual(list(reader.corpus()), [('10', 't')])
+    self.assertEqual(list(reader.queries()), [('10', 't')])
+    self.assertEqual([line[:3] for line in reader.qrels('train')],
+                     [('10', '10', 20)])
+
+  @parameterized.parameters(*files.COMPRESSIONS)
+  def test_reads_compressed_files(self, ending):
+    folder = fakes.write_beir(self.create_tempdir().full_path)
+    plain = list(beir.BeirReader(folder).corpus())
+    for name in ('corpus.jsonl', 'queries.jsonl', 'qrels/train.tsv'):
+      fakes.compress(os.path.join(folder, name), ending)
+    reader = beir.BeirReader(folder)
+    with fakes.zstandard():
+      self.assertEqual(list(reader.corpus()), plain)
+      self.assertEqual(list(reader.queries()), fakes.QUERIES)
+      self.assertEqual(
+          [line[:3] for line in reader.qrels('train')], fakes.TRAIN)
+
+  @parameterized.parameters(*files.COMPRESSIONS)
+  def test_damaged_compressed_files_are_named(self, ending):
+    folder = fakes.write_beir(self.create_tempdir().full_path)
+    path = fakes.compress(os.path.join(folder, 'corpus.jsonl'), ending)
+    with open(path, 'r+b') as file:
+      file.truncate(os.path.getsize(path) - 10)
+    with fakes.zstandard(), self.assertRaisesRegex(
+        errors.DataError, rf'{path}:\d: cannot read further: damaged or cut'):
+      list(beir.BeirReader(folder).corpus())
+
   def test_candidates_of_a_split_without_judgements_are_refused(self):
     folder = fakes.write_beir(self.create_tempdir().full_path)
     fakes.write(os.path.join(folder, 'candidates', 'dev.tsv'), 'q1\td1\t\n')
@@ -74,8 +110,8 @@ class BeirReaderTest(parameterized.TestCase):
        'corpus.jsonl:3: field "text" is missing; the record has _id'),
       ('no_id', 'queries.jsonl', '{"text": "a"}\n',
        'queries.jsonl:1: field "_id" is missing'),
-      ('number_as_id', 'queries.jsonl', '{"_id": 1, "text": "a"}\n',
-       'queries.jsonl:1: expected "_id" to be a string, got 1'),
+      ('fraction_as_id', 'queries.jsonl', '{"_id": 1.5, "text": "a"}\n',
+       'queries.jsonl:1: expected "_id" to be a string, got 1.5'),
       ('number_as_title', 'corpus.jsonl',
        '{"_id": "a", "text": "a", "title": 3}\n', '"title" to be a string'),
       ('tab_in_id', 'corpus.jsonl', '{"_id": "a\\tb", "text": "a"}\n',
@@ -156,7 +192,8 @@ class BeirReaderTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DataError, 'no split .dev.; there are'):
       list(beir.BeirReader(folder).qrels('dev'))
     fakes.write(os.path.join(folder, 'corpus.jsonl'), '', zipped=True)
-    with self.assertRaisesRegex(errors.DataError, 'found both'):
+    with self.assertRaisesRegex(
+        errors.DataError, 'found corpus.jsonl and corpus.jsonl.gz'):
       beir.BeirReader(folder)
 
 

@@ -147,6 +147,22 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual([corpus[row[1]] for row in reader.candidates('test')],
                      ['c', 'd'])
 
+  @parameterized.parameters(
+      ('Query\tPositive', ['b']), ('positive\tquery', ['a']),
+      ('What is a query?\tpositive', ['positive', 'b']))
+  def test_a_header_is_no_query(self, first_line, corpus):
+    self.write('train.tsv', first_line + '\na\tb\n')
+    found = list(pairs.make_reader(self.folder).corpus())
+    self.assertEqual([text for _, text in found], corpus)
+
+  @parameterized.parameters(
+      'sentence1\tsentence2', 'premise\thypothesis', 'doc_id\tPassage_text')
+  def test_a_header_of_unknown_columns_is_refused(self, header):
+    path = self.write('train.tsv', header + '\na\tb\n')
+    with self.assertRaisesRegex(
+        errors.DataError, f'{path}:1: expected texts or names of columns'):
+      list(pairs.make_reader(self.folder).queries())
+
   @parameterized.named_parameters(
       ('no_question', 'dpr', 'train.json', '[\n{}]', ':2: field "question" is'),
       ('no_records', 'dpr', 'train.json',

@@ -1,8 +1,16 @@
 """Tiny datasets that the tests of data write for themselves."""
 
+import bz2
+import contextlib
 import gzip
+import io
 import json
+import lzma
 import os
+import sys
+import types
+from unittest import mock
+import zlib
 
 CORPUS = [('d1', 'A title', 'the first text'), ('d,2', '', 'second'),
           ('d"3"', None, 'third text, with ünïcode'), ('d4', 'T', 'x')]
@@ -22,6 +30,35 @@ def write(path: str, text: str, zipped: bool = False):
   with opener(path + '.gz' * zipped, 'wt', encoding='utf-8',
               newline='') as file:
     file.write(text)
+
+
+def compress(path: str, ending: str) -> str:
+  """Replaces a file by a compressed one; returns its path.
+
+  Nothing here writes .zst: it is zlib's form, which `zstandard` takes.
+  """
+  pack = {'.gz': gzip.compress, '.bz2': bz2.compress, '.xz': lzma.compress,
+          '.zst': zlib.compress}[ending]
+  with open(path, 'rb') as file:
+    content = file.read()
+  os.remove(path)
+  with open(path + ending, 'wb') as file:
+    file.write(pack(content))
+  return path + ending
+
+
+@contextlib.contextmanager
+def zstandard():
+  """Puts a module in the place of the one that reads .zst."""
+
+  def opened(path, mode):
+    assert mode == 'rb'
+    with open(path, 'rb') as file:
+      return io.BytesIO(zlib.decompress(file.read()))
+
+  module = types.SimpleNamespace(open=opened)
+  with mock.patch.dict(sys.modules, {'compression.zstd': module}):
+    yield
 
 
 def write_candidates(folder: str, *, zipped: bool = False):

@@ -61,7 +61,25 @@ class MsMarcoTest(parameterized.TestCase):
       prints.add(msmarco.MsMarcoReader(self.folder).fingerprint())
     self.assertLen(prints, 5)
 
+  @parameterized.parameters(
+      ('1\ta\n', 'a'), ('pid\tPassage\n1\ta\n', 'a'),
+      ('1\tT\ta\n', 'T a'), ('id\ttext\ttitle\n1\ta\tT\n', 'T a'),
+      ('1\thttp://x\t\ta\n', 'a'), ('D1\tu\tT\ta\n', 'T a'))
+  def test_a_collection_may_have_titles_urls_and_a_header(self, text, target):
+    self.write('collection.tsv', text)
+    found = list(msmarco.MsMarcoReader(self.folder).corpus())
+    self.assertEqual(found, [('D1' if 'D1' in text else '1', target)])
+
+  def test_a_header_is_no_query(self):
+    self.write('queries.train.tsv', 'qid\tquery\nq1\twhich is first?\n')
+    self.assertCountEqual(
+        dict(msmarco.MsMarcoReader(self.folder).queries()), ['q1', 'q3'])
+
   @parameterized.named_parameters(
+      ('header', 'collection.tsv', 'docid\tabstract\n1\ta\n',
+       'collection.tsv:1: expected a record or the names .* id, title, text'),
+      ('run_header', 'run.train.tsv', 'qid\tpid\trank\n',
+       "run.train.tsv:1: expected a rank .* got 'rank'"),
       ('collection', 'collection.tsv', '1\ta\n2\tb\tc\n',
        'collection.tsv:2: expected columns id text, .* got 3'),
       ('empty_id', 'collection.tsv', '\ta\n', 'collection.tsv:1: .*not empty'),

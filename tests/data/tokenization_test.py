@@ -45,6 +45,26 @@ class TokenizerTest(absltest.TestCase):
     np.testing.assert_array_equal(cut[0], [2, *full[0, 1:3], 3])
     self.assertEqual(lengths[0], 4)
 
+  def test_what_has_no_spaces_is_cut_into_words(self):
+    letters = ''.join(random.Random(0).choices('abcde', k=250))
+    cut = ' '.join([letters[:100], letters[100:200], letters[200:]])
+    # The trainer must see no longer words either: its time grows with their
+    # square.
+    tokenizer = tokenization.train_tokenizer([letters] * 3, 60)
+    self.assertEqual(
+        tokenizer, tokenization.train_tokenizer([cut] * 3, 60))
+    tokens, lengths = tokenizer.encode_batch([letters, cut, letters[:99]], 200)
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    self.assertNotIn(1, tokens)
+    self.assertGreater(lengths[0], 2 * lengths[2])
+
+  def test_thai_gives_more_than_the_unknown_token(self):
+    texts = ['แมวนอนหลับอยู่บนโซฟาตลอดทั้งวันเพราะอากาศข้างนอกเย็นมาก' * 3,
+             'เรือเฟอร์รี่ออกจากท่าเรือเวลาเจ็ดโมงเช้าทุกวันยกเว้นวันอาทิตย์' * 3]
+    tokens, _ = tokenization.train_tokenizer(texts, 300).encode_batch(texts, 64)
+    self.assertNotIn(1, tokens)
+    self.assertFalse((tokens[0] == tokens[1]).all())
+
   def test_reading_only_the_head_of_long_texts_changes_nothing(self):
     source = random.Random(0)
     words = ['the', 'quick', 'fox', 'ünseen', ' ', '\n', 'x' * 120, 'e\u0301',

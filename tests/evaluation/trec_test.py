@@ -7,8 +7,10 @@ from absl.testing import parameterized
 import ir_measures
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
+from tests.data import fakes
 
 
 def make_run(query_ids, ids, scores):
@@ -107,8 +109,26 @@ class TrecTest(parameterized.TestCase):
     self.write('q Q0 a 1 0.5 t\n\nq Q0 b 2 0.7 t\r\n')
     self.assertEqual(trec.read_run(self.path).ids.tolist(), [['b', 'a']])
 
+  def test_a_run_of_ranks_is_ordered_by_them(self):
+    self.write('q\tb\t2\nq\ta\t1\nr\tc\t10\n')
+    run = trec.read_run(self.path)
+    self.assertEqual(run.ids.tolist(), [['a', 'b'], ['c', '']])
+    self.assertEqual(run.scores.tolist(), [[-1, -2], [-10, -np.inf]])
+    self.assertFalse(trec.has_scores(self.path))
+    self.write('q Q0 a 1 1 t\n')
+    self.assertTrue(trec.has_scores(self.path))
+
+  @parameterized.parameters(*files.COMPRESSIONS)
+  def test_compressed_runs_are_read(self, ending):
+    self.write('q Q0 a 1 0.5 t\n')
+    path = fakes.compress(self.path, ending)
+    with fakes.zstandard():
+      self.assertEqual(trec.read_run(path).ids.tolist(), [['a']])
+
   @parameterized.parameters(
-      ('q Q0 a 1 0.5\n', r'b\.run:1: expected 6 columns .* got 5'),
+      ('q a 1\nq Q0 b 2 1 t\n', r'b\.run:2: expected 3 columns .* got 6'),
+      ('qid pid rank\n', r'b\.run:1: expected an integer .* got .rank.'),
+      ('q Q0 a 1 0.5\n', r'b\.run:1: expected 3 or 6 columns .* got 5'),
       ('q Q0 a 1 nan t\n', r'b\.run:1: expected a finite number .* got .nan.'),
       ('q Q0 a 1 2 t\nq Q0 b 2 -inf t\n', r'run:2: .* finite .* got .-inf.'),
       ('q Q0 a 1 1e400 t\n', r'run:1: .* finite number .* got .1e400.'),

@@ -1,6 +1,7 @@
 """Mining from a run, a config, embeddings, a run file and BM25."""
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -202,6 +203,26 @@ def test_copies_and_own_ids_are_barred(tmp_path, cache):
   assert removed['same text'] > 0
 
 
+def test_a_compressed_run_of_ranks_is_mined_without_scores(
+    data_flags, beir, tmp_path):
+  right = min(answers(beir, 'train')['q0'])
+  other, third = [f'd{i}' for i in range(9)
+                  if f'd{i}' not in answers(beir, 'train')['q0']][:2]
+  path = str(tmp_path / 'bm25.tsv.gz')
+  with gzip.open(path, 'wt', encoding='utf-8') as f:
+    f.write(f'q0\t{third}\t3\nq0\t{other}\t1\nq0\t{right}\t2\n')
+  flags_ = [*data_flags, f'--run={path}', '--num_negatives=1',
+            f'--out={tmp_path}/out']
+  for wrong, name in (('--max_score=1', 'max_score'),
+                      ('--format=trec', 'format=trec')):
+    with pytest.raises(SystemExit, match=f'no scores .* --{name} needs'):
+      call(mine, *flags_, wrong)
+  call(mine, *flags_)
+  found = candidates(tmp_path, 'out', 'candidates', 'train.tsv')['q0']
+  assert set(found) == {other} | answers(beir, 'train')['q0']
+  assert set(found.values()) == {None}
+
+
 def test_bad_inputs_are_named_and_leave_nothing(
     embeddings, data_flags, tmp_path):
   for lines, message in (
@@ -211,7 +232,7 @@ def test_bad_inputs_are_named_and_leave_nothing(
       ('q0 Q0 d1 1 2.5 x\nq0 Q0 d2 2 -inf x\n',
        r'bad.run:2: expected a finite number as score, got .-inf.'),
       ('x Q0 d1 1 2.5 x\n', 'of 1 queries, but of none of the 64 that'),
-      ('q0 Q0 d1\n', r'bad.run:1: expected 6 columns')):
+      ('q0 Q0 d1 1\n', r'bad.run:1: expected 3 or 6 columns')):
     (tmp_path / 'bad.run').write_text(lines, encoding='utf-8')
     with pytest.raises(SystemExit, match=message):
       call(mine, *data_flags, f'--run={tmp_path}/bad.run',

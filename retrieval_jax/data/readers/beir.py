@@ -1,17 +1,18 @@
 """Reads any dataset in the layout of BEIR.
 
   DIR/corpus.jsonl[.gz]    {"_id": str, "title": str (optional), "text": str}
-  DIR/queries.jsonl[.gz]   {"_id": str, "text": str}
+  DIR/queries.jsonl[.gz]   {"_id": str, "text": str}; ids may be integers
   DIR/qrels/SPLIT.tsv[.gz] query-id <tab> corpus-id <tab> score, with or without
                            a header line; the score is an integer grade
   DIR/candidates/SPLIT.tsv[.gz]  optional, the same three columns: targets to
                            train a query against; the score is a teacher's, any
                            number, or empty
 
-Other fields are ignored, blank lines skipped. The text of a target is
-'title text' where the title is not empty, as sentence encoders and BEIR's own
-dense baselines join them. Ids are any strings: there is no quoting in the
-judgements, so quote marks, commas and all of Unicode have no special meaning.
+Files may be compressed: .gz, .bz2, .xz, .zst. Other fields are ignored, blank
+lines skipped. The text of a target is 'title text' where the title is not
+empty, as sentence encoders and BEIR's own dense baselines join them. Ids are
+any strings: there is no quoting in the judgements, so quote marks, commas and
+all of Unicode have no special meaning.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -24,7 +25,7 @@ from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import lines
 
-_SPLIT_FILE = r'(?P<name>.+)\.tsv(\.gz)?'
+_SPLIT_FILE = r'(?P<name>.+)\.tsv' + lines.COMPRESSED
 _HEADERS = ('query-id', 'query_id', 'qid', 'q_id')
 
 
@@ -112,13 +113,13 @@ class BeirReader:
     return path
 
   def _file(self, column: str) -> str:
-    names = [f'{column}.jsonl', f'{column}.jsonl.gz']
-    paths = [os.path.join(self.path, name) for name in names]
-    found = [path for path in paths if os.path.isfile(path)]
+    found = list(lines.named_files(
+        self.path, rf'(?P<name>{column}\.jsonl{lines.COMPRESSED})').values())
     if len(found) != 1:
-      count = 'both' if found else 'neither'
+      count = ' and '.join(map(os.path.basename, found)) or 'neither'
       raise errors.DataError(
-          f'{self.path}: expected {names[0]} or {names[1]}, found {count}.')
+          f'{self.path}: expected {column}.jsonl or {column}.jsonl.gz, found '
+          f'{count}.')
     return found[0]
 
 
@@ -188,9 +189,8 @@ def read_texts(path: str, field: str, known: Set[str]
 def _fields(where: str, record: Mapping[str, Any], text_field: str = 'text'
             ) -> tuple[str, str]:
   """Returns (id, text) of a record, checked."""
-  name, text = (lines.string(where, record, field)
-                for field in ('_id', text_field))
-  return lines.check_id(where, '_id', name), text
+  return (lines.identifier(where, record, '_id'),
+          lines.string(where, record, text_field))
 
 
 def _wrong_columns(path: str, line: int, text: str, fields: Sequence[str]

@@ -47,7 +47,7 @@ def _passage(where: str, ctx: examples.Row) -> examples.Passage:
   text = lines.titled(where, ctx, lines.string(where, ctx, 'text'))
   if ctx.get(lines.first(ctx, _IDS)) is None:
     return examples.Passage(examples.content_id(text), text)
-  return examples.Passage(examples.identifier(where, ctx, *_IDS), text)
+  return examples.Passage(lines.identifier(where, ctx, *_IDS), text)
 
 
 def _read_passages(path: str) -> Iterator[tuple[str, examples.Row]]:

@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 Part = TypeVar('Part')
 CORPUS = 'corpus'  # the part of a source that holds the targets
 # The split of 'biencoder-nq-train.json' is 'train'.
-_FILE = r'(?:.*-)?(?P<name>[^-]+?)\.(?:{endings})(?:\.gz)?'
+_FILE = r'(?:.*-)?(?P<name>[^-]+?)\.(?:{endings})' + lines.COMPRESSED
 
 
 class Passage(NamedTuple):
@@ -144,19 +144,11 @@ class ExamplesReader(located.LocatedReader):
 
 
 def _target(where: str, row: Row) -> located.Record:
-  name = identifier(where, row, 'docid', 'doc_id', '_id', 'id', 'passage_id')
+  name = lines.identifier(where, row, 'docid', 'doc_id', '_id', 'id',
+                          'passage_id')
   body = lines.string(where, row, 'document_text', 'text', 'contents',
                       'passage')
   return name, lines.titled(where, row, body), where
-
-
-def identifier(where: str, row: Row, *names: str) -> str:
-  """Returns an id, the first field of `names`; integers are written out."""
-  name = lines.first(row, names)
-  value = row.get(name)
-  if isinstance(value, int) and not isinstance(value, bool):
-    return str(value)
-  return lines.check_id(where, name, lines.string(where, row, *names))
 
 
 def content_id(text: str) -> str:
@@ -254,7 +246,7 @@ class FileRows:
       raise errors.DataError(
           f'{self.path}: expected a file, or a folder with files, of examples '
           f'in {self.format} format, such as train.{self._endings[0]} '
-          f'({", ".join(self._endings)}; .gz allowed), found none.')
+          f'({", ".join(self._endings)}; .gz and others allowed), found none.')
 
   @property
   def name(self) -> str:
@@ -284,6 +276,6 @@ class FileRows:
 
   def rows(self, part: str) -> Iterator[tuple[str, Row]]:
     path = self._files[part]
-    if self.tsv and path.removesuffix('.gz').endswith('.tsv'):
+    if self.tsv and re.search(rf'\.tsv{lines.COMPRESSED}$', path):
       return self.tsv(path)
     return _json_rows(path)

@@ -30,7 +30,8 @@ from retrieval_jax.data.readers import lines
 from retrieval_jax.data.readers import schemas
 
 _SHARD = re.compile(
-    r'(?P<split>.+?)(-\d+-of-\d+)?\.(?P<format>parquet|jsonl|csv)')
+    r'(?P<split>.+?)(-\d+-of-\d+)?\.(?P<format>parquet(?!\.)|jsonl|csv)'
+    + lines.COMPRESSED)
 _RECORDS = {'jsonl': lines.json_lines, 'csv': lines.csv_records}
 
 

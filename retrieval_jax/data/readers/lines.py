@@ -7,17 +7,21 @@ size in bounded memory, checked fields, and files named after their split.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import csv
-import gzip
 import io
 import json
 import os
 import re
 from typing import Any
 
+from retrieval_jax import files
 from retrieval_jax.data import errors
+
+COMPRESSED = rf'({"|".join(map(re.escape, files.COMPRESSIONS))})?'
+"""Pattern of what may follow a file's ending."""
 
 _CHUNK = 1 << 20  # characters read at a time
 _LARGEST_SCORE = 3e38  # scores are stored as float32
+_ZEROS = re.compile(r'(?<=\d)\.0*(?=\s*$)')
 _NO_SPACE = re.compile(r'[^ \t\r\n]')
 # A lone surrogate is valid JSON but no Unicode text: it has no utf-8 form.
 _SURROGATE = re.compile('[\ud800-\udfff]')
@@ -33,9 +37,8 @@ csv.field_size_limit(2**31 - 1)
 @contextlib.contextmanager
 def _opened(path: str, line: Callable[[], int]) -> Iterator[io.TextIOWrapper]:
   """Opens utf-8 text; an error names the line that `line` then returns."""
-  opener = gzip.open if path.endswith('.gz') else open
   try:
-    with opener(path, 'rb') as raw:
+    with files.reading(path) as raw:
       # utf-8-sig: spreadsheets put a byte order mark in front. newline='\n':
       # other line ends, such as U+2028, may be part of a text.
       with io.TextIOWrapper(raw, 'utf-8-sig', newline='\n') as file:
@@ -44,8 +47,7 @@ def _opened(path: str, line: Callable[[], int]) -> Iterator[io.TextIOWrapper]:
     raise errors.DataError(
         f'{path}:{line()}: expected utf-8 text at or soon after this '
         f'line, got {error}. Convert the file to utf-8.') from error
-  except (EOFError, OSError) as error:
-    # gzip raises either for a truncated or damaged file.
+  except OSError as error:
     raise errors.DataError(
         f'{path}:{line()}: cannot read further: {error}. Is the file '
         'complete?') from error
@@ -227,6 +229,15 @@ def titled(where: str, record: Mapping[str, Any], body: str) -> str:
   return f'{title} {body}' if title else body
 
 
+def identifier(where: str, record: Mapping[str, Any], *names: str) -> str:
+  """Returns an id, the first field of `names`; integers are written out."""
+  name = first(record, names)
+  value = record.get(name)
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value)
+  return check_id(where, name, string(where, record, *names))
+
+
 def check_id(where: str, name: str, value: str) -> str:
   """Returns `value`, of field `name`, if judgements can name it."""
   if not value or '\t' in value or '\n' in value or '\r' in value:
@@ -241,7 +252,7 @@ def table(path: str, layout: str, *, separator: str | None = '\t'
   """Yields ('file:line', fields) of a file without quoting or header.
 
   Args:
-    path: of the file, .gz allowed.
+    path: of the file, maybe compressed.
     layout: names of the columns; where lines may have more or fewer, several
       such lists, separated by ' or '.
     separator: between columns; None takes runs of tabs and spaces.
@@ -261,10 +272,13 @@ def table(path: str, layout: str, *, separator: str | None = '\t'
     yield f'{path}:{number}', fields
 
 
-def integer(where: str, value: str) -> int:
-  """Returns a grade; raises DataError unless it is an integer of 32 bits."""
+def integer(where: str, value: str | int) -> int:
+  """Returns a grade; raises DataError unless it is an integer of 32 bits.
+
+  A grade that was written as a fraction, '1.0', is the integer.
+  """
   try:
-    grade = int(value)
+    grade = int(_ZEROS.sub('', str(value)))
   except ValueError:
     raise errors.DataError(
         f'{where}: expected an integer score in the last column, '
@@ -298,13 +312,13 @@ def named_files(folder: str, pattern: str) -> dict[str, str]:
   Raises:
     DataError: if two files have the same NAME.
   """
-  files: dict[str, str] = {}
+  found: dict[str, str] = {}
   for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
     match = re.fullmatch(pattern, file)
     if match and not file.startswith('.'):
       name, path = match['name'], os.path.join(folder, file)
-      if name in files:
+      if name in found:
         raise errors.DataError(
-            f'{path}: {name!r} is also in {files[name]}; remove one.')
-      files[name] = path
-  return files
+            f'{path}: {name!r} is also in {found[name]}; remove one.')
+      found[name] = path
+  return found

@@ -1,6 +1,7 @@
 r"""Reads the files that MS MARCO and TREC publish.
 
-  DIR/collection.tsv       corpus-id <tab> text
+  DIR/collection.tsv       corpus-id <tab> text, or corpus-id title text, or
+                           corpus-id url title text (msmarco-docs.tsv)
   DIR/queries*.tsv         query-id <tab> text; all such files
   DIR/qrels.SPLIT.tsv      query-id 0 corpus-id grade, as TREC's qrels
   DIR/triples.SPLIT*.tsv   query-id positive-id negative-id, or
@@ -8,11 +9,13 @@ r"""Reads the files that MS MARCO and TREC publish.
   DIR/run*.SPLIT*.tsv      a TREC run: query-id Q0 corpus-id rank score tag, or
                            MS MARCO's: query-id corpus-id rank
 
-All may end in .gz, and those of judgements, triples and runs in .txt instead of
-.tsv; their columns are separated by tabs or spaces. So 'dev.small' is the split
-of qrels.dev.small.tsv; its queries may be in any of the query files, even in
-several. In place of the first two, corpus.jsonl and queries.jsonl in
-BEIR layout will do.
+All may be compressed (.gz, .bz2, .xz, .zst), and those of judgements, triples
+and runs may end in .txt instead of .tsv; their columns are separated by tabs or
+spaces. The first two may begin with a line of names, such as id, title, text;
+the text of a target is 'title text', its url is left out. So 'dev.small' is the
+split of qrels.dev.small.tsv; its queries may be in any of the query files, even
+in several. In place of the first two, corpus.jsonl and queries.jsonl in BEIR
+layout will do.
 
 Triples and runs are optional, and give the candidates of a query: the negatives
 of the triples, and everything in the runs, with its score where there is one.
@@ -35,8 +38,17 @@ from retrieval_jax.data.readers import lines
 from retrieval_jax.data.readers import located
 
 _Candidate = tuple[str, str, float | None, str]  # the score may be unknown
-_ENDING = r'\.(tsv|txt)(\.gz)?'
+_ENDING = r'\.(tsv|txt)' + lines.COMPRESSED
 _TRIPLES = 'query-id positive-id negative-id'
+_LAYOUTS = {'corpus': ('id text', 'id title text', 'id url title text'),
+            'queries': ('id text',)}
+# How the columns of these are called in files that begin with their names.
+_COLUMNS = {
+    'id': 'id _id pid did qid docid doc_id passage_id query_id corpus_id '
+          'corpus-id query-id doc-id passage-id',
+    'text': 'text body passage document contents content query question '
+            'document_text',
+    'title': 'title', 'url': 'url'}
 _RUN = 'query-id Q0 corpus-id rank score tag or query-id corpus-id rank'
 
 
@@ -88,7 +100,8 @@ class MsMarcoReader(located.LocatedReader):
     """Returns the paths of each column."""
     return {
         column: tuple(self._matching(
-            rf'(?P<name>({stem}\.tsv|{column}\.jsonl)(\.gz)?)').values())
+            rf'(?P<name>({stem}\.tsv|{column}\.jsonl)'
+            rf'{lines.COMPRESSED})').values())
         for column, stem in (('corpus', 'collection'),
                              ('queries', r'queries(\..+)?'))}
 
@@ -148,11 +161,45 @@ class MsMarcoReader(located.LocatedReader):
 
 def _texts(path: str, column: str) -> Iterator[located.Record]:
   """Yields the records of a file of the corpus or of queries."""
-  if re.search(r'\.jsonl(\.gz)?$', path):
+  if re.search(rf'\.jsonl{lines.COMPRESSED}$', path):
     yield from beir.read_records(path, titles=column == 'corpus')
     return
-  for where, (name, text) in lines.table(path, 'id text'):
-    yield lines.check_id(where, 'id', name), text, where
+  layouts = _LAYOUTS[column]
+  names: list[str] = []
+  for where, fields in lines.table(path, ' or '.join(layouts)):
+    if not names:
+      names = _header(where, fields)
+      if names:
+        continue
+      names = next(layout.split() for layout in layouts
+                   if len(layout.split()) == len(fields))
+    if len(fields) != len(names):
+      raise errors.DataError(
+          f'{where}: expected columns {" ".join(names)}, as in the first line, '
+          f'separated by tabs, got {len(fields)} in '
+          f'{lines.shown(" ".join(fields))}.')
+    record = dict(zip(names, fields))
+    yield (lines.check_id(where, 'id', record['id']),
+           lines.titled(where, record, record['text']), where)
+
+
+def _header(where: str, fields: Sequence[str]) -> list[str]:
+  """Returns our names of the columns if a first line names them, else [].
+
+  Raises:
+    DataError: where it is no record, but names columns that we do not know.
+  """
+  ours = {name: column for column, theirs in _COLUMNS.items()
+          for name in theirs.split()}
+  found = [ours.get(field.strip().lower(), '') for field in fields]
+  if 'id' not in found or (found[0] != 'id' and '' in found):
+    return []
+  if '' in found or 'text' not in found or len(set(found)) < len(found):
+    raise errors.DataError(
+        f'{where}: expected a record or the names of its columns, got '
+        f'{lines.shown(" ".join(fields))}. Name them id, title, text and url, '
+        'or remove the line.')
+  return found
 
 
 def _negatives(path: str) -> Iterator[_Candidate]:
@@ -169,6 +216,10 @@ def _negatives(path: str) -> Iterator[_Candidate]:
 
 def _run(path: str) -> Iterator[_Candidate]:
   for where, fields in lines.table(path, _RUN, separator=None):
+    if len(fields) == 3 and not fields[2].isdigit():
+      raise errors.DataError(
+          f'{where}: expected a rank in the last column, got '
+          f'{lines.shown(fields[2])}. Correct or remove the line.')
     if len(fields) == 6:
       query_id, _, corpus_id, _, score, _ = fields
       yield query_id, corpus_id, lines.number(where, score), where

@@ -7,20 +7,26 @@
       "negative"; "pos_scores" and "neg_scores" are a teacher's, one per text
   SPLIT.tsv[.gz]
       query <tab> positive <tab> negative ...   without a header or with the
-      names above; MS MARCO's triples of texts are such a file
+      names above; MS MARCO's triples of texts are such a file. A first line of
+      other words that usually name columns is refused
 
 The path is a folder of such files or one of them. Nothing has an id here, so
 ids are hashes of the texts: equal texts are one query or one target. The
 corpus is all passages of all splits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import re
 
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import examples
 from retrieval_jax.data.readers import lines
 
+# A first line of such words alone is a header, though of columns unknown here.
+_WORDS = ('quer(y|ies)|questions?|anchors?|positives?|pos|negatives?|neg|'
+          'answers?|passages?|documents?|docs?|texts?|sentences?|titles?|'
+          'labels?|scores?|premise|hypothesis|source|target|url|body|[pqd]?id')
+_COLUMN = re.compile(rf'({_WORDS})([_-]({_WORDS}))*([_-]?\d+|_[ab])?')
 _QUERY = ('query', 'anchor', 'question')
 _POSITIVE = re.compile('positives?|pos|answer')
 _NEGATIVE = re.compile(r'(negatives?|neg)(_\d+)?')
@@ -69,9 +75,10 @@ def _read_columns(path: str) -> Iterator[tuple[str, examples.Row]]:
   header = None
   for number, line in lines.read(path):
     fields = line.split('\t')
-    if number == 1 and fields[0] in _QUERY:
-      header = fields
-      continue
+    if number == 1:
+      header = _header(f'{path}:1', fields)
+      if header:
+        continue
     names = header or ['query', 'positive', *(
         f'negative_{i}' for i in range(1, len(fields) - 1))]
     if len(fields) != len(names):
@@ -79,3 +86,21 @@ def _read_columns(path: str) -> Iterator[tuple[str, examples.Row]]:
           f'{path}:{number}: expected {len(names)} columns separated by tabs '
           f'({", ".join(names)}), got {len(fields)} in {lines.shown(line)}.')
     yield f'{path}:{number}', dict(zip(names, fields))
+
+
+def _header(where: str, fields: Sequence[str]) -> list[str] | None:
+  """Returns the names of the columns if a first line holds such, else None.
+
+  Raises:
+    DataError: where it holds names of columns, but none for the query.
+  """
+  names = [field.strip().lower() for field in fields]
+  named = all(map(_COLUMN.fullmatch, names))
+  if names[0] in _QUERY or (named and set(names) & set(_QUERY)):
+    return names
+  if named and len(names) > 1:
+    raise errors.DataError(
+        f'{where}: expected texts or names of columns, got '
+        f'{lines.shown(" ".join(fields))}. Name the columns query, positive '
+        'and negative, or remove the line.')
+  return None

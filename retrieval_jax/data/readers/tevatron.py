@@ -29,7 +29,7 @@ def make_reader(path: str) -> examples.ExamplesReader:
 def parse(where: str, row: examples.Row) -> examples.Example:
   """Returns the Example of a row of either generation."""
   return examples.Example(
-      examples.identifier(where, row, 'query_id'),
+      lines.identifier(where, row, 'query_id'),
       lines.string(where, row, 'query_text', 'query'),
       _passages(where, row, 'positive'), _passages(where, row, 'negative'))
 
@@ -38,12 +38,12 @@ def _passages(where: str, row: examples.Row, kind: str
               ) -> list[examples.Passage]:
   found = []
   for name in examples.listed(where, row, f'{kind}_document_ids'):
-    name = examples.identifier(where, {f'{kind}_document_ids': name},
+    name = lines.identifier(where, {f'{kind}_document_ids': name},
                                f'{kind}_document_ids')
     found.append(examples.Passage(name, None))
   for passage in examples.listed_records(where, row, f'{kind}_passages'):
     text = lines.string(where, passage, 'text')
     found.append(examples.Passage(
-        examples.identifier(where, passage, 'docid'),
+        lines.identifier(where, passage, 'docid'),
         lines.titled(where, passage, text)))
   return found

@@ -71,6 +71,13 @@ class ProposalTest(absltest.TestCase):
         (samplers.BucketedGumbel, {'log_z'})):
       self.assertEqual(kind.gives, set(gives), kind)
 
+  def test_which_samplers_need_no_first_pass_over_the_targets(self):
+    blind = (samplers.NoNegatives, samplers.Uniform, samplers.Exhaustive)
+    for kind in (*blind, samplers.StochasticNegativeMining, samplers.TopK,
+                 samplers.SimANS, samplers.Gumbel, samplers.ShortlistGumbel,
+                 samplers.BucketedGumbel):
+      self.assertEqual(kind.reads_embeddings, kind not in blind, kind)
+
 
 class ShortlistTest(parameterized.TestCase):
 

@@ -167,8 +167,8 @@ class SamplerCostTest(parameterized.TestCase):
       (samplers.Gumbel(K, samplers.Ceiling(0.9, None)), 64 * K),
       (samplers.SimANS(K, 3, 1., 0.), 16 * 3))
   def test_a_ceiling_adds_one_row_per_query(self, sampler, again):
-    self.assertEqual(sampler.rows_scored(101, M), (
-        101 * M + 101 * again + 101, M + 101 * again + 101))
+    self.assertEqual(sampler.rows_scored(301, M), (
+        301 * M + 301 * again + 301, M + 301 * again + 301))
 
   @parameterized.parameters(
       (samplers.NoNegatives(), 0, 0), (samplers.Uniform(K), B * K, B * K),

@@ -83,6 +83,7 @@ GUARDS = {
     'retrieval_jax/correctors/*.py': (
         'tests/correctors/correctors_test.py::DriftTest',
         'tests/conformance_test.py::CorrectorTest',
+        'tests/conformance_test.py::ValueTest',
         'tests/training/cost_test.py',
         'tests/correctors/correctors_test.py::MapsTest',
         'tests/correctors/correctors_test.py::LinearTest',

@@ -148,8 +148,7 @@ def _extra_pairs(folder: str, names: Sequence[str],
       raise ValueError(
           f'--pairs={name}: {ids_path} is missing; expected the target id of '
           f'each row of {path}, one per line.')
-    with open(ids_path, encoding='utf-8', newline='\n') as file:
-      ids = [line.rstrip('\r\n') for line in file]
+    ids = embeddings_lib.read_ids(ids_path, distinct=False)
     if len(ids) != len(vectors):
       raise ValueError(
           f'{ids_path}: {len(ids)} ids for {len(vectors)} rows of {path}.')

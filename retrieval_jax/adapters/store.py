@@ -104,6 +104,7 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
   state = pefa_xl.XLState(
       inner.build(targets),
       index.query_index.build(read_matrix('train_queries')),
-      read('label_starts'), read('label_rows'), targets if index.missing == 'exact' else None,
+      read('label_starts'), read('label_rows'),
+      targets if index.missing == 'exact' else None,
       len(targets))
   return index, state, ids

@@ -23,7 +23,8 @@ from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
 _FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
-_RowOf = Mapping[str, Mapping[str, int]]  # 'queries' or 'corpus' -> id -> row
+Rows = Mapping[str, Mapping[str, int]]
+"""'queries' or 'corpus' -> id -> row."""
 
 
 class Reader(Protocol):
@@ -359,11 +360,7 @@ def _write_records(source: Reader, records: Iterable[tuple[str, str]],
 
   def texts() -> Iterator[str]:
     for row, (name, text) in enumerate(records):
-      if rows.setdefault(name, row) != row:
-        raise errors.DataError(
-            f'{source.where(column, row)}: id {name!r} occurs again (first at '
-            f'{source.where(column, rows[name])}); ids must be unique within '
-            f'the {column}. Remove or rename one of the two.')
+      add_row(rows, name, row, source, column)
       yield text
 
   strings.write_strings(f'{prefix}_texts', texts())
@@ -393,6 +390,27 @@ def _warn_of_lookalikes(name: str, column: str, ids: Mapping[str, int]
       return
 
 
+def add_row(rows: dict[str, int], name: str, row: int, source: Reader,
+            column: str) -> None:
+  """Notes the row of an id.
+
+  Args:
+    rows: id -> row; gets the new one.
+    name: id.
+    row: its row.
+    source: of the rows, which knows their lines.
+    column: 'corpus' or 'queries'.
+
+  Raises:
+    DataError: with both places, where the id has a row already.
+  """
+  if rows.setdefault(name, row) != row:
+    raise errors.DataError(
+        f'{source.where(column, row)}: id {name!r} occurs again (first at '
+        f'{source.where(column, rows[name])}); ids must be unique within '
+        f'the {column}. Remove or rename one of the two.')
+
+
 def read_qrels(records: Iterable[tuple[str, str, int, str]],
                row_of: Callable[[str, str, str], int]) -> Qrels:
   """Returns judgements by row; a pair that is judged twice alike counts once.
@@ -419,9 +437,9 @@ def read_qrels(records: Iterable[tuple[str, str, int, str]],
   return Qrels.from_triples(np.column_stack([pairs.reshape(-1, 2), values]))
 
 
-def _read_qrels(source: Reader, split: str, rows: _RowOf) -> Qrels:
+def _read_qrels(source: Reader, split: str, rows: Rows) -> Qrels:
   """Returns the judgements of a split; each of its queries has a positive."""
-  qrels = read_qrels(source.qrels(split), functools.partial(_row, rows))
+  qrels = read_qrels(source.qrels(split), functools.partial(row_of, rows))
   if not len(qrels.grades):
     raise errors.DataError(
         f'split {split!r} of {source.name} has no judgements. Add some or '
@@ -441,15 +459,15 @@ def _read_qrels(source: Reader, split: str, rows: _RowOf) -> Qrels:
   return qrels
 
 
-def _read_candidates(source: Reader, split: str, rows: _RowOf) -> np.ndarray:
+def _read_candidates(source: Reader, split: str, rows: Rows) -> np.ndarray:
   """Returns the candidates of a split, checked and sorted, [C] _CANDIDATE."""
   read = getattr(source, 'candidates', None)
   if read is None:
     return np.empty([0], _CANDIDATE)
   # Numbers only, for there may be hundreds of candidates per query.
   records = np.fromiter(
-      ((_row(rows, 'queries', query_id, where),
-        _row(rows, 'corpus', corpus_id, where),
+      ((row_of(rows, 'queries', query_id, where),
+        row_of(rows, 'corpus', corpus_id, where),
         np.nan if score is None else score)
        for query_id, corpus_id, score, where in read(split)), _CANDIDATE)
   if not len(records):
@@ -472,7 +490,7 @@ def _read_candidates(source: Reader, split: str, rows: _RowOf) -> np.ndarray:
   return records[~again]
 
 
-def _row(rows: _RowOf, column: str, name: str, where: str) -> int:
+def row_of(rows: Rows, column: str, name: str, where: str) -> int:
   """Returns the row of an id, or raises where it is unknown."""
   if name not in rows[column]:
     raise errors.DataError(

@@ -13,6 +13,7 @@ returning vectors, write the same files yourself.
 from collections.abc import Sequence
 import dataclasses
 import os
+import zipfile
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def read_matrix(path: str) -> np.ndarray:
           f'{path}: expected a file that ends in one of {", ".join(_KINDS)}.')
   except FileNotFoundError:
     raise errors.DataError(f'{path}: no such file.') from None
-  except (ValueError, OSError, EOFError) as error:
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     if isinstance(error, errors.DataError):
       raise
     raise errors.DataError(f'{path}: cannot read it: {error}.') from error
@@ -134,7 +135,7 @@ def check_rows(vectors: np.ndarray, path: str, chunk_rows: int = 8192) -> None:
   for first in range(0, len(vectors), chunk_rows):
     with np.errstate(over='ignore'):  # float64 that float32 cannot hold
       chunk = np.asarray(vectors[first:first + chunk_rows], np.float32)
-    finite = np.isfinite(chunk).all(axis=1)
+    finite = np.asarray(np.isfinite(chunk).all(axis=1))
     wrong = np.flatnonzero(~(finite & chunk.any(axis=1)))
     if len(wrong):
       row = wrong[0]
@@ -146,19 +147,19 @@ def check_rows(vectors: np.ndarray, path: str, chunk_rows: int = 8192) -> None:
           'if there are more such rows, the encoder is broken.')
 
 
-def read_ids(path: str) -> list[str]:
-  """Returns the ids of a file, one per line.
+def read_ids(path: str, *, distinct: bool = True) -> list[str]:
+  """Returns the ids of a file, one per line; a byte order mark is none of it.
 
   Raises:
-    DataError: with file and line, where an id is empty or occurs twice.
+    DataError: with file and line, where an id is empty, or occurs twice though
+      they should be `distinct`, or the file is not UTF-8.
   """
-  with open(path, encoding='utf-8', newline='\n') as file:
-    ids = [line.rstrip('\r\n') for line in file]
+  ids = [line for _, line in lines.read_all(path)]
   seen: dict[str, int] = {}
   for line, name in enumerate(ids, 1):
     if not name:
       raise errors.DataError(f'{path}:{line}: expected an id, got nothing.')
-    if seen.setdefault(name, line) != line:
+    if distinct and seen.setdefault(name, line) != line:
       raise errors.DataError(
           f'{path}:{line}: id {name!r} already occurs in line {seen[name]}; '
           'rows must have different ids.')

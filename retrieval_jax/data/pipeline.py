@@ -7,7 +7,8 @@ over the ends of epochs and none is short. Everything random is a hash of
 number of processes, under any version of numpy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
+import contextlib
 import functools
 from typing import Any
 
@@ -166,17 +167,20 @@ class TrainBatches:
         positive_scores=self._scored.scores_of(queries, targets))
     return types.Candidates(**arrays)
 
-  def iterate(self, start_step: int, *, num_threads: int = 2,
-              prefetch: int = 8) -> Iterator[types.Batch]:
+  def iterate(self, start_step: int, *, num_threads: int = 2, prefetch: int = 8
+              ) -> Generator[types.Batch, None, None]:
     """Yields the batches of start_step, start_step + 1, ... for ever.
 
-    Batches are made ahead by grain's threads; equal to calling `batch`.
+    Batches are made ahead by grain's threads; equal to calling `batch`. The
+    threads end when the generator is closed.
     """
     import grain
     num_steps = 2**62 // self.batch_size  # visits are counted in int64
     steps = grain.MapDataset.range(start_step, num_steps)
-    return iter(steps.map(self.batch).to_iter_dataset(grain.ReadOptions(
-        num_threads=num_threads, prefetch_buffer_size=prefetch)))
+    with contextlib.closing(iter(steps.map(self.batch).to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads,
+                          prefetch_buffer_size=prefetch)))) as batches:
+      yield from batches
 
   def _make_order(self, epoch: int) -> np.ndarray:
     """Returns the order of the queries in an epoch: [Q] int64."""

@@ -13,8 +13,9 @@ class Subset:
 
   A target stays when the hash of its id falls below the wanted share; a query
   stays when every one of its judged targets does. The choice depends on ids
-  only, so it is the same everywhere and grows monotonically. Implements
-  `dataset.Reader`.
+  only, so it is the same everywhere and grows monotonically. What the whole
+  data is refused for, ids that occur twice or are unknown, a part of it is
+  refused for too. Implements `dataset.Reader`.
   """
 
   def __init__(self, reader: dataset.Reader, num_targets: int):
@@ -54,8 +55,10 @@ class Subset:
     if read is None:
       return
     queries, kept = self._kept_queries(), self._kept_targets
-    yield from (row for row in read(split)
-                if row[0] in queries and row[1] in kept)
+    for row in read(split):
+      self._check_known(row[0], row[1], row[3])
+      if row[0] in queries and row[1] in kept:
+        yield row
 
   def where(self, column: str, row: int) -> str:
     """Returns 'file:line' of a row of 'corpus' or 'queries', for errors."""
@@ -68,15 +71,31 @@ class Subset:
   def _kept_queries(self) -> set[str]:
     judged: dict[str, list[str]] = {}
     for split in self.splits:
-      for query_id, target_id, _, _ in self._reader.qrels(split):
+      for query_id, target_id, _, where in self._reader.qrels(split):
+        # An unknown target is no reason to drop its query in silence.
+        self._check_known(query_id, target_id, where)
         judged.setdefault(query_id, []).append(target_id)
     kept = self._kept_targets
     return {query_id for query_id, targets in judged.items()
             if all(target in kept for target in targets)}
 
+  def _check_known(self, query_id: str, target_id: str, where: str) -> None:
+    """Raises DataError unless the whole data has such a query and target."""
+    dataset.row_of(self._rows, 'queries', query_id, where)
+    dataset.row_of(self._rows, 'corpus', target_id, where)
+
+  @functools.cached_property
+  def _rows(self) -> dataset.Rows:
+    """The row of every id of the reader; raises where one occurs again."""
+    rows: dict[str, dict[str, int]] = {'corpus': {}, 'queries': {}}
+    for column, of_column in rows.items():
+      for row, (name, _) in enumerate(getattr(self._reader, column)()):
+        dataset.add_row(of_column, name, row, self._reader, column)
+    return rows
+
   @functools.cached_property
   def _kept_targets(self) -> set[str]:
-    ids = [target_id for target_id, _ in self._reader.corpus()]
+    ids = self._rows['corpus']
     share = min(1.0, self._num_targets / max(len(ids), 1))
     kept = {i for i in ids if _unit_hash(i) < share}
     if not kept:

@@ -41,7 +41,8 @@ def open_file(path: str) -> Any:
 def read_all(path: str) -> dict[str, np.ndarray]:
   """Returns all tensors of a file by name; raises as `open_file`."""
   file = open_file(path)
-  return {name: file.get_tensor(name) for name in file.keys()}
+  names = file.keys()  # the file itself is no iterable
+  return {name: file.get_tensor(name) for name in names}
 
 
 def finite(tensor: np.ndarray, path: str, name: str) -> np.ndarray:

@@ -197,8 +197,16 @@ def _recorded_pad_token(folder: str) -> str | None:
   file = os.path.join(folder, 'tokenizer_config.json')
   if not os.path.isfile(file):
     return None
-  token = files.read_json(file).get('pad_token')
-  return token['content'] if isinstance(token, dict) else token
+  settings = files.read_json(file)
+  found = token = (
+      settings.get('pad_token') if isinstance(settings, dict) else settings)
+  if isinstance(token, dict):
+    token = token.get('content')
+  if not isinstance(settings, dict) or not isinstance(token, str | None):
+    raise errors.DataError(
+        f'{file}: expected an object whose "pad_token" is a string or null, '
+        f'got {str(found)[:60]!r}. Download or save it again.')
+  return token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *,

@@ -10,6 +10,7 @@ written as it is, so files agree with other people's, whose ids may well hold
 '%20' (URLs).
 """
 
+import codecs
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
@@ -94,6 +95,8 @@ def _fields(path: str, layout: str) -> Iterator[tuple[str, list[str]]]:
   # Binary: only ASCII white space separates, and only \n ends a line.
   with files.reading(path) as f:
     for number, line in enumerate(f, 1):
+      if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
       fields = line.split()
       if not fields:
         continue

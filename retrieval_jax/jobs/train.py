@@ -1,6 +1,7 @@
 """Trains a dual encoder by any method of the design space, and evaluates it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+import contextlib
 import functools
 import json
 import os
@@ -87,6 +88,13 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
 
+    unused = experiment.dataset.candidates.get(config.data.train_split)
+    if unused is not None and not config.data.num_candidates:
+      say(f'Warning: the data has {len(unused.query_rows):,} candidates of '
+          f'split {config.data.train_split!r}, which are not used: '
+          '--config.data.num_candidates=0. Say how many of them each query '
+          'trains against in a step.')
+
     cost = make_cost(experiment, meter)
     train_step, schedule, state, baselines = start_state(
         experiment, checkpoints, resumed, cost, workdir)
@@ -99,9 +107,10 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
 
     writer = metric_writer.MetricWriter(
         workdir, resume_step=resumed, tensorboard=config.log.tensorboard)
-    with signals.StopSignal() as stop:
+    with signals.StopSignal() as stop, contextlib.closing(
+        device_batches(experiment, start_step)) as batches:
       state = loop.train(
-          state, device_batches(experiment, start_step),
+          state, batches,
           make_step(experiment, train_step, cost),
           hooks.make_hooks(
               experiment, checkpoints, workdir, schedule=schedule,
@@ -186,10 +195,15 @@ def start_state(experiment: factory.Experiment,
 
 
 def device_batches(experiment: factory.Experiment, start_step: int
-                   ) -> Iterator[types.Batch]:
-  """Yields the batches from `start_step` on, sharded over the mesh."""
-  for batch in experiment.make_batches().iterate(start_step):
-    yield sharding.put_batch(batch, experiment.mesh)
+                   ) -> Generator[types.Batch, None, None]:
+  """Yields the batches from `start_step` on, sharded over the mesh.
+
+  Close it to stop the threads that make batches ahead.
+  """
+  with contextlib.closing(
+      experiment.make_batches().iterate(start_step)) as batches:
+    for batch in batches:
+      yield sharding.put_batch(batch, experiment.mesh)
 
 
 def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,

@@ -22,6 +22,7 @@ from retrieval_jax import types
 from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
 from retrieval_jax.models import sentence_modules
+from retrieval_jax.models import settings as settings_lib
 
 PACKAGE_PREFIX = 'package:'
 TOWERS = ('query', 'target')
@@ -132,11 +133,15 @@ def load_pretrained(
   head = sentence_modules.read(folder)
   folder = sentence_modules.transformer_folder(folder)
   path = os.path.join(folder, 'config.json')
-  settings = families.Settings(
-      sentence_modules.read_json(folder, 'config.json'), path)
+  settings = sentence_modules.read_settings(folder, 'config.json')
   model_type = settings.expect('model_type', *families.FAMILIES)
   family = families.FAMILIES[model_type]
-  whole = family.read_config(settings)
+  try:
+    whole = family.read_config(settings)
+  except ValueError as error:
+    if path in str(error):
+      raise
+    raise ValueError(f'{path}: {error}') from error
   if num_layers is not None and not 0 <= num_layers <= whole.num_layers:
     raise ValueError(
         f'num_layers={num_layers} must lie between 0 and the '
@@ -185,7 +190,9 @@ class _Tensors:
     names = {}  # tensor name -> file name
     index = 'model.safetensors.index.json'
     if os.path.exists(os.path.join(folder, index)):
-      names = dict(sentence_modules.read_json(folder, index)['weight_map'])
+      read = sentence_modules.read_settings(folder, index)
+      shards = settings_lib.Settings(read.read('weight_map', dict), read.path)
+      names = {name: shards.read(name, str) for name in shards.values}
       files = sorted(set(names.values()))
     else:
       files = ['model.safetensors']

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from retrieval_jax import files
 from retrieval_jax.data import tensor_files
+from retrieval_jax.models import settings as settings_lib
 
 OUR_FILE = 'retrieval_jax.json'
 
@@ -101,11 +102,11 @@ def read(folder: str) -> Head:
       naming file and value.
   """
   prompts = _prompts(folder)
-  ours = read_json(folder, OUR_FILE, {})
+  ours = read_settings(folder, OUR_FILE, {})
   head = Head(
       query_prompt=prompts('query'),
       target_prompt=prompts('document', 'passage', 'corpus'),
-      scale=ours.get('scale'))
+      scale=ours.read('scale', float, None))
   modules = _modules(folder)
   if not modules:
     return head
@@ -198,7 +199,14 @@ def write_router(folder: str, towers: dict[str, str]) -> None:
 
 
 def _modules(folder):
-  return read_json(folder, 'modules.json', [])
+  """Returns the entries of modules.json, {'type': str, 'path': str} each."""
+  path = os.path.join(folder, 'modules.json')
+  listed = settings_lib.Settings(
+      {'modules': read_json(folder, 'modules.json', [])}, path)
+  modules = [settings_lib.Settings(module, path)
+             for module in listed.read('modules', list)]
+  return [{name: module.read(name, str) for name in ('type', 'path')}
+          for module in modules]
 
 
 def _kind(module):
@@ -208,11 +216,11 @@ def _kind(module):
 
 def _pooling(folder):
   """Returns our name of the one mode in a pooling module."""
-  settings = read_json(folder, 'config.json')
-  words = settings.get('pooling_mode', [
-      name for name, value in settings.items()
+  settings = read_settings(folder, 'config.json')
+  words = settings.values.get('pooling_mode', [
+      name for name, value in settings.values.items()
       if name.startswith('pooling_mode_') and value is True])
-  words = [words] if isinstance(words, str) else list(words)
+  words = [*map(str, words)] if isinstance(words, list) else [str(words)]
   ours = [ours for ours, theirs in _POOLINGS.items()
           if len(words) == 1 and words[0] in theirs]
   if not ours:
@@ -220,7 +228,7 @@ def _pooling(folder):
         f"{os.path.join(folder, 'config.json')}: pooling "
         f'{", ".join(words) or "none"} is not supported, only one of '
         f'{", ".join(_POOLINGS)}.')
-  if settings.get('include_prompt') is False:
+  if not settings.read('include_prompt', bool, True):
     raise ValueError(
         f"{os.path.join(folder, 'config.json')}: include_prompt=False, a "
         'pooling without the tokens of the prompt, is not supported.')
@@ -229,22 +237,18 @@ def _pooling(folder):
 
 def _dense(folder):
   """Returns the Dense of a dense module."""
-  path = os.path.join(folder, 'config.json')
-  settings = read_json(folder, 'config.json')
-  shape = settings['out_features'], settings['in_features']
-  ours = [ours for ours, theirs in _ACTIVATIONS.items()
-          if theirs == settings['activation_function']]
-  if not ours:
-    raise ValueError(
-        f"{path}: activation_function={settings['activation_function']!r} is "
-        f'not supported, only one of {", ".join(_ACTIVATIONS.values())}.')
+  settings = read_settings(folder, 'config.json')
+  path = settings.path
+  shape = tuple(settings.read(name, int)
+                for name in ('out_features', 'in_features'))
+  activation = settings.expect('activation_function', *_ACTIVATIONS.values())
   for name, plain in (('use_residual', False),
                       ('module_input_name', 'sentence_embedding'),
                       ('module_output_name', 'sentence_embedding')):
-    if settings.get(name) not in (None, plain):
+    found = settings.read(name, type(plain), plain)
+    if found != plain:
       raise ValueError(
-          f'{path}: {name}={settings[name]!r} is not supported, only '
-          f'{plain!r}.')
+          f'{path}: {name}={found!r} is not supported, only {plain!r}.')
   weights = os.path.join(folder, 'model.safetensors')
   if not os.path.exists(weights):
     raise FileNotFoundError(
@@ -252,34 +256,39 @@ def _dense(folder):
   tensors = {name: tensor_files.finite(tensor, weights, name)
              for name, tensor in tensor_files.read_all(weights).items()}
   wanted = {'linear.weight': shape,
-            **({'linear.bias': shape[:1]} if settings['bias'] else {})}
+            **({'linear.bias': shape[:1]}
+               if settings.read('bias', bool) else {})}
   found = {name: value.shape for name, value in tensors.items()}
   if found != wanted:
     raise ValueError(
         f'{weights} holds {found}, but {path} asks for {wanted}.')
   bias = tensors.get('linear.bias')
   return Dense(
-      np.ascontiguousarray(tensors['linear.weight'].T), bias, ours[0])
+      np.ascontiguousarray(tensors['linear.weight'].T), bias,
+      next(ours for ours, theirs in _ACTIVATIONS.items()
+           if theirs == activation))
 
 
 def _prompts(folder) -> Callable[..., str | None]:
   """Returns a function from names to the first prompt that one of them has."""
-  prompts = read_json(
-      folder, 'config_sentence_transformers.json', {}).get('prompts') or {}
+  found = read_settings(folder, 'config_sentence_transformers.json', {})
+  prompts = settings_lib.Settings(found.read('prompts', dict, {}), found.path)
   return lambda *names: next(
-      (prompts[name] for name in names if prompts.get(name) is not None), None)
+      (prompts.read(name, str) for name in names
+       if prompts.values.get(name) is not None), None)
 
 
 def _max_length(folder):
-  settings = read_json(folder, 'sentence_bert_config.json', {})
-  if settings.get('do_lower_case'):
+  settings = read_settings(folder, 'sentence_bert_config.json', {})
+  if settings.read('do_lower_case', bool, False):
     raise ValueError(
         f"{os.path.join(folder, 'sentence_bert_config.json')}: "
         'do_lower_case=True is not supported; use a tokenizer that lowercases.')
-  found = settings.get('max_seq_length')
+  found = settings.read('max_seq_length', int, None)
   if found is not None:
     return found
-  found = read_json(folder, 'tokenizer_config.json', {}).get('model_max_length')
+  found = read_settings(folder, 'tokenizer_config.json', {}).read(
+      'model_max_length', float, None)
   return int(found) if found and found < 10**6 else None  # 1e30: no limit
 
 
@@ -302,6 +311,17 @@ def read_json(folder: str, file: str, default: Any = _REQUIRED) -> Any:
     raise FileNotFoundError(
         f'There is no {path}; expected a model folder in the Hugging Face '
         'layout (config.json, model.safetensors).') from e
+
+
+def read_settings(folder: str, file: str, default: Any = _REQUIRED
+                  ) -> settings_lib.Settings:
+  """Returns the object that a JSON file holds; the rest as of `read_json`.
+
+  Raises:
+    ValueError: also for JSON that is no object.
+  """
+  return settings_lib.Settings(
+      read_json(folder, file, default), os.path.join(folder, file))
 
 
 def write_json(folder: str, file: str, value: Any) -> None:

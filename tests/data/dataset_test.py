@@ -6,6 +6,7 @@ from absl.testing import absltest
 import numpy as np
 
 from retrieval_jax.data import dataset
+from retrieval_jax.data import errors
 from retrieval_jax.data import subset
 from retrieval_jax.data.readers import beir
 from tests.data import fakes
@@ -162,6 +163,35 @@ class PrepareTest(absltest.TestCase):
         ValueError, f'corpus.jsonl:5: id {kept[-1]!r}'):
       dataset.prepare(subset.Subset(beir.BeirReader(self.source), 3),
                       self.cache, progress=False)
+
+  def test_a_subset_is_refused_for_what_it_does_not_keep(self):
+    make = lambda: subset.Subset(beir.BeirReader(self.source), 1)
+    kept = {name for name, _ in make().corpus()}
+    gone = next(i for i, (name, *_) in enumerate(fakes.CORPUS)
+                if name not in kept)
+    whole = {}
+    for name in ('corpus.jsonl', 'queries.jsonl', 'qrels/train.tsv'):
+      with open(os.path.join(self.source, name), encoding='utf-8') as file:
+        whole[name] = file.read()
+    for name, line, message in (
+        ('corpus.jsonl', fakes.jsonl([
+            {'_id': fakes.CORPUS[gone][0], 'text': 'again'}]),
+         f'corpus.jsonl:5: id .* occurs again .*corpus.jsonl:{gone + 1}'),
+        ('queries.jsonl', '{"_id": "q1", "text": "again"}\n',
+         "queries.jsonl:4: id 'q1' occurs again .*queries.jsonl:1"),
+        ('qrels/train.tsv', '\nq1\tgone\t1\n',
+         "train.tsv:7: id 'gone' is not in the corpus"),
+        ('qrels/train.tsv', f'\ngone\t{fakes.CORPUS[gone][0]}\t1\n',
+         "train.tsv:7: id 'gone' is not in the queries")):
+      fakes.write(os.path.join(self.source, name), whole[name] + line)
+      with self.assertRaisesRegex(errors.DataError, message):
+        dataset.prepare(make(), self.cache, progress=False)
+      fakes.write(os.path.join(self.source, name), whole[name])
+    fakes.write(os.path.join(self.source, 'candidates', 'train.tsv'),
+                f'{fakes.QUERIES[0][0]}\tgone\t1\n')
+    with self.assertRaisesRegex(
+        errors.DataError, "candidates/train.tsv:1: id 'gone' is not in the c"):
+      list(make().candidates('train'))
 
   def test_ids_that_look_the_same_stay_apart_with_a_warning(self):
     names = ['é', 'e\u0301', 'a b', 'ab', 'd1']

@@ -85,6 +85,20 @@ class EmbeddingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DataError, 'x.bin: .* ends in one of'):
       embeddings.read_matrix(self.path('x.bin'))
 
+  @parameterized.parameters('npy', 'npz', 'safetensors')
+  def test_a_cut_file_is_named(self, kind):
+    path = self.path(f'targets.{kind}')
+    {'npy': np.save, 'npz': np.savez,
+     'safetensors': lambda path, x: safetensors.save_file({'x': x}, path)
+     }[kind](path, np.ones((9, 9), np.float32))
+    with open(path, 'rb') as file:
+      whole = file.read()
+    for content in (b'', whole[:5], whole[:-9]):
+      with open(path, 'wb') as file:
+        file.write(content)
+      with self.assertRaisesRegex(errors.DataError, f'targets.{kind}: '):
+        embeddings.read(self.folder, 'targets')
+
   @parameterized.product(
       value=[np.nan, np.inf, -np.inf, 1e300, 0], kind=['npy', 'npz'],
       row=[0, 1, 9_000])
@@ -99,6 +113,14 @@ class EmbeddingsTest(parameterized.TestCase):
         errors.DataError, rf'queries.{kind}: row {row} \(from 0\) holds '
         + {0: 'zeros', 1e300: 'inf'}.get(value, str(value))):
       embeddings.read(self.folder, 'queries')
+
+  def test_a_byte_order_mark_belongs_to_no_id(self):
+    self.write('x.txt', '\ufeffa\r\nb\r\n')
+    self.assertEqual(embeddings.read_ids(self.path('x.txt')), ['a', 'b'])
+    with open(self.path('x.txt'), 'wb') as file:
+      file.write(b'a\n\xff\n')
+    with self.assertRaisesRegex(errors.DataError, 'x.txt:.: expected utf-8'):
+      embeddings.read_ids(self.path('x.txt'))
 
   def test_bad_ids_are_refused_with_the_line(self):
     np.save(self.path('targets.npy'), MATRIX)

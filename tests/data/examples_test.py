@@ -98,6 +98,13 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(reader.splits, ('test', 'train'))
     self.assertTrue(reader.where('corpus', 1).endswith('psgs_w100.tsv.gz:3'))
 
+  def test_passages_of_dpr_may_be_of_any_length(self):
+    formats.write_dpr(self.folder, formats.FIRST)
+    long = 'x "" ' * 100_000
+    self.write('psgs_w100.tsv', f'id\ttext\ttitle\n1\t"{long}"\tT\n')
+    [(name, text)] = dpr.make_reader(self.folder).corpus()
+    self.assertEqual((name, text), ('1', 'T ' + long.replace('""', '"')))
+
   def test_psg_id_and_no_id_are_taken(self):
     ctxs = [{'title': 'T', 'text': 'x', 'psg_id': '7'},
             {'title': 'T', 'text': 'x', 'passage_id': None, 'psg_id': '8'},

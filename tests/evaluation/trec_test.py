@@ -99,6 +99,12 @@ class TrecTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'non-empty id'):
       trec.write_qrels(self.path, {'': {'a': 1}})
 
+  def test_a_byte_order_mark_belongs_to_no_query(self):
+    self.write('\ufeffq Q0 a 1 0.5 t\nq Q0 b 2 0.4 t\n')
+    self.assertEqual(trec.read_run(self.path).query_ids, ('q',))
+    self.write('\ufeffq 0 a 1\nq 0 b 2\n')
+    self.assertEqual(trec.read_qrels(self.path), {'q': {'a': 1, 'b': 2}})
+
   def test_the_score_orders_a_run_whatever_the_ranks_say(self):
     self.write('q Q0 a 1 0.5 t\n\nq Q0 b 2 0.7 t\r\n')
     self.assertEqual(trec.read_run(self.path).ids.tolist(), [['b', 'a']])

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -54,6 +56,41 @@ def test_trains_on_candidates_and_teacher(folder, cache, tmp_path):
         for name in ('in_batch', 'drawn', 'candidates')), rtol=1e-5)
     assert line['train/columns_candidates'] > 0
     assert line['train/columns_masked'] > 0
+
+
+@pytest.mark.parametrize('number', [0, 2])
+def test_says_when_candidates_are_there_and_unused(
+    number, folder, cache, tmp_path, monkeypatch, capsys):
+  class EnoughError(Exception):
+    pass
+
+  monkeypatch.setattr(train, 'start_state', mock.Mock(side_effect=EnoughError))
+  with pytest.raises(EnoughError):
+    train.run(tiny.config('stale', folder, cache, data__num_candidates=number),
+              str(tmp_path), num_devices=1)
+  said = capsys.readouterr().err
+  assert ("candidates of split 'train', which are not used: "
+          '--config.data.num_candidates=0' in said) == (not number)
+
+
+def test_an_error_ends_the_threads_that_make_batches(
+    beir, cache, tmp_path, monkeypatch):
+  before, during = set(threading.enumerate()), set()
+
+  def fail(state, batches, *_, **__):
+    next(batches)
+    during.update(set(threading.enumerate()) - before)
+    raise FloatingPointError('the first step')
+
+  monkeypatch.setattr(train.loop, 'train', fail)
+  with pytest.raises(FloatingPointError) as held:  # with the frames of run
+    train.run(tiny.config('stale', beir, cache, evaluation__baselines=False),
+              str(tmp_path), num_devices=1)
+  making = [thread for thread in during if 'grain' in thread.name]
+  assert making
+  for thread in making:
+    thread.join(timeout=20)
+    assert not thread.is_alive(), (thread, held)
 
 
 @pytest.mark.parametrize('lines, options, message', [

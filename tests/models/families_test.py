@@ -17,6 +17,7 @@ from retrieval_jax.models import families
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import relative_positions
 from retrieval_jax.models import sentence_modules
+from retrieval_jax.models import settings
 from retrieval_jax.models import t5
 
 FOLDER = os.path.join(os.path.dirname(__file__), 'families')
@@ -133,7 +134,7 @@ class FamiliesTest(parameterized.TestCase):
       ('t5', 'feed_forward_proj', 'gated-silu', "only 'relu', 'gated-gelu'"),
       ('distilbert', 'activation', 'relu', "activation='relu' is not"),
       ('mpnet', 'relative_attention_num_buckets', 64, 'num_buckets=64 is not'),
-      ('roberta', 'model_type', None, 'model_type=None is not supported'))
+      ('roberta', 'model_type', None, "'model_type' to be a string, got None"))
   def test_what_is_not_supported_is_named(self, name, key, value, message):
     folder = self.copy(name)
     path = os.path.join(folder, 'config.json')
@@ -151,8 +152,57 @@ class FamiliesTest(parameterized.TestCase):
       pretrained.load_pretrained(folder)
     with self.assertRaisesRegex(ValueError, r"json: 'd_kv' is missing"):
       families.FAMILIES['t5'].read_config(
-          families.Settings({'vocab_size': 1, 'd_model': 2, 'num_layers': 1,
+          settings.Settings({'vocab_size': 1, 'd_model': 2, 'num_layers': 1,
                              'num_heads': 1}, 'config.json'))
+
+  @parameterized.parameters('roberta', 't5')  # in shards; with all modules
+  def test_any_content_of_a_json_file_is_read_or_refused_by_name(self, name):
+    folder, refused = self.copy(name), 0
+    for file in ('config.json', 'modules.json', '1_Pooling/config.json',
+                 'sentence_bert_config.json', 'tokenizer_config.json',
+                 'config_sentence_transformers.json', '2_Dense/config.json',
+                 'model.safetensors.index.json'):
+      path = os.path.join(folder, file)
+      if not os.path.exists(path):
+        continue
+      with open(path, encoding='utf-8') as f:
+        whole = f.read()
+      for content in (
+          '{"a": ', '', '[]', '[1]', '"x"', '3', 'null', '{}', '[{}]',
+          '[{"type": 1, "path": 2}]', '{"weight_map": 1}',
+          '{"weight_map": {"a": 1}}', '{"prompts": [1]}',
+          '{"prompts": {"query": 1}}', '{"max_seq_length": "many"}',
+          '{"do_lower_case": "no"}', '{"model_max_length": "many"}',
+          '{"pooling_mode": 3}', '{"include_prompt": 0}',
+          '{"out_features": "3"}', '{"pad_token": 3}', whole[:len(whole) // 2]):
+        with open(path, 'w', encoding='utf-8') as f:
+          f.write(content)
+        try:
+          pretrained.load_pretrained(folder, num_layers=0)
+          tokenization.load_tokenizer(folder)
+        except (ValueError, FileNotFoundError) as error:
+          refused += 1
+          # What is missing in an index is named by the folder, or the file.
+          self.assertIn(folder, str(error))
+      with open(path, 'w', encoding='utf-8') as f:
+        f.write(whole)
+    self.assertGreater(refused, 70)
+
+  @parameterized.parameters(*NAMES)
+  def test_a_setting_of_another_type_is_named(self, name):
+    folder = self.copy(name)
+    path = os.path.join(folder, 'config.json')
+    with open(path, encoding='utf-8') as f:
+      content = json.load(f)
+    for key, value in content.items():
+      if isinstance(value, int) and not isinstance(value, bool):
+        for other in (str(value), [value], True, -5):
+          with open(path, 'w', encoding='utf-8') as f:
+            json.dump({**content, key: other}, f)
+          try:
+            pretrained.load_pretrained(folder)
+          except ValueError as error:
+            self.assertRegex(str(error), 'config.json')
 
   def copy(self, name):
     return shutil.copytree(

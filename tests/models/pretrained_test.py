@@ -134,6 +134,35 @@ class PretrainedTest(parameterized.TestCase):
       pretrained.load_pretrained(
           self.folder(found={**found, name: np.zeros((2, 2), np.float32)}))
 
+  @parameterized.parameters(
+      ('', 'expected a safetensors file, 0 bytes'),
+      ('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n',
+       'pointer of git-lfs.* `git lfs pull`'),
+      ('<!DOCTYPE html>' * 9, 'expected a safetensors file, 135 bytes'),
+      (None, 'Is it complete'))  # cut
+  def test_damaged_weights_are_named(self, content, message):
+    folder = self.folder()
+    path = os.path.join(folder, 'model.safetensors')
+    with open(path, 'rb') as f:
+      whole = f.read()
+    with open(path, 'wb') as f:
+      f.write(whole[:-10] if content is None else content.encode())
+    with self.assertRaisesRegex(ValueError, f'model.safetensors: .*{message}'):
+      pretrained.load_pretrained(folder)
+    dense = os.path.join(folder, '1_Dense')
+    os.makedirs(dense)
+    os.rename(path, os.path.join(dense, 'model.safetensors'))
+    with open(os.path.join(dense, 'config.json'), 'w') as f:
+      json.dump({'in_features': 16, 'out_features': 8, 'bias': True,
+                 'activation_function': 'torch.nn.modules.linear.Identity'}, f)
+    with open(os.path.join(folder, 'modules.json'), 'w') as f:
+      json.dump([{'type': f'x.{kind}', 'path': place} for kind, place in (
+          ('Transformer', ''), ('Pooling', '1_Pooling'),
+          ('Dense', '1_Dense'))], f)
+    with self.assertRaisesRegex(
+        ValueError, f'1_Dense/model.safetensors: .*{message}'):
+      pretrained.load_pretrained(folder)
+
   @parameterized.parameters(np.nan, np.inf, -np.inf)
   def test_weights_that_are_not_finite_are_refused(self, value):
     name = 'encoder.layer.1.output.dense.weight'

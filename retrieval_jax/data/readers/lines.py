@@ -53,14 +53,18 @@ def _opened(path: str, line: Callable[[], int]) -> Iterator[io.TextIOWrapper]:
         'complete?') from error
 
 
-def read(path: str) -> Iterator[tuple[int, str]]:
-  """Yields (line number from 1, line without its end), blank ones skipped."""
+def read_all(path: str) -> Iterator[tuple[int, str]]:
+  """Yields (line number from 1, line without its end)."""
   number = 0
   with _opened(path, lambda: number + 1) as file:
     for number, line in enumerate(file, 1):
-      line = line.rstrip('\r\n')
-      if line and not line.isspace():
-        yield number, line
+      yield number, line.rstrip('\r\n')
+
+
+def read(path: str) -> Iterator[tuple[int, str]]:
+  """Yields as `read_all`, blank lines skipped."""
+  return ((number, line) for number, line in read_all(path)
+          if line and not line.isspace())
 
 
 def json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

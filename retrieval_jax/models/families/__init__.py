@@ -11,7 +11,6 @@ architecture. A new one (a decoder, say) is a module, a file here and a line:
 from retrieval_jax.models.families import bert
 from retrieval_jax.models.families import t5
 from retrieval_jax.models.families.family import Family
-from retrieval_jax.models.families.family import Settings
 
 FAMILIES = {**bert.FAMILIES, 't5': t5.FAMILY}
 """model_type of config.json -> Family."""

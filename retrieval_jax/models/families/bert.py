@@ -119,15 +119,20 @@ def _family(model_type):
     settings.expect(names.activation, 'gelu')
     settings.expect('position_embedding_type', 'absolute', default='absolute')
     if names.relative:
-      settings.expect('relative_attention_num_buckets', _MPNET_BUCKETS,
-                      default=_MPNET_BUCKETS)
+      buckets = settings.read(
+          'relative_attention_num_buckets', int, _MPNET_BUCKETS)
+      if buckets != _MPNET_BUCKETS:
+        raise ValueError(
+            f'{settings.path}: relative_attention_num_buckets={buckets} is not '
+            f'supported, only {_MPNET_BUCKETS}.')
     config = transformer.TransformerConfig(
-        **{ours: settings[theirs] for ours, theirs in names.settings.items()},
+        **{ours: settings.read(theirs, int)
+           for ours, theirs in names.settings.items()},
         type_vocab_size=(
-            settings.get('type_vocab_size', 2) if names.types else 0),
-        layer_norm_eps=settings.get('layer_norm_eps', 1e-12),
-        pad_id=settings.get(
-            'pad_token_id', 1 if names.positions_after_padding else 0),
+            settings.read('type_vocab_size', int, 2) if names.types else 0),
+        layer_norm_eps=settings.read('layer_norm_eps', float, 1e-12),
+        pad_id=settings.read(
+            'pad_token_id', int, 1 if names.positions_after_padding else 0),
         relative_buckets=_MPNET_BUCKETS if names.relative else 0,
         model_type=model_type)
     return dataclasses.replace(

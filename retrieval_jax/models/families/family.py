@@ -1,37 +1,13 @@
 """What describes a family of published encoders."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import dataclasses
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-
-class Settings:
-  """The content of a config.json, which knows where it came from."""
-
-  def __init__(self, values: Mapping[str, Any], path: str):
-    self.values, self._path = values, path
-
-  def __getitem__(self, name: str) -> Any:
-    if name not in self.values:
-      raise ValueError(f'{self._path}: {name!r} is missing.')
-    return self.values[name]
-
-  def get(self, name: str, default: Any) -> Any:
-    """Returns the value; `default` also where the file says null."""
-    value = self.values.get(name)
-    return default if value is None else value
-
-  def expect(self, name: str, *supported, default=None) -> Any:
-    """Returns the value after comparing it with what is supported."""
-    value = self[name] if default is None else self.get(name, default)
-    if value not in supported:
-      raise ValueError(
-          f'{self._path}: {name}={value!r} is not supported, only '
-          f'{", ".join(map(repr, supported))}.')
-    return value
+from retrieval_jax.models import settings as settings_lib
 
 
 class Tensor(NamedTuple):
@@ -84,7 +60,7 @@ class Family:
     reads_types: whether the encoder takes token_type_ids.
     constants: our config -> published tensors of which ours has no parameter.
   """
-  read_config: Callable[[Settings], Any]
+  read_config: Callable[[settings_lib.Settings], Any]
   write_config: Callable[[Any], dict]
   tensors: Callable[[Any], list[Tensor]]
   layer: str

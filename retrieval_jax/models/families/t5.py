@@ -15,12 +15,13 @@ def _read_config(settings):
   feed_forward = settings.expect(
       'feed_forward_proj', *_FEED_FORWARD.values(), default='relu')
   return t5.T5Config(
-      **{ours: settings[theirs] for ours, theirs in _SETTINGS.items()},
+      **{ours: settings.read(theirs, int)
+         for ours, theirs in _SETTINGS.items()},
       gated=feed_forward == _FEED_FORWARD[True],
-      relative_buckets=settings.get('relative_attention_num_buckets', 32),
-      max_distance=settings.get('relative_attention_max_distance', 128),
-      layer_norm_eps=settings.get('layer_norm_epsilon', 1e-6),
-      pad_id=settings.get('pad_token_id', 0))
+      relative_buckets=settings.read('relative_attention_num_buckets', int, 32),
+      max_distance=settings.read('relative_attention_max_distance', int, 128),
+      layer_norm_eps=settings.read('layer_norm_epsilon', float, 1e-6),
+      pad_id=settings.read('pad_token_id', int, 0))
 
 
 def _write_config(config):

@@ -36,10 +36,11 @@ def define_flags(values):
       name, [str(value) for value in default[name]], text, **of)
   number = lambda name, text, least=1: flags.DEFINE_integer(
       name, default[name], text, lower_bound=least, **of)
-  flags.DEFINE_string('embeddings', None, 'Folder of targets, queries, ids and '
+  process.DEFINE_path('embeddings', None, 'Folder of targets, queries, ids and '
                       'qrels.', **of)
-  flags.DEFINE_string('out', None, 'Folder to write; must not exist.', **of)
-  string('qrels', 'Folder of SPLIT.tsv; EMBEDDINGS/qrels by default.')
+  process.DEFINE_path('out', None, 'Folder to write; must not exist.', **of)
+  process.DEFINE_path('qrels', None, 'Folder of SPLIT.tsv; EMBEDDINGS/qrels by '
+                      'default.', **of)
   string('train_split', 'Split to fit to.')
   string('dev_split', "Split to choose constants on; '': none.")
   string('test_split', 'Split to report.')
@@ -49,9 +50,10 @@ def define_flags(values):
       '--share, held out to choose on; the chosen adapter is fitted to all '
       'that are used.', **of)
   listed('method', f'Which of {", ".join(adapters.ADAPTERS)}.')
-  listed('pairs', 'Extra pairs to fit to: pairs-NAME.npy of the folder as '
-         'experiments.embed --pairs makes them, or FILE.npy (.npz, '
-         '.safetensors) beside FILE_target_ids.txt.')
+  process.DEFINE_paths(
+      'pairs', [], 'Extra pairs to fit to: pairs-NAME.npy of the folder as '
+      'experiments.embed --pairs makes them, or FILE.npy (.npz, .safetensors) '
+      'beside FILE_target_ids.txt.', **of)
   flags.DEFINE_float('share', default['share'],
                      'Share of the training queries to use, at random; a '
                      'dev split is used whole.', **of)

@@ -31,7 +31,7 @@ def define_flags(values):
   flags.DEFINE_enum(
       'source', None, sorted(factory.READERS), 'Format of the data.',
       flag_values=values)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'path', '', 'Folder, file or name of the data, as --config.data.path.',
       flag_values=values)
   flags.DEFINE_string(

@@ -24,6 +24,7 @@ import sys
 from absl import app
 from absl import flags
 
+from experiments import process
 from retrieval_jax.comparison import runs
 from retrieval_jax.jobs import compare
 
@@ -33,13 +34,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
   Importing the module must not: other scripts have flags of the same names.
   """
-  flags.DEFINE_list(
+  process.DEFINE_paths(
       'sweep', [], 'Folders whose finished children are compared, such as '
       '--workdir of experiments.sweep.', flag_values=values)
-  flags.DEFINE_list(
+  process.DEFINE_paths(
       'workdirs', [], 'Folders of finished runs, separated by commas.',
       flag_values=values)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'out', None, 'Folder to write the comparison to.', flag_values=values)
   flags.DEFINE_string(
       'split', 'dev', 'Split whose measures are shown.', flag_values=values)

@@ -25,10 +25,10 @@ def define_flags(values):
   flags.DEFINE_enum(
       'source', None, sorted(factory.READERS), 'Format of the data.',
       flag_values=values)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'path', '', 'Folder, file or name of the data, as --config.data.path.',
       flag_values=values)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'out', None, 'Folder to write; must not exist.', flag_values=values)
   flags.DEFINE_string(
       'cache', '~/.cache/retrieval_jax', 'Where wordnet keeps its copy.',

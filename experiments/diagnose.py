@@ -25,7 +25,7 @@ from retrieval_jax.jobs import diagnose
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
-  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
   flags.DEFINE_bool(
       'bounds', False, 'Also fit correctors to all targets.',
       flag_values=values)

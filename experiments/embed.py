@@ -28,13 +28,13 @@ from retrieval_jax.jobs import embed
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'workdir', None, 'Folder of the run whose encoder embeds.',
       flag_values=values)
   config_flags.DEFINE_config_file(
       'config', None, 'Config file, in place of a run: the encoder it starts '
       'from embeds.', flag_values=values)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'out', None, 'Folder to write; must not exist.', flag_values=values)
   flags.DEFINE_enum(
       'dtype', 'float32', ['float32', 'float16'], 'Type of the stored numbers.',

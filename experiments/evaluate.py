@@ -25,14 +25,14 @@ from retrieval_jax.jobs import evaluate
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
-  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
-  flags.DEFINE_string('index', None, 'Folder of an adapted index to evaluate; '
+  process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
+  process.DEFINE_path('index', None, 'Folder of an adapted index to evaluate; '
                       'then the queries come from one of --workdir, --config '
                       'and --embeddings.', flag_values=values)
   config_flags.DEFINE_config_file(
       'config', None, 'Config file; the encoder it starts from.',
       flag_values=values)
-  flags.DEFINE_string('embeddings', None, 'Folder of embeddings.',
+  process.DEFINE_path('embeddings', None, 'Folder of embeddings.',
                       flag_values=values)
   flags.DEFINE_list(
       'splits', None, 'Splits to evaluate; those of the config by default.',

@@ -22,8 +22,8 @@ from retrieval_jax.jobs import export
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
-  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
-  flags.DEFINE_string(
+  process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
+  process.DEFINE_path(
       'out', None, 'Folder to write; must not exist.', flag_values=values)
   flags.DEFINE_bool(
       'embeddings', False, 'Also embed the corpus and all queries.',

@@ -44,17 +44,17 @@ _OF_INDEX = ('chunk_rows', 'links', 'ef_construction', 'ef_search')
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   at = dict(flag_values=values)
-  flags.DEFINE_string('workdir', None, 'Folder of the run that searches.', **at)
+  process.DEFINE_path('workdir', None, 'Folder of the run that searches.', **at)
   config_flags.DEFINE_config_file(
       'config', None, 'Config file: its data, searched by the encoder it '
       'starts from; or the texts of --embeddings.', **at)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'embeddings', None, 'Folder that experiments.embed wrote.', **at)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'run', None, 'Run file to mine from, of TREC or MS MARCO, in place of a '
       'search.', **at)
   flags.DEFINE_enum('index', 'exact', mine.INDEXES, 'What searches.', **at)
-  flags.DEFINE_string('out', None, 'Folder to write; must not exist.', **at)
+  process.DEFINE_path('out', None, 'Folder to write; must not exist.', **at)
   flags.DEFINE_list(
       'splits', None, 'Splits to mine; by default the training split of the '
       'config, or train.', **at)

@@ -1,4 +1,8 @@
-"""What every script does around its work: quiet logs, errors in one line."""
+"""What every script does around its work: quiet logs, errors in one line.
+
+And flags that name files and folders, in which ~ is the home of the user: no
+shell expands it behind the = of --workdir=~/runs.
+"""
 
 import ast
 import contextlib
@@ -11,6 +15,30 @@ from absl import logging
 import jax
 
 from retrieval_jax import runtime
+
+
+class _PathParser(flags.ArgumentParser):
+  syntactic_help = 'a path; ~ is your home'
+
+  def parse(self, argument):
+    return os.path.expanduser(argument)
+
+
+class _PathsParser(flags.ListParser):
+
+  def parse(self, argument):
+    return [os.path.expanduser(path) for path in super().parse(argument)]
+
+
+def DEFINE_path(name, default, text, **kwargs):
+  """Defines a flag as flags.DEFINE_string does, in which ~ is expanded."""
+  return flags.DEFINE(_PathParser(), name, default, text, **kwargs)
+
+
+def DEFINE_paths(name, default, text, **kwargs):
+  """Defines a flag as flags.DEFINE_list does, in which ~ is expanded."""
+  return flags.DEFINE(_PathsParser(), name, default, text,
+                      serializer=flags.CsvListSerializer(','), **kwargs)
 
 
 @contextlib.contextmanager

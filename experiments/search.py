@@ -20,11 +20,11 @@ from retrieval_jax import trained
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
-  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
   config_flags.DEFINE_config_file(
       'config', None, 'Config file, in place of a run: the encoder it starts '
       'from.', flag_values=values)
-  flags.DEFINE_string('index', None, 'Folder of an adapted index.',
+  process.DEFINE_path('index', None, 'Folder of an adapted index.',
                       flag_values=values)
   flags.DEFINE_multi_string(
       'query', [], 'A query; may be repeated. Without it, standard input.',

@@ -33,6 +33,7 @@ import sys
 from absl import app
 from absl import flags
 
+from experiments import process
 from retrieval_jax.jobs import compare
 from retrieval_jax.jobs import sweep
 
@@ -48,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
       'sweep', 'sweep', 'Function in the config file that yields overrides.',
       flag_values=values)
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'workdir', None, 'Folder of the runs.', flag_values=values)
   flags.DEFINE_bool(
       'dry_run', False, 'Print the commands and run nothing.',

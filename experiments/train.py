@@ -29,7 +29,7 @@ def define_flags(values):
   config_flags.DEFINE_config_file(
       'config', None, 'Config file, e.g. configs/stale.py:tiny.',
       flag_values=values)
-  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
   flags.DEFINE_integer(
       'num_devices', None, 'Devices to use; all by default.', lower_bound=1,
       flag_values=values)

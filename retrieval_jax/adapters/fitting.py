@@ -74,24 +74,40 @@ class Fitting:
             :max_dev_queries])
       self._dev = rows
 
+  def check(self, method: str) -> None:
+    """Finds out before anything is fitted whether `choose` can.
+
+    Raises:
+      ValueError: where there is something to choose, but no dev split; for
+        constants out of range.
+    """
+    adapter = methods.ADAPTERS[method]
+    if hasattr(adapter, 'fitted'):
+      if self._dev is None:
+        raise ValueError(
+            f'{method} finds its step on validation queries; name a split by '
+            '--dev_split or hold one out by --dev_share.')
+      return
+    grid = self._grid(method)
+    if self._dev is None and len(grid) > 1:
+      raise ValueError(
+          f'{method} has {len(grid)} settings to choose from and no dev split; '
+          'name one by --dev_split, hold one out by --dev_share, or give one '
+          'value each of --lambdas, --neighbours, --normalisations and '
+          '--gammas.')
+
   def choose(self, method: str) -> Any:
     """Returns the index of a method, not built, with its best constants.
 
     Raises:
-      ValueError: where there is something to choose, but no dev split.
+      ValueError: as `check`.
     """
+    self.check(method)
     adapter = methods.ADAPTERS[method]
     if hasattr(adapter, 'fitted'):
       return self._fit(method, adapter)
-    grid = [(constants, self._make(method, constants))
-            for constants in self._settings(adapter)]
+    grid = self._grid(method)
     if self._dev is None:
-      if len(grid) > 1:
-        raise ValueError(
-            f'{method} has {len(grid)} settings to choose from and no dev '
-            'split; name one by --dev_split, hold one out by --dev_share, or '
-            'give one value each of --lambdas, --neighbours, --normalisations '
-            'and --gammas.')
       return grid[0][1]
     measured = self._measure_settings([index for _, index in grid])
     for (constants, _), value in zip(grid, measured):
@@ -100,12 +116,15 @@ class Fitting:
         measured[i][self._choose_by], measured[i]['RR@10']))
     return grid[best][1]
 
-  def _settings(self, adapter):
-    """Yields the constants of each setting of an adapter's grid."""
-    values = [self._values.get(name, usual)
-              for name, usual in adapter.GRID.items()]
-    for setting in itertools.product(*values):
-      yield dict(zip(adapter.GRID, setting))
+  def _grid(self, method):
+    """Returns (constants, index) of each setting of a method's grid."""
+    usual = methods.ADAPTERS[method].GRID
+    values = [self._values.get(name, of_method)
+              for name, of_method in usual.items()]
+    settings = [dict(zip(usual, setting))
+                for setting in itertools.product(*values)]
+    return [(constants, self._make(method, constants))
+            for constants in settings]
 
   def _make(self, method, constants):
     fixed = methods.options(methods.ADAPTERS[method], self._fixed)
@@ -115,10 +134,6 @@ class Fitting:
   def _fit(self, method, adapter):
     """Returns the index of an adapter that finds its constants itself."""
     problem = self.problem
-    if self._dev is None:
-      raise ValueError(
-          f'{method} finds its step on validation queries; name a split by '
-          '--dev_split or hold one out by --dev_share.')
     kept = np.isin(problem.dev.query_rows, self._dev) & (
         problem.dev.grades > 0)
     found = adapter.fitted(

@@ -85,7 +85,7 @@ class PefaXL:
     pefa_xs.check_weight(self.weight)
     if self.num_neighbours < 1:
       raise ValueError(
-          f'k is {self.num_neighbours} nearest training queries, expected at '
+          f'num_neighbours (--neighbours) is {self.num_neighbours}, expected at '
           'least 1.')
     for option, allowed in (('normalisation', NORMALISATIONS),
                             ('missing', MISSING)):
@@ -111,8 +111,8 @@ class PefaXL:
   def _check_neighbours(self, num_queries: int):
     if self.num_neighbours > num_queries:
       raise ValueError(
-          f'k is {self.num_neighbours} nearest training queries, but there are '
-          f'{num_queries}; lower k.')
+          f'num_neighbours (--neighbours) is {self.num_neighbours} nearest '
+          f'training queries, but there are {num_queries}; lower it.')
 
   def search(self, state: XLState, queries: np.ndarray, k: int,
              exclude: np.ndarray | None = None

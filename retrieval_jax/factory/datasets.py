@@ -24,7 +24,8 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
 
   Args:
     source: name of the format, a key of registries.READERS.
-    path: folder, file or name of the data. Of 'wordnet' it is the folder of
+    path: folder, file or name of the data, or several of these separated by
+      commas; in each, ~ is the user's home. Of 'wordnet' it is the folder of
       tensorflow_datasets with its copy, by default `cache`/tfds.
     cache: folder of prepared data.
 
@@ -40,7 +41,7 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
         f'--config.data.source={source} needs --config.data.path=DIR '
         '(--path of experiments.convert), or a file or a name; docs/data.md '
         'says which.')
-  return make(path)
+  return make(','.join(map(os.path.expanduser, path.split(','))))
 
 
 def make_dataset(config: config_dict.ConfigDict) -> data.RetrievalDataset:

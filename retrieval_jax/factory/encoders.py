@@ -172,7 +172,8 @@ def _started(config, model, params):
     FileNotFoundError: if that folder holds no checkpoint.
     ValueError: if its encoder or its tokens differ, naming the options.
   """
-  folder = os.path.join(config.model.start_from, 'checkpoints')
+  folder = os.path.join(
+      os.path.expanduser(config.model.start_from), 'checkpoints')
   if not os.path.isdir(folder):
     raise FileNotFoundError(
         f'--config.model.start_from={config.model.start_from} holds no '

@@ -102,7 +102,11 @@ def run(options: Options, *, say: Callable[[str], None] = print
     say: takes a line of progress.
   """
   problem = options.read_problem()
+  if 'xl' in options.method:
+    options = _with_enough_queries(options, len(problem.pairs.queries), say)
   fitting = options.make_fitting(problem)
+  for method in options.method:  # all, before hours are spent on the first
+    fitting.check(method)
   results: dict[str, Any] = {}
   baseline: fitting_lib.Values = {}
   with files.new_folder(options.out) as folder:
@@ -146,6 +150,18 @@ def run(options: Options, *, say: Callable[[str], None] = print
     files.write_text(os.path.join(folder, 'grid.csv'), _csv(fitting.grid))
     _plot_recall(os.path.join(folder, 'recall_over_lambda.png'), fitting.grid)
   return facts
+
+
+def _with_enough_queries(options: Options, num_queries: int,
+                         say: Callable[[str], None]) -> Options:
+  """Returns the options with no more neighbours than training queries."""
+  fewer = tuple(dict.fromkeys(min(k, num_queries) for k in options.neighbours))
+  if fewer == tuple(options.neighbours):
+    return options
+  say(f'--neighbours={",".join(map(str, options.neighbours))}: there are only '
+      f'{num_queries} training queries to choose on, so it becomes '
+      f'{",".join(map(str, fewer))}.')
+  return dataclasses.replace(options, neighbours=fewer)
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -108,7 +108,8 @@ def _texts(pair: str, dataset: data.RetrievalDataset
   if pair == 'targets':
     found = list(zip(dataset.corpus_ids, dataset.corpus_texts))
   elif field and path:
-    found = list(beir.read_texts(path, field, set(dataset.corpus_ids)))
+    found = list(beir.read_texts(
+        os.path.expanduser(path), field, set(dataset.corpus_ids)))
   else:
     raise ValueError(
         f"--pairs={pair}: expected 'targets' or FIELD=FILE, such as "

@@ -272,9 +272,9 @@ class PefaXLTest(parameterized.TestCase):
 
   def test_bad_options_are_refused(self):
     targets, pairs, _, _ = problem()
-    with self.assertRaisesRegex(ValueError, 'k is 41 .*there are 40; lower k'):
+    with self.assertRaisesRegex(ValueError, 'is 41 .*there are 40; lower it'):
       xl(0.5, 41).build(targets, pairs)
-    with self.assertRaisesRegex(ValueError, 'k is 0 .*at least 1'):
+    with self.assertRaisesRegex(ValueError, 'is 0, expected at least 1'):
       xl(0.5, 0)
     with self.assertRaisesRegex(ValueError, "normalisation is 'max'"):
       xl(0.5, 1, normalisation='max')

@@ -183,8 +183,8 @@ def test_vectors_of_any_source(tmp_path):
     (['--lambdas=0.5,2'], r'lambda is 2.0, expected a number in \[0, 1\]'),
     (['--lambdas=a'], '--lambdas=a: expected numbers'),
     (['--neighbours=1.5'], '--neighbours=1.5: expected whole numbers'),
-    (['--neighbours=65', '--method=xl'], 'k is 65 .* there are 64; lower k'),
-    (['--neighbours=0', '--method=xl'], 'k is 0 .* at least 1'),
+    # Before anything of the first method is fitted.
+    (['--neighbours=0', '--method=xs,xl'], '--neighbours. is 0, expected at'),
     (['--gammas='], '--gammas is empty'),
     (['--choose_by=R@7'], '--choose_by=R@7 is not one of'),
     (['--dev_split='], 'xs has 10 settings .* no dev split'),
@@ -201,6 +201,19 @@ def test_bad_options_are_refused(arguments, message, embedded, tmp_path):
   with pytest.raises(SystemExit, match=message):
     call(adapt, f'--embeddings={embedded}', f'--out={out}', *arguments)
   assert os.listdir(tmp_path) == []
+
+
+def test_fewer_training_queries_give_fewer_neighbours(
+    embedded, tmp_path, capsys):
+  out = str(tmp_path / 'out')
+  call(adapt, f'--embeddings={embedded}', f'--out={out}', '--share=0.15',
+       '--method=xs,xl', '--lambdas=0.5')  # of 64; 16, 32 and 64 neighbours
+  assert ('--neighbours=16,32,64: there are only 10 training queries'
+          in ' '.join(capsys.readouterr().err.split()))
+  results = read_json(out, 'results.json')
+  assert list(results['methods']) == ['encoder', 'xs', 'xl']
+  assert results['methods']['xl']['constants']['k'] == 10
+  assert results['options']['neighbours'] == [10]
 
 
 def test_extra_pairs_are_checked(embedded, tmp_path):

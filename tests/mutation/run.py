@@ -89,8 +89,10 @@ GUARDS = {
         'tests/correctors/correctors_test.py::LinearTest',
         'tests/correctors/correctors_test.py::MlpTest'),
     'retrieval_jax/mining/*.py': ('tests/mining',),
-    'retrieval_jax/adapters/fitting.py': (
-        'tests/adapters/fitting_test.py', 'tests/experiments/adapt_test.py'),
+    **dict.fromkeys(
+        [f'retrieval_jax/adapters/{name}.py'
+         for name in ('fitting', 'problem', 'store')],
+        ('tests/adapters', 'tests/experiments/adapt_test.py')),
     'retrieval_jax/adapters/*.py': ('tests/adapters',),
 }
 

@@ -74,6 +74,16 @@ class HooksTest(absltest.TestCase):
     self.assertEqual(at_stop, {
         'LogHook', 'ProgressHook', 'CheckpointHook', 'ProfileHook'})
 
+  def test_the_last_checkpoint_is_waited_for(self):
+    for finished, stopped in ((True, False), (False, True), (False, False)):
+      checkpoints = mock.Mock()
+      run = mock.Mock(step=3, finished=finished, stopped=stopped,
+                      meter=training.Meter())
+      with mock.patch.object(hooks, 'fetch_metrics'):
+        training.CheckpointHook(checkpoints, 3)(run)
+      self.assertEqual(checkpoints.save.call_args.args[0], 3)
+      self.assertEqual(checkpoints.wait.called, finished or stopped)
+
   def test_progress_is_a_bar_on_a_terminal(self):
     stream = Terminal()
     self.train(training.LogHook(3), training.ProgressHook(1, stream=stream))

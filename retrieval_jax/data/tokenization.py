@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from retrieval_jax import files
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
+from retrieval_jax.data import settings as settings_lib
 
 _FORMAT = 1  # part of every key: a change here tokenises all texts afresh
 _CHUNK = 4096  # texts tokenised at a time: bounds memory, keeps threads busy
@@ -197,16 +198,11 @@ def _recorded_pad_token(folder: str) -> str | None:
   file = os.path.join(folder, 'tokenizer_config.json')
   if not os.path.isfile(file):
     return None
-  settings = files.read_json(file)
-  found = token = (
-      settings.get('pad_token') if isinstance(settings, dict) else settings)
-  if isinstance(token, dict):
-    token = token.get('content')
-  if not isinstance(settings, dict) or not isinstance(token, str | None):
-    raise errors.DataError(
-        f'{file}: expected an object whose "pad_token" is a string or null, '
-        f'got {str(found)[:60]!r}. Download or save it again.')
-  return token
+  settings = settings_lib.Settings(files.read_json(file), file)
+  if isinstance(settings.values.get('pad_token'), dict):
+    token = settings_lib.Settings(settings.values['pad_token'], file)
+    return token.read('content', str, None)
+  return settings.read('pad_token', str, None)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *,

@@ -19,10 +19,10 @@ import numpy as np
 import safetensors.numpy
 
 from retrieval_jax import types
+from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
 from retrieval_jax.models import sentence_modules
-from retrieval_jax.models import settings as settings_lib
 
 PACKAGE_PREFIX = 'package:'
 TOWERS = ('query', 'target')

@@ -17,8 +17,8 @@ import numpy as np
 import safetensors.numpy
 
 from retrieval_jax import files
+from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
-from retrieval_jax.models import settings as settings_lib
 
 OUR_FILE = 'retrieval_jax.json'
 
@@ -245,10 +245,7 @@ def _dense(folder):
   for name, plain in (('use_residual', False),
                       ('module_input_name', 'sentence_embedding'),
                       ('module_output_name', 'sentence_embedding')):
-    found = settings.read(name, type(plain), plain)
-    if found != plain:
-      raise ValueError(
-          f'{path}: {name}={found!r} is not supported, only {plain!r}.')
+    settings.expect(name, plain, default=plain)
   weights = os.path.join(folder, 'model.safetensors')
   if not os.path.exists(weights):
     raise FileNotFoundError(

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from retrieval_jax.data import settings
 from retrieval_jax.data import tokenization
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import families
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import relative_positions
 from retrieval_jax.models import sentence_modules
-from retrieval_jax.models import settings
 from retrieval_jax.models import t5
 
 FOLDER = os.path.join(os.path.dirname(__file__), 'families')

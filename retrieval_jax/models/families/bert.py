@@ -119,12 +119,8 @@ def _family(model_type):
     settings.expect(names.activation, 'gelu')
     settings.expect('position_embedding_type', 'absolute', default='absolute')
     if names.relative:
-      buckets = settings.read(
-          'relative_attention_num_buckets', int, _MPNET_BUCKETS)
-      if buckets != _MPNET_BUCKETS:
-        raise ValueError(
-            f'{settings.path}: relative_attention_num_buckets={buckets} is not '
-            f'supported, only {_MPNET_BUCKETS}.')
+      settings.expect('relative_attention_num_buckets', _MPNET_BUCKETS,
+                      default=_MPNET_BUCKETS)
     config = transformer.TransformerConfig(
         **{ours: settings.read(theirs, int)
            for ours, theirs in names.settings.items()},

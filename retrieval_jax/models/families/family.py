@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrieval_jax.models import settings as settings_lib
+from retrieval_jax.data import settings as settings_lib
 
 
 class Tensor(NamedTuple):

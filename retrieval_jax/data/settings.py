@@ -53,8 +53,8 @@ class Settings:
 
   def expect(self, name: str, *supported: Any, default: Any = _REQUIRED
              ) -> Any:
-    """Returns a string after comparing it with what is supported."""
-    value = self.read(name, str, default)
+    """Returns a value after comparing it with those supported, of one type."""
+    value = self.read(name, type(supported[0]), default)
     if value not in supported:
       raise ValueError(
           f'{self.path}: {name}={value!r} is not supported, only '

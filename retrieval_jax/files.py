@@ -3,7 +3,6 @@
 import bz2
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import fcntl
 import gzip
 import importlib
 import json
@@ -14,6 +13,11 @@ import secrets
 import shutil
 from typing import Any, BinaryIO, TextIO
 import zlib
+
+try:
+  import fcntl
+except ModuleNotFoundError:  # Windows: without locks nothing is removed
+  fcntl = None  # type: ignore[assignment]
 
 _OPENERS: Mapping[str, Callable[[str], Any]] = {
     '.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open,
@@ -144,6 +148,8 @@ def _locked(path: str, *, wait: bool) -> int | None:
   None where it does not exist any more, or, without waiting, where another
   process holds its lock, it is another user's or the file system has no locks.
   """
+  if fcntl is None:
+    return os.open(os.devnull, os.O_RDONLY) if wait else None
   try:
     lock = os.open(path, os.O_RDONLY)
   except FileNotFoundError:

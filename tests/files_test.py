@@ -97,6 +97,18 @@ class FilesTest(parameterized.TestCase):
       self.assertLen(os.listdir(self.folder), 3)
     self.assertCountEqual(os.listdir(self.folder), ['x', '.x.notes'])
 
+  @parameterized.parameters('new_folder', 'replacing')
+  def test_without_locks_all_is_written_and_nothing_removed(self, kind):
+    """As on Windows, where Python has no fcntl."""
+    path = os.path.join(self.folder, 'x')
+    left = os.path.join(self.folder, '.x.01234567')
+    with open(left, 'w', encoding='utf-8'):
+      pass
+    with mock.patch.object(files, 'fcntl', None):
+      with getattr(files, kind)(path):
+        self.assertLen(os.listdir(self.folder), 2)
+    self.assertCountEqual(os.listdir(self.folder), ['x', '.x.01234567'])
+
   def test_what_reads_zst_is_named_where_there_is_none(self):
     with mock.patch.dict(sys.modules, dict.fromkeys(files._ZSTANDARD)):
       with self.assertRaisesRegex(ModuleNotFoundError, 'pip install backports'):

@@ -50,7 +50,7 @@ _VARIABLE = re.compile(r'^\s*(\w+)=(".*?"|\S+)$', re.S | re.M)
 _OPTION = re.compile(r'(?:--config\.)?([a-z_]+)\.([a-z_][a-z_0-9]*)(?:=.*)?')
 _FILE = re.compile(
     r'(?:retrieval_jax|experiments|configs|tests|docs|colab)/[a-z_0-9/.]+')
-_PYTHON = re.compile(r'^```python\n(.*?)^```', re.S | re.M)
+PYTHON = re.compile(r'^```python\n(.*?)^```', re.S | re.M)
 _LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
 
 # ml_collections loads configs in a way that Python is giving up.
@@ -298,7 +298,7 @@ def test_files_exist(path):
 
 @each_document
 def test_python_code_calls_what_there_is(path):
-  for block in _PYTHON.findall(read(path)):
+  for block in PYTHON.findall(read(path)):
     for node in ast.walk(ast.parse(block)):
       if isinstance(node, ast.Import | ast.ImportFrom):
         exec(compile(ast.Module([node], []), 'imports', 'exec'), {})

@@ -87,8 +87,8 @@ def gumbel(num_negatives=2):
   return samplers.Gumbel(num_negatives)
 
 
-def ring(capacity=CHUNK_ROWS, chunk_rows=CHUNK_ROWS):
-  return memories.Ring(capacity, 'lru', False, 'float32', chunk_rows)
+def ring(capacity=CHUNK_ROWS, chunk_rows=CHUNK_ROWS, *, prefill=False):
+  return memories.Ring(capacity, 'lru', prefill, 'float32', chunk_rows)
 
 
 MEMORIES = {'none': memories.Nothing(), 'ring': ring(),

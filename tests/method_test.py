@@ -208,10 +208,6 @@ SETTING = compatibility.Setting(
     num_candidates=None, has_teacher=False)
 
 
-def ring(capacity, prefill=False):
-  return memories.Ring(capacity, 'lru', prefill, 'float32', 64)
-
-
 @dataclasses.dataclass(frozen=True)
 class Pool(memories.Nothing):
   """A memory with more room than there are targets, and no word of filling."""
@@ -240,9 +236,10 @@ class SettingTest(parameterized.TestCase):
       ('rows_of_half_precision', dict(targets=methods.Targets('rows', 0.1)),
        dict(tied=False, table_dtype='bfloat16'),
        'which bfloat16 rounds away'),
-      ('ring_below_a_batch', dict(memory=ring(7), refresh=PUSH), {},
+      ('ring_below_a_batch', dict(memory=helpers.ring(7), refresh=PUSH), {},
        'capacity=7 rows must hold at least one batch of 8'),
-      ('ring_beyond_the_corpus', dict(memory=ring(57, True), refresh=PUSH), {},
+      ('ring_beyond_the_corpus',
+       dict(memory=helpers.ring(57, prefill=True), refresh=PUSH), {},
        'capacity=57 rows cannot be filled with 56 targets'),
       ('no_candidates', dict(num_candidates=2), {},
        "num_candidates=2, but toy has no candidates of split 'train'; add "
@@ -263,9 +260,9 @@ class SettingTest(parameterized.TestCase):
       (dict(targets=methods.Targets('frozen')),
        dict(tied=False, table_dtype='bfloat16')),
       (dict(targets=methods.Targets('rows', 0.1)), dict(tied=False)),
-      (dict(memory=ring(8), refresh=PUSH), {}),
-      (dict(memory=ring(57), refresh=PUSH), {}),
-      (dict(memory=ring(56, True), refresh=PUSH), {}),
+      (dict(memory=helpers.ring(8), refresh=PUSH), {}),
+      (dict(memory=helpers.ring(57), refresh=PUSH), {}),
+      (dict(memory=helpers.ring(56, prefill=True), refresh=PUSH), {}),
       (dict(memory='none', sampler=NONE, columns='positives'), {}),
       (dict(num_candidates=2), dict(num_candidates=2)),
       (dict(num_candidates=2, distillation='kl'),

@@ -1,23 +1,20 @@
 """The components of CONTRIBUTING.md train once the registries name them."""
 
-import pathlib
-import re
 from unittest import mock
 
 import numpy as np
 
 from retrieval_jax.factory import registries
 from retrieval_jax.jobs import train
+from tests import docs_test
 from tests.experiments import tiny
-
-_CONTRIBUTING = pathlib.Path(__file__).parents[2] / 'CONTRIBUTING.md'
 
 
 def components():
   """Returns what the Python blocks of CONTRIBUTING.md define."""
   defined = {}
-  for block in re.findall(r'^```python\n(.*?)^```', _CONTRIBUTING.read_text(
-      encoding='utf-8'), re.DOTALL | re.MULTILINE):
+  for block in docs_test.PYTHON.findall(
+      docs_test.read(docs_test.ROOT / 'CONTRIBUTING.md')):
     scope = {'__name__': 'recipe'}
     exec(compile(block, 'recipe', 'exec'), scope)
     defined |= scope

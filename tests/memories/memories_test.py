@@ -6,14 +6,9 @@ import numpy as np
 
 from retrieval_jax import memories
 from retrieval_jax import sharding
+from tests import helpers
 
 N = 10
-
-
-def ring(capacity=4, **options):
-  return memories.Ring(**{
-      'capacity': capacity, 'replacement': 'lru', 'prefill': False,
-      'dtype': 'float32', 'chunk_rows': 4} | options)
 
 
 class FirstIdsTest(absltest.TestCase):
@@ -26,11 +21,11 @@ class FirstIdsTest(absltest.TestCase):
     self.assertEmpty(memories.Nothing().first_ids(N, seed=3))
 
   def test_a_ring_begins_with_none_unless_it_is_prefilled(self):
-    self.assertEmpty(ring().first_ids(N, seed=3))
+    self.assertEmpty(helpers.ring(4).first_ids(N, seed=3))
 
   def test_a_prefilled_ring_begins_with_random_targets_in_order(self):
     """By a generator of its own: the seed alone also chooses other things."""
-    found = ring(prefill=True).first_ids(N, seed=3)
+    found = helpers.ring(4, prefill=True).first_ids(N, seed=3)
     np.testing.assert_array_equal(found, np.sort(
         np.random.default_rng([3, 1]).choice(N, 4, replace=False)))
 
@@ -39,7 +34,7 @@ class CreateTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (memories.Corpus(N, 'float32', 4), range(N)),
-      (ring(capacity=N), [3, 1, 8]))
+      (helpers.ring(N), [3, 1, 8]))
   def test_rows_are_of_step_0_unless_another_is_said(self, memory, ids):
     for options, step in (({}, 0), ({'step': 7}, 7)):
       table = memory.create(

@@ -15,6 +15,9 @@ are scored again, and the answer is the best K rows inside them.
   log_partition   The log-sum-exp pass alone.
   bucket_maxima   As top_k, but the best block of every bucket of blocks.
 
+Two more look at rows that were chosen otherwise: `logits_of` scores listed rows
+alone, `map_rows` applies any function to all of them.
+
 Noise is a pure function of (key, query, global block, row in block). Neither
 the number of devices nor `chunk_rows` enters, so they do not change a draw (up
 to ties within the rounding of a matmul, which may depend on its shape).
@@ -231,6 +234,66 @@ def log_partition(queries: jax.Array, view: View, *,
   return _on_shards(select, None, queries, view, exclude_rows)
 
 
+def logits_of(queries: jax.Array, view: View, rows: jax.Array, *,
+              exclude_rows: jax.Array | None = None,
+              num_lists: jax.Array | None = None) -> jax.Array:
+  """Returns the logits of listed rows, wherever they are.
+
+  Each query's lists are scored one after the other, so that no more than
+  [B, g, D] embeddings are gathered at a time; each shard scores those that it
+  holds, and logits, not embeddings, go between devices.
+
+  Args:
+    queries: [B, D], replicated or sharded over 'data'.
+    view: see `top_k`.
+    rows: [B, n, g] int32, n lists for each query, -1 for none.
+    exclude_rows: [B, E] int32 rows that must not come out, -1 for none.
+    num_lists: [] int32, how many of the n are scored; all by default.
+
+  Returns:
+    [B, n, g] float32, -inf for rows that are empty or excluded, for -1, and for
+    lists that are not scored.
+
+  Raises:
+    ValueError: if shapes disagree or a shard does not hold whole chunks.
+  """
+  check_shapes({'queries': (queries, 'B D'), 'rows': (rows, 'B n g')})
+  if num_lists is None:
+    num_lists = jnp.int32(rows.shape[1])
+  return _on_shards(lambda shard, key: shard.listed(rows, num_lists), None,
+                    queries, view, exclude_rows)
+
+
+def map_rows(function: Callable, view: View, *operands: jax.Array) -> Any:
+  """Returns a function of every row, computed chunk by chunk on each shard.
+
+  Args:
+    function: (corrected rows [C, D] float32, live [C] bool, *operands) ->
+      arrays [C, ...].
+    view: see `top_k`.
+    *operands: of the function, replicated.
+
+  Returns:
+    The same arrays for all rows, [M@data, ...].
+  """
+  mesh, chunk_rows = view.scan
+
+  def on_shard(table, *operands):
+    def of_chunk(start):
+      piece = jax.tree.map(
+          lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk_rows), table)
+      return function(view.correct(piece), piece.ids >= 0, *operands)
+
+    found = jax.lax.map(
+        of_chunk, jnp.arange(0, table.ids.shape[0], chunk_rows))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+
+  by_row, everywhere = PartitionSpec(sharding.AXIS), PartitionSpec()
+  return jax.jit(jax.shard_map(
+      on_shard, mesh=mesh, in_specs=(by_row, *[everywhere] * len(operands)),
+      out_specs=by_row, check_vma=False))(view.table, *operands)
+
+
 def _on_shards(select: Callable, key, queries, view, exclude_rows,
                ceiling=None, *, block_rows=BLOCK_ROWS):
   """Runs `select(shard, key)` on every shard; its results are replicated."""
@@ -406,6 +469,27 @@ class _Shard:
 
     logits = jnp.full(rows.shape, _NEVER)
     return jax.lax.fori_loop(0, count, body, logits), rows
+
+  def listed(self, rows: jax.Array, num_lists: jax.Array) -> jax.Array:
+    """Returns the logits [B, n, g] of listed rows; arguments as `logits_of`."""
+    local = rows - self.first_row
+    mine = (rows >= 0) & (local >= 0) & (local < self.num_rows)
+
+    def body(slot, logits):
+      row, at, here = (
+          jax.lax.dynamic_index_in_dim(a, slot, 1, keepdims=False)
+          for a in (rows, local, mine))  # [B, g]
+      piece = jax.tree.map(lambda a: a[jnp.where(here, at, 0)], self.table)
+      found = products.inner(
+          'bgd,bd->bg', self.correct(piece), self.queries)
+      excluded = jnp.any(
+          row[:, None, :] == self.exclude_rows[:, :, None], axis=1)
+      found = jnp.where(here & (piece.ids >= 0) & ~excluded, found, _NEVER)
+      return logits.at[:, slot].set(found)
+
+    found = jax.lax.fori_loop(
+        0, num_lists, body, jnp.full(rows.shape, _NEVER))
+    return jax.lax.pmax(found, sharding.AXIS)
 
   def best_rows(self, keys: jax.Array, logits: jax.Array, rows: jax.Array,
                 k: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -149,6 +149,48 @@ class BruteForceTest(parameterized.TestCase):
     self.assertTrue(np.all(np.isfinite(logits)))
 
 
+class ListedTest(parameterized.TestCase):
+
+  @parameterized.product(devices=(1, 2, 8), num_lists=(None, 2))
+  def test_logits_of_listed_rows_equal_the_full_ones(self, devices, num_lists):
+    """Lists of any rows: twice the same, excluded and empty ones, and none."""
+    targets, queries, exclude, weight = _data()
+    mesh = sharding.make_mesh(devices)
+    ids = np.where(np.arange(NUM_TARGETS) % 7, np.arange(NUM_TARGETS), -1)
+    rows = table.create(
+        targets, ids, mesh=mesh, chunk_rows=64, dtype='float32')
+    listed = np.random.default_rng(1).integers(
+        -1, NUM_TARGETS, (NUM_QUERIES, 3, 50)).astype(np.int32)
+    listed[:, 0, :4], listed[:, 1, :2] = exclude, -1
+    found = jax.jit(lambda rows: scoring.logits_of(
+        queries, plain_view(rows, mesh, scale=BETA)._replace(
+            correct=lambda rows: rows.embeddings @ weight), listed,
+        exclude_rows=exclude,
+        num_lists=None if num_lists is None else jnp.int32(num_lists)))(rows)
+    wanted = np.where(listed >= 0, np.take_along_axis(
+        _logits()[:, None], np.maximum(listed, 0), axis=2), -np.inf)
+    wanted[:, 3 if num_lists is None else num_lists:] = -np.inf
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+  @parameterized.parameters(1, 8)
+  def test_a_function_of_every_row_is_of_its_own_vector(self, devices):
+    targets, queries, _, weight = _data()
+    mesh = sharding.make_mesh(devices)
+    ids = np.where(np.arange(NUM_TARGETS) % 7, np.arange(NUM_TARGETS), -1)
+    rows = table.create(
+        targets, ids, mesh=mesh, chunk_rows=64, dtype='float32')
+    view = plain_view(rows, mesh)._replace(
+        correct=lambda rows: rows.embeddings @ weight)
+    scores, live = scoring.map_rows(
+        lambda vectors, live, queries: (vectors @ queries.T, live), view,
+        queries)
+    np.testing.assert_allclose(
+        scores[:NUM_TARGETS], targets @ weight @ queries.T, rtol=1e-5,
+        atol=1e-5)
+    np.testing.assert_array_equal(live[:NUM_TARGETS], ids >= 0)
+    self.assertFalse(live[NUM_TARGETS:].any())
+
+
 class InvarianceTest(parameterized.TestCase):
 
   @parameterized.parameters(

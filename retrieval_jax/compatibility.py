@@ -10,6 +10,7 @@ import dataclasses
 import typing
 
 from retrieval_jax import correctors
+from retrieval_jax import samplers
 from retrieval_jax import types
 
 if typing.TYPE_CHECKING:  # a Method checks itself, so it imports this
@@ -21,7 +22,8 @@ NEEDS = {
         "sampler.name='gumbel', 'top_k_gumbel' or 'bucketed'."),
     'log_q': (
         "estimator.name='sampled_softmax' needs log q of every column; use "
-        "sampler.name='uniform' or 'gumbel'."),
+        "sampler.name='uniform' or 'gumbel', or 'tree' with "
+        'sampler.chain_steps=0.'),
     'every_row': (
         "estimator.name='full_softmax' is the exact loss over all targets; it "
         "needs memory.kind='corpus' and sampler.name='exhaustive'."),
@@ -72,6 +74,10 @@ def check_method(method: 'methods.Method') -> None:
         f'targets.source={method.targets.source!r} takes the rows of the table '
         "for the targets; it needs memory.kind='corpus', all of refresh off "
         "and corrector.name='identity'.")
+  if isinstance(method.sampler, samplers.Tree) and not memory.holds_corpus:
+    raise ValueError(
+        "sampler.name='tree' is over rows that keep their target; it needs "
+        "memory.kind='corpus'.")
   refresh.num_rows(memory.num_slots)
   if method.corrector.num_anchors > memory.num_slots:
     raise ValueError(

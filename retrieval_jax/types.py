@@ -247,6 +247,9 @@ class Observation(NamedTuple):
     queries: [B, D] float32.
     scale: [] float32.
     step: [] int32.
+    written_rows: [P] int32, the rows that this step overwrites with `fresh`,
+      the last of equal rows winning, -1 where the memory keeps what it holds;
+      None where nobody says.
   """
   stale: TargetTable
   fresh: jax.Array
@@ -254,6 +257,7 @@ class Observation(NamedTuple):
   queries: jax.Array
   scale: jax.Array
   step: jax.Array
+  written_rows: jax.Array | None = None
 
 
 class Episode(NamedTuple):
@@ -410,6 +414,13 @@ class Sampler(Protocol):
 
   def rebuild(self, state: Any, key: jax.Array, episode: Episode) -> Any:
     """Returns the state to go on with once the memory has been renewed."""
+
+  def diagnose(self, state: Any, request: Request, view: View
+               ) -> Mapping[str, jax.Array]:
+    """Returns scalars that say how its draws compare with the exact softmax.
+
+    It may look at every row; {} where there is nothing to say.
+    """
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns what one `propose` over M = capacity rows costs, for the meter.

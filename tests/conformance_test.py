@@ -54,7 +54,16 @@ MADE_UP = {'made_up_on_device': made_up_samplers.Rare,
            'made_up_on_host': made_up_samplers.OnHost,
            'made_up_of_ids': made_up_samplers.Pool}
 SAMPLERS = {name: {'name': name} for name in (*registries.SAMPLERS, *MADE_UP)
-            } | {'top_k_of_a_depth': {'name': 'top_k', 'depth': 8}}
+            } | {'top_k_of_a_depth': {'name': 'top_k', 'depth': 8}} | {
+                name: {'name': 'tree', 'leaf_size': 8, 'opened': 2} | options
+                for name, options in (
+                    ('tree_of_proposals', {'chain_steps': 0}),
+                    ('tree_along_a_beam', {
+                        'leaf_size': 4, 'beam': 3, 'chain_steps': 0}),
+                    ('tree_resampling', {
+                        'accept': 'resampling', 'step_proposals': 2}),
+                    ('tree_rejection', {
+                        'accept': 'rejection', 'moments': 0, 'opened': 0}))}
 CORRECTORS = {name: {'name': name} for name in registries.CORRECTORS} | {
     'procrustes': {'name': 'linear', 'fit': 'procrustes'},
     'mlp_of_age': {'name': 'mlp', 'condition_on_age': True},
@@ -386,7 +395,7 @@ def play(case, devices):
     stale = tables.take(table, rows)
     state, info = sampler.update(state, types.Observation(
         stale, vectors(5, len(rows)), stale.ids >= 0, vectors(6, B),
-        jnp.float32(SCALE), jnp.int32(3)))
+        jnp.float32(SCALE), jnp.int32(3), rows))
     if where is not None:
       state = jax.lax.with_sharding_constraint(state, where)
     return state, info

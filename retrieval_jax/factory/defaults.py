@@ -107,6 +107,17 @@ def get_config() -> config_dict.ConfigDict:
   # gaps are about 0.1.
   config.sampler.simans_a = 100.0
   config.sampler.simans_b = 0.0
+  # Of 'tree', as all down to regrow_share; all numbers [ours].
+  config.sampler.leaf_size = 128  # the most rows of a leaf
+  config.sampler.moments = 4  # axes of second moments; 0: first order
+  config.sampler.beam = 0  # parents whose leaves are weighed; 0: all
+  config.sampler.opened = 32  # leaves scored exactly per query, at most
+  config.sampler.open_until = 0.0  # mass that may be left unopened; 0: none
+  config.sampler.accept = 'metropolis'  # or 'resampling', 'rejection'
+  config.sampler.chain_steps = 4  # 0: draws are proposals, with their log q
+  config.sampler.step_proposals = 1
+  config.sampler.move_margin = 0.1
+  config.sampler.regrow_share = 0.1  # 0: the tree is built anew when renewed
   # Negatives above this share of the positive's score, or nearer to it than
   # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.
   config.sampler.max_share = config_dict.placeholder(float)

@@ -53,6 +53,7 @@ SAMPLERS = {
     'gumbel': samplers.Gumbel,
     'top_k_gumbel': samplers.ShortlistGumbel,
     'bucketed': samplers.BucketedGumbel,
+    'tree': samplers.Tree,
 }
 
 OBJECTIVES = {

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 from retrieval_jax import correctors
@@ -71,6 +72,8 @@ def against_brute_force(
     ) -> dict[str, float]:
   """Returns `diagnostics.approximation` of the memory seen through `correct`.
 
+  And what the sampler has to say of its draws from it.
+
   Args:
     experiment: factory.Experiment.
     state: TrainState.
@@ -83,16 +86,29 @@ def against_brute_force(
   rows = rows[diagnostics.sample_queries(
       [experiment.dataset.query_ids[row] for row in rows],
       config.diagnostics.num_queries)]
-  return diagnostics.approximation(
-      experiment.embed_queries(state.params, rows), fresh,
-      types.View(table=state.table, correct=correct,
-                 scale=experiment.model.scale_of(state.params),
-                 scan=types.Scan(experiment.mesh,
-                                 experiment.method.memory.chunk_rows)),
-      known_positives=qrels.padded_known(rows),
-      positive_ids=np.array(
-          [qrels.positives(row)[0] for row in rows], np.int32),
+  method = experiment.method
+  queries = experiment.embed_queries(state.params, rows)
+  view = types.View(table=state.table, correct=correct,
+                    scale=experiment.model.scale_of(state.params),
+                    scan=types.Scan(experiment.mesh, method.memory.chunk_rows))
+  known = qrels.padded_known(rows)
+  positives = np.array([qrels.positives(row)[0] for row in rows], np.int32)
+  found = diagnostics.approximation(
+      queries, fresh, view, known_positives=known, positive_ids=positives,
       mesh=experiment.mesh)
+
+  def of_sampler(state, table, queries, known, positives):
+    return method.sampler.diagnose(state, types.Request(
+        queries, jnp.asarray(rows, jnp.int32),
+        method.memory.rows_of(table, known), known,
+        method.memory.rows_of(table, positives), jnp.int32(0)),
+                                   view._replace(table=table))
+
+  with jax.transfer_guard('allow'):
+    return found | {
+        name: float(value) for name, value in jax.jit(of_sampler)(
+            state.sampler, state.table, jnp.asarray(queries),
+            jnp.asarray(known, jnp.int32), positives).items()}
 
 
 def _bounding_correctors(normalize: bool, dim: int

@@ -15,4 +15,5 @@ from retrieval_jax.samplers.simans import SimANS
 from retrieval_jax.samplers.stateless import Stateless
 from retrieval_jax.samplers.stochastic import StochasticNegativeMining
 from retrieval_jax.samplers.top_k import TopK
+from retrieval_jax.samplers.tree import Tree
 from retrieval_jax.samplers.uniform import Uniform

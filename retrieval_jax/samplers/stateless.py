@@ -30,6 +30,12 @@ class Stateless:
     del observation
     return state, {}
 
+  def diagnose(self, state: tuple[()], request: types.Request,
+               view: types.View) -> Mapping[str, jax.Array]:
+    """Returns nothing."""
+    del state, request, view
+    return {}
+
   def rebuild(self, state: tuple[()], key: jax.Array, episode: types.Episode
               ) -> tuple[()]:
     """Returns the empty state."""

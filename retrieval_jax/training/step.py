@@ -303,10 +303,16 @@ def make_train_step(
   def observed(state, encoded, fresh):
     rows, embeddings = (jnp.concatenate(parts) for parts in zip(*encoded))
     stale = memory.take(state.table, rows)
+    none = lambda rows: jnp.full_like(rows, -1)
+    written_rows = jnp.concatenate([
+        rows if is_written else none(rows) for rows, is_written in (
+            (encoded.drawn.rows, method.refresh.write_back),
+            (encoded.refreshed.rows, True), (encoded.anchors.rows, False),
+            (encoded.positives.rows, method.refresh.push))])
     return types.Observation(
         stale=stale, fresh=jax.lax.stop_gradient(embeddings),
         mask=stale.ids >= 0, queries=fresh.queries, scale=fresh.scale,
-        step=state.step)
+        step=state.step, written_rows=written_rows)
 
   # Outputs are pinned to the shardings of the inputs: a second step then finds
   # what the first one found and compiles nothing.

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from retrieval_jax import samplers
 from retrieval_jax import trained
 from retrieval_jax.factory import registries
 from retrieval_jax.jobs import train
@@ -14,6 +15,9 @@ from tests.experiments import tiny
 from tests.experiments import train_test
 
 KINDS = {
+    'tree': (samplers.Tree, tiny.MOVING | {
+        'refresh__reencode_every': 4, 'sampler__leaf_size': 8,
+        'sampler__opened': 2}),
     'rare': (made_up_samplers.Rare, tiny.MOVING | {
         'refresh__reencode_every': 4}),
     'on_host': (made_up_samplers.OnHost, tiny.MOVING),

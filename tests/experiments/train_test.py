@@ -33,7 +33,7 @@ CONFIGS = sorted(
     if not path.endswith('__init__.py')) + [
         'negative_cache:full_tiny', 'corrector:refreshed_tiny',
         'corrector:write_back_tiny', 'corrector:ring_tiny',
-        'corrector:linear_tiny']
+        'corrector:linear_tiny', 'dynamic_index:static_tiny']
 
 
 def stop_after(step):

@@ -79,7 +79,13 @@ GUARDS = {
         'tests/objectives', 'tests/conformance_test.py::ObjectiveTest'),
     'retrieval_jax/samplers/simans.py': (
         'tests/samplers/simans_test.py', *_SAMPLERS),
+    'retrieval_jax/samplers/tree.py': (
+        'tests/samplers/tree_test.py', *_SAMPLERS),
     'retrieval_jax/samplers/*.py': _SAMPLERS,
+    'retrieval_jax/tree_bounds.py': (
+        'tests/samplers/tree_test.py::BoundTest',),
+    'retrieval_jax/tree*.py': (
+        'tests/tree_test.py', 'tests/samplers/tree_test.py'),
     'retrieval_jax/correctors/*.py': (
         'tests/correctors/correctors_test.py::DriftTest',
         'tests/conformance_test.py::CorrectorTest',

@@ -74,6 +74,7 @@ class ProposalTest(absltest.TestCase):
   def test_which_samplers_need_no_first_pass_over_the_targets(self):
     blind = (samplers.NoNegatives, samplers.Uniform, samplers.Exhaustive)
     for kind in (*blind, samplers.StochasticNegativeMining, samplers.TopK,
+                 samplers.Tree,
                  samplers.SimANS, samplers.Gumbel, samplers.ShortlistGumbel,
                  samplers.BucketedGumbel):
       self.assertEqual(kind.reads_embeddings, kind not in blind, kind)

@@ -85,8 +85,8 @@ class PefaXL:
     pefa_xs.check_weight(self.weight)
     if self.num_neighbours < 1:
       raise ValueError(
-          f'num_neighbours (--neighbours) is {self.num_neighbours}, expected at '
-          'least 1.')
+          f'num_neighbours (--neighbours) is {self.num_neighbours}, expected '
+          'at least 1.')
     for option, allowed in (('normalisation', NORMALISATIONS),
                             ('missing', MISSING)):
       if getattr(self, option) not in allowed:

@@ -73,7 +73,7 @@ class BeirReaderTest(parameterized.TestCase):
     with open(path, 'r+b') as file:
       file.truncate(os.path.getsize(path) - 10)
     with fakes.zstandard(), self.assertRaisesRegex(
-        errors.DataError, rf'{path}:\d: cannot read further: damaged or cut'):
+        errors.DataError, rf'{path}:\d: cannot read further: .*damaged or cut'):
       list(beir.BeirReader(folder).corpus())
 
   def test_candidates_of_a_split_without_judgements_are_refused(self):

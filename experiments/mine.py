@@ -38,7 +38,8 @@ from retrieval_jax.jobs import mine
 from retrieval_jax.mining import formats
 from retrieval_jax.mining import negatives
 
-_OF_INDEX = ('chunk_rows', 'links', 'ef_construction', 'ef_search')
+_OF_INDEX = ('chunk_rows', 'links', 'ef_construction', 'ef_search', 'leaf_size',
+             'opened', 'beam')
 
 
 def define_flags(values):
@@ -89,11 +90,17 @@ def define_flags(values):
       'batch_size', 256, 'Queries at a time, which bounds memory.',
       lower_bound=1, **at)
   flags.DEFINE_integer(
-      'chunk_rows', 4096, 'Targets scored at a time by --index=exact.',
+      'chunk_rows', 4096, 'Targets scored at a time by --index=exact, tree.',
       lower_bound=1, **at)
   flags.DEFINE_integer('links', 32, 'M of faiss_hnsw.', **at)
   flags.DEFINE_integer('ef_construction', 200, 'Of faiss_hnsw.', **at)
   flags.DEFINE_integer('ef_search', 128, 'Of faiss_hnsw.', **at)
+  flags.DEFINE_integer(
+      'leaf_size', 64, 'Most targets of a leaf of --index=tree.', **at)
+  flags.DEFINE_integer(
+      'opened', 64, 'Leaves of tree that are scored for a query; 0: all.', **at)
+  flags.DEFINE_integer(
+      'beam', 0, 'Parents of tree whose leaves are looked at; 0: all.', **at)
   flags.mark_flags_as_required(['out'], **at)
 
 

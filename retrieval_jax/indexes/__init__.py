@@ -9,9 +9,11 @@ import jax
 from retrieval_jax.indexes.exact import ExactIndex as ExactIndex
 from retrieval_jax.indexes.faiss import FaissFlat as FaissFlat
 from retrieval_jax.indexes.faiss import FaissHNSW as FaissHNSW
+from retrieval_jax.indexes.tree import TreeIndex as TreeIndex
 
 INDEXES: Mapping[str, Any] = {
-    'exact': ExactIndex, 'faiss_flat': FaissFlat, 'faiss_hnsw': FaissHNSW}
+    'exact': ExactIndex, 'tree': TreeIndex, 'faiss_flat': FaissFlat,
+    'faiss_hnsw': FaissHNSW}
 """Name -> class; options are its fields. tests/indexes runs over all."""
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +36,12 @@ class ExactIndex:
       raise ValueError(
           f'batch_size is {self.batch_size}, expected at least 1.')
 
-  def build(self, targets: np.ndarray) -> TargetTable:
+  def build(self, targets: np.ndarray) -> Any:
     """Returns the state for targets [N, D], numpy or memory-mapped."""
     return table.from_embeddings(
         targets, self.mesh, self.chunk_rows, self.dtype)
 
-  def search(self, state: TargetTable, queries: np.ndarray, k: int,
+  def search(self, state: Any, queries: np.ndarray, k: int,
              exclude: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k targets of largest inner product with each query.
@@ -71,18 +72,27 @@ class ExactIndex:
     for start in range(0, num_queries, size):
       stop = min(start + size, num_queries)
       pad = ((0, size - (stop - start)), (0, 0))
-      found = _search(
+      found = self._found(
           put(np.pad(queries[start:stop], pad)), state,
-          put(np.pad(exclude[start:stop], pad, constant_values=-1)),
-          k=k, mesh=self.mesh, chunk_rows=self.chunk_rows)
+          put(np.pad(exclude[start:stop], pad, constant_values=-1)), k)
       scores[start:stop], ids[start:stop] = (
           np.asarray(a)[:stop - start] for a in found)
     return scores, ids
 
+  def _found(self, queries: jax.Array, state: Any, exclude: jax.Array, k: int
+             ) -> tuple[jax.Array, jax.Array]:
+    """Returns what `search` does, of a batch that is on the devices."""
+    return _search(queries, state, exclude, k=k, mesh=self.mesh,
+                   chunk_rows=self.chunk_rows)
+
+
+def as_they_are(stale: TargetTable) -> jax.Array:
+  """Returns the embeddings [..., D] float32 of a table's slice, uncorrected."""
+  return stale.embeddings.astype(jnp.float32)
+
 
 @functools.partial(jax.jit, static_argnames=('k', 'mesh', 'chunk_rows'))
 def _search(queries, state, exclude, *, k, mesh, chunk_rows):
-  view = View(state, lambda stale: stale.embeddings.astype(jnp.float32),
-              jnp.ones(()), Scan(mesh, chunk_rows))
+  view = View(state, as_they_are, jnp.ones(()), Scan(mesh, chunk_rows))
   # Row i of a corpus table holds id i, so rows need no translation.
   return scoring.top_k(queries, view, k, exclude_rows=exclude)

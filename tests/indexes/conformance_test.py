@@ -119,8 +119,8 @@ class MakeTest(absltest.TestCase):
 
   def test_what_is_not_there_is_refused(self):
     mesh = sharding.make_mesh(1)
-    with self.assertRaisesRegex(ValueError, r"'tree' is not one of \['exact'"):
-      indexes.make('tree', mesh)
+    with self.assertRaisesRegex(ValueError, r"'grove' is not one of \['exact'"):
+      indexes.make('grove', mesh)
     with self.assertRaisesRegex(
         ValueError, "links is not an option of the index 'exact', which has "
         'batch'):

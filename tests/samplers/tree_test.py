@@ -13,6 +13,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import optax
 from scipy import stats
 
 from retrieval_jax import method as methods
@@ -23,6 +24,7 @@ from retrieval_jax import tree as trees
 from retrieval_jax import tree_bounds
 from retrieval_jax import types
 from retrieval_jax.samplers import tree as tree_sampler
+from retrieval_jax.training import step as steps
 from tests import helpers
 
 N, D, CHUNK = 900, 4, 64  # of leaves of 4 rows: several parents
@@ -488,7 +490,10 @@ class BoundTest(parameterized.TestCase):
 class StateTest(parameterized.TestCase):
 
   def test_follows_what_a_step_writes(self):
-    """Draws, a share of the rows and positives, over three steps."""
+    """Draws, a share of the rows and positives, over three steps.
+
+    Not the rows that are encoded for a corrector alone.
+    """
     sampler = make(leaf_size=4, chain_steps=1)
     seen = []
     mesh = sharding.make_mesh(2)
@@ -500,7 +505,8 @@ class StateTest(parameterized.TestCase):
       seen.append((rows, jax.device_get(state.sampler)))
 
     helpers.train(
-        helpers.method(sampler, write_back=True, push=True, fraction=0.1),
+        helpers.method(sampler, corrector=helpers.linear(num_anchors=6),
+                       write_back=True, push=True, fraction=0.1),
         mesh, num_steps=4, each=look, stale_params=helpers.params(1))
     (first, tree), (last, _) = seen[0], seen[-1]
     self.assertGreater((first != last).any(axis=1).sum(), 10)
@@ -514,6 +520,23 @@ class StateTest(parameterized.TestCase):
         each=lambda state, *_: trees_seen.append(
             jax.device_get(state.sampler)))
     jax.tree.map(np.testing.assert_array_equal, trees_seen[0], trees_seen[-1])
+
+  @parameterized.parameters(0.0, 100.0)
+  def test_is_made_of_rows_as_they_are_corrected(self, share):
+    method = helpers.method(
+        make(leaf_size=4, regrow_share=share), push=True,
+        corrector=helpers.linear(reset_on_refresh=False))
+    mesh = sharding.make_mesh(2)
+    learned, _ = helpers.train(
+        method, mesh, num_steps=3, stale_params=helpers.params(1))
+    train_step = steps.make_train_step(
+        helpers.ENCODERS, method, optax.sgd(0.1), mesh=mesh, seed=0)
+    now = helpers.table(mesh, helpers.params(2))
+    new = train_step.refreshed(learned, now)
+    corrected = np.asarray(method.corrector.apply(new.corrector, now))
+    self.assertGreater(np.abs(corrected - now.embeddings).max(), 0.01)
+    trees.check(new.sampler, corrected[:helpers.NUM_TARGETS],
+                np.ones(helpers.NUM_TARGETS, bool))
 
   @parameterized.parameters(0.0, 0.1, 100.0)
   def test_is_brought_up_to_date_with_a_new_memory(self, share):

@@ -4,7 +4,7 @@
   python -m experiments.search --workdir=runs/stale            # reads stdin
 
 Passages are shown up to 300 characters, control characters as escapes. The
-corpus is embedded once per checkpoint and kept in WORKDIR/targets-STEP.npy.
+corpus is embedded once per checkpoint and kept in WORKDIR/targets.
 With --index=DIR, which experiments.adapt wrote, that index is searched instead;
 then --config=configs/minilm.py may take the place of a run.
 """

@@ -16,6 +16,7 @@ from retrieval_jax.factory import run_folder
 from retrieval_jax.jobs import adapt
 from retrieval_jax.jobs import embed
 from retrieval_jax.jobs import evaluate
+from retrieval_jax.jobs import export
 from retrieval_jax.jobs import mine
 from retrieval_jax.jobs import train
 from tests.experiments import tiny
@@ -134,11 +135,15 @@ def test_results_of_a_run_that_is_gone_are_removed(folder, capsys):
 
 def test_a_moved_run_needs_no_cache_and_not_the_encoder_it_started_from(
     folder):
+  export.run(str(folder / 'encoder'), str(folder / 'run'))
+  shutil.rmtree(folder / 'run')
+  train.run(_config(folder, model__pretrained=str(folder / 'encoder'),
+                    model__num_layers=0), str(folder / 'run'), num_devices=1)
   retriever = trained.open(str(folder / 'run'))
   expected = retriever.embed_targets()
-  shutil.rmtree(folder / 'cache')
-  shutil.copytree(folder / 'run', folder / 'elsewhere')
-  shutil.rmtree(folder / 'run')
+  for gone in ('cache', 'encoder'):
+    shutil.rmtree(folder / gone)
+  (folder / 'run').rename(folder / 'elsewhere')
   moved = trained.open(str(folder / 'elsewhere'))
   np.testing.assert_array_equal(moved.embed_targets(), expected)
 

@@ -168,7 +168,8 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
   """
   with _checkpoints(workdir) as (config, kept, step):
-    experiment = factory.build(config, num_devices=num_devices)
+    experiment = factory.build(
+        config, num_devices=num_devices, training=False)
     replicated = sharding.replicated(experiment.mesh)
     params = kept.restore_params(jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
@@ -182,10 +183,12 @@ def from_config(config: config_dict.ConfigDict,
                 num_devices: int | None = None) -> TrainedRetriever:
   """Returns the encoder that a config starts from, untrained by us.
 
+  Its data need not have a split to train on.
+
   Raises:
     ValueError: for options that cannot work.
   """
-  experiment = factory.build(config, num_devices=num_devices)
+  experiment = factory.build(config, num_devices=num_devices, training=False)
   return TrainedRetriever(experiment, experiment.params, None, 0)
 
 

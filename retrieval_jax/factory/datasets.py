@@ -44,12 +44,30 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
   return make(','.join(map(os.path.expanduser, path.split(','))))
 
 
-def make_dataset(config: config_dict.ConfigDict) -> data.RetrievalDataset:
-  """Returns the prepared data set; prepares it on the first call."""
+def make_dataset(config: config_dict.ConfigDict, *, training: bool = True
+                 ) -> data.RetrievalDataset:
+  """Returns the prepared data set; prepares it on the first call.
+
+  Args:
+    config: ConfigDict.
+    training: whether it is to be trained on. Else it need not have the splits
+      that the config names.
+
+  Raises:
+    ValueError: for a split that training needs and that is not there.
+  """
   reader = make_reader(config.data.source, config.data.path, cache(config))
   if config.data.num_targets:
     reader = data.Subset(reader, config.data.num_targets)
   dataset = data.prepare(reader, cache(config))
+  if training:
+    _check_splits(config, dataset)
+  return dataset
+
+
+def _check_splits(config: config_dict.ConfigDict,
+                  dataset: data.RetrievalDataset) -> None:
+  """Raises ValueError where the data lacks a split that a run reads."""
   for option in ('train_split', 'dev_split', 'test_split'):
     split = config.data[option]
     if split and split not in dataset.qrels:
@@ -61,7 +79,6 @@ def make_dataset(config: config_dict.ConfigDict) -> data.RetrievalDataset:
       raise ValueError(
           f'--config.{option} looks at the dev queries; name a split by '
           '--config.data.dev_split, or set it to 0.')
-  return dataset
 
 
 def make_tokenizer(config: config_dict.ConfigDict,

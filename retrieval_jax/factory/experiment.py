@@ -82,9 +82,9 @@ class Experiment:
     Args:
       params: of the model.
       table_embeddings: [M, D], of the run's table; read in the former case
-        only.
+        only. None before training, when no row has moved yet.
     """
-    if self.method.targets.source == 'encoder':
+    if self.method.targets.source == 'encoder' or table_embeddings is None:
       return self.embed_targets(params)
     return np.asarray(
         table_embeddings[:len(self.target_tokens)], np.float32)
@@ -162,9 +162,19 @@ class Experiment:
         num_candidates=self.method.num_candidates)
 
 
-def build(config: config_dict.ConfigDict, *,
-          num_devices: int | None = None) -> Experiment:
-  """Returns the Experiment for `config`; raises ValueError on bad options."""
+def build(config: config_dict.ConfigDict, *, num_devices: int | None = None,
+          training: bool = True) -> Experiment:
+  """Returns the Experiment for `config`.
+
+  Args:
+    config: ConfigDict.
+    num_devices: devices to use; all by default.
+    training: whether to train it. Else the data need not have what only
+      training reads: its splits, candidates, enough targets for the memory.
+
+  Raises:
+    ValueError: on bad options.
+  """
   mesh = sharding.make_mesh(num_devices)
   if config.profile.num_steps and config.profile.start < 1:
     raise ValueError(
@@ -172,11 +182,12 @@ def build(config: config_dict.ConfigDict, *,
         'the first step is compiled, which a trace of it would show.')
   config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
-  dataset = datasets.make_dataset(config)
+  dataset = datasets.make_dataset(config, training=training)
   method = methods_lib.make_method(
       config, len(dataset.corpus_ids), len(dataset.query_ids))
-  compatibility.check_setting(method, methods_lib.make_setting(
-      config, sharding.num_shards(mesh), dataset))
+  if training:
+    compatibility.check_setting(method, methods_lib.make_setting(
+        config, sharding.num_shards(mesh), dataset))
   tokenizer = datasets.make_tokenizer(config, dataset)
   query_tokens, target_tokens_ = datasets.make_tokens(
       config, dataset, tokenizer)

@@ -211,7 +211,7 @@ def open_source(options: Options) -> Source:
     found = embeddings_lib.read_collection(
         options.embeddings, query_ids=queries.ids, corpus_ids=targets.ids)
     if options.config:
-      dataset = factory.make_dataset(options.config)
+      dataset = factory.make_dataset(options.config, training=False)
       for column, ours, theirs in (
           ('corpus', targets.ids, dataset.corpus_ids),
           ('queries', queries.ids, dataset.query_ids)):
@@ -227,7 +227,7 @@ def open_source(options: Options) -> Source:
         found, 'train', lambda rows: (queries.vectors, targets.vectors))
   config: Any = (trained.read_config(options.workdir) if options.workdir
                  else options.config)
-  dataset = factory.make_dataset(config)
+  dataset = factory.make_dataset(config, training=False)
 
   def embed(rows):
     retriever = trained.open_either(options.workdir, options.config)

@@ -55,6 +55,7 @@ def define_flags(values):
       'it the measures are printed alone.', flag_values=values)
   process.DEFINE_path('embeddings', None, 'Folder of embeddings.',
                       flag_values=values)
+  process.DEFINE_lenient(flag_values=values)
   flags.DEFINE_list(
       'splits', None, 'Splits to evaluate; by default those of the config, '
       'without a run its test split.', flag_values=values)
@@ -84,7 +85,8 @@ def main(argv, values=flags.FLAGS):
     if values.index:
       found = evaluate.of_index(
           values.index, values.splits, values.measures, workdir=values.workdir,
-          config=values.config, embeddings=values.embeddings)
+          config=values.config, embeddings=values.embeddings,
+          lenient=values.lenient)
       where = values.index
     elif values.workdir:
       found, step = evaluate.run(
@@ -111,6 +113,10 @@ def _check_flags(values):
       raise ValueError(
           f'--{name} goes with --config alone; '
           'a run and an index have their own data and folder.')
+  if values.lenient and not values.embeddings:
+    raise ValueError(
+        '--lenient goes with --embeddings; of a config it is '
+        '--config.data.lenient=True, and a run has its own.')
   if values.dims and values.index:
     raise ValueError('--dims does not go with --index; leave it out.')
 

@@ -19,7 +19,8 @@ def cache(config: config_dict.ConfigDict) -> str:
   return os.path.expanduser(config.data.cache)
 
 
-def make_reader(source: str, path: str, cache: str) -> data.Reader:
+def make_reader(source: str, path: str, cache: str, *, lenient: bool = False
+                ) -> data.Reader:
   """Returns the dataset.Reader of a format.
 
   Args:
@@ -28,6 +29,8 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
       commas; in each, ~ is the user's home. Of 'wordnet' it is the folder of
       tensorflow_datasets with its copy, by default `cache`/tfds.
     cache: folder of prepared data.
+    lenient: whether what is wrong with judgements is dropped and counted, see
+      `data.Lenient`; else it is refused when it is read.
 
   Raises:
     ValueError: for an unknown source or an empty path; a DataError for data
@@ -41,7 +44,8 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
         f'--config.data.source={source} needs --config.data.path=DIR '
         '(--path of experiments.convert), or a file or a name; docs/data.md '
         'says which.')
-  return make(','.join(map(os.path.expanduser, path.split(','))))
+  reader = make(','.join(map(os.path.expanduser, path.split(','))))
+  return data.Lenient(reader) if lenient else reader
 
 
 def make_dataset(config: config_dict.ConfigDict, *, training: bool = True
@@ -56,7 +60,8 @@ def make_dataset(config: config_dict.ConfigDict, *, training: bool = True
   Raises:
     ValueError: for a split that training needs and that is not there.
   """
-  reader = make_reader(config.data.source, config.data.path, cache(config))
+  reader = make_reader(config.data.source, config.data.path, cache(config),
+                       lenient=config.data.lenient)
   if config.data.num_targets:
     reader = data.Subset(reader, config.data.num_targets)
   dataset = data.prepare(reader, cache(config))

@@ -28,6 +28,9 @@ def get_config() -> config_dict.ConfigDict:
   config.data.path = ''  # folder, file or name, as the format's module says
   config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
   config.data.num_targets = 0  # keep about this many targets; 0: all
+  # True drops and counts judgements of unknown ids, repeated ones and queries
+  # without a relevant target, which are refused otherwise.
+  config.data.lenient = False
   config.data.train_split = 'train'
   config.data.dev_split = 'dev'
   config.data.test_split = 'test'

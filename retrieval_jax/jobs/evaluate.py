@@ -93,9 +93,9 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
 
   Returns:
     The content of results.json: 'measures' of the encoder and of 'bm25' by
-    split, and the sizes of the data. Of several data sets, 'sets' holds these
-    of each, and the measures are their means, in which each set counts the
-    same.
+    split, the sizes of the data, and what was dropped. Of several data sets,
+    'sets' holds these of each, and the measures are their means, in which each
+    set counts the same.
 
   Raises:
     ValueError: if `out` exists, or for splits, measures or dims that do not
@@ -152,7 +152,7 @@ def _of_encoder(config, written, *, names, measures, dims):
       'measures': of_params(
           experiment, retriever.params, None, names, workdir=written,
           measures=measures, dims=dims),
-      'bm25': bm25_of, 'data': dataset.name,
+      'bm25': bm25_of, 'data': dataset.name, 'dropped': dataset.dropped,
       'num_targets': len(dataset.corpus_ids),
       'num_queries': {name: len(dataset.qrels[name].queries())
                       for name in names}}
@@ -242,7 +242,7 @@ def of_bm25(experiment: factory.Experiment,
 def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
              *, workdir: str | None = None,
              config: config_dict.ConfigDict | None = None,
-             embeddings: str | None = None) -> Measures:
+             embeddings: str | None = None, lenient: bool = False) -> Measures:
   """Returns {split: {measure: value}} of an adapted index; writes SPLIT.run.
 
   Args:
@@ -253,6 +253,8 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     workdir: of the run whose encoder embeds the queries; or
     config: ConfigDict whose initial encoder does; or
     embeddings: folder of their embeddings and judgements.
+    lenient: whether what is wrong with the judgements of `embeddings` is
+      dropped, with a warning that counts it; else it is refused.
   """
   if embeddings:
     if workdir or config:
@@ -266,7 +268,8 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     names = names or embeddings_lib.read_splits(qrels_folder)
     dataset: Any = _Judged(corpus_ids, queries.ids, {
         name: embeddings_lib.read_qrels(
-            qrels_folder, name, queries.ids, corpus_ids) for name in names})
+            qrels_folder, name, queries.ids, corpus_ids,
+            dropped={} if lenient else None) for name in names})
     embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
   else:
     retriever = trained.open_either(workdir, config)
@@ -344,4 +347,4 @@ def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
       'measures': {}, **trained.read_baselines(workdir),
       'meter': trained.read_meter(workdir, step).as_dict(), 'steps': step,
       'seed': experiment.config.seed, 'config': experiment.config.to_dict(),
-      'method': repr(experiment.method)}
+      'dropped': experiment.dataset.dropped, 'method': repr(experiment.method)}

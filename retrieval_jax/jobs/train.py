@@ -136,7 +136,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       'measures': measures, **baselines, 'meter': meter.as_dict(),
       'steps': config.num_steps, 'seed': config.seed,
       'hardware': hardware(experiment.mesh), 'command': command or '',
-      'commit': commit(),
+      'commit': commit(), 'dropped': experiment.dataset.dropped,
       'config': resolved, 'method': repr(experiment.method)}
   report.write_results(workdir, results)
   return results

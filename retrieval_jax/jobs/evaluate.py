@@ -201,8 +201,9 @@ def of_params(experiment: factory.Experiment, params: types.Params,
         corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
         k=config.evaluation.depth + config.evaluation.drop_self_matches,
         chunk_rows=config.memory.chunk_rows)
-    return _measure(dataset, names, found, measures,
-                    config.evaluation.drop_self_matches, folder)
+    return _measure(
+        dataset, names, found, measures, depth=config.evaluation.depth,
+        drop_self_matches=config.evaluation.drop_self_matches, folder=folder)
 
   by_split = measure(queries, targets, workdir)
   for dim in config.evaluation.dims if dims is None else dims:
@@ -235,8 +236,8 @@ def of_bm25(experiment: factory.Experiment,
   return _measure(
       dataset, names, runs.from_rows(
           [dataset.query_ids[row] for row in rows], found, scores,
-          dataset.corpus_ids), measures, config.evaluation.drop_self_matches,
-      workdir)
+          dataset.corpus_ids), measures, depth=config.evaluation.depth,
+      drop_self_matches=config.evaluation.drop_self_matches, folder=workdir)
 
 
 def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
@@ -282,7 +283,9 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
   found = retrieval.search_index(
       index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
       corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
-  return _measure(dataset, names, found, measures, drop, folder)
+  return _measure(
+      dataset, names, found, measures, depth=retrieval.NUM_RESULTS,
+      drop_self_matches=drop, folder=folder)
 
 
 def flat(measures: Measures) -> dict[str, float]:
@@ -309,9 +312,17 @@ def _checked_splits(names: Sequence[str] | None,
   return names
 
 
-def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
-  """Cuts a run (queries in the order of the splits) and measures it."""
+def _measure(dataset, names, found, measures, *, depth, drop_self_matches,
+             folder=None):
+  """Cuts a run (queries in the order of the splits) and measures it.
+
+  What is written into `folder` is what is measured: at most `depth` results of
+  a query, its self match not among them where it is dropped.
+  """
   by_split, start = {}, 0
+  if drop_self_matches:
+    found = runs.drop_self_matches(found)
+  found = found.top(depth)
   for name in names:
     qrels = dataset.qrels[name]
     stop = start + len(qrels.queries())
@@ -323,7 +334,7 @@ def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
         part, measures_lib.qrels_from_rows(
             qrels.query_rows[relevant], qrels.corpus_rows[relevant],
             qrels.grades[relevant], dataset.query_ids, dataset.corpus_ids),
-        measures, drop_self_matches=drop_self_matches)
+        measures)
     if folder:
       trec.write_run(os.path.join(folder, f'{name}.run'), part)
   assert start == len(found.query_ids)

@@ -15,6 +15,9 @@ from absl import logging
 import jax
 
 from retrieval_jax import runtime
+from retrieval_jax import terminal
+
+_MESSAGE = 4000  # characters of an error, which may quote somebody's data
 
 flags.disclaim_key_flags()  # --help shows what a script defines by this module
 
@@ -71,7 +74,8 @@ def script():
           ModuleNotFoundError) as error:
     if os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
       raise
-    sys.exit(f'error: {error}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
+    message = terminal.shown(str(error), _MESSAGE, keep='\n')
+    sys.exit(f'error: {message}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
 
 
 def parse_flags(argv):

@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
-import json
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +13,7 @@ import numpy as np
 
 from retrieval_jax import data
 from retrieval_jax import factory
+from retrieval_jax import files
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.adapters import store
@@ -236,7 +235,7 @@ def read_config(workdir: str) -> config_dict.ConfigDict:
         f'--workdir={workdir} holds no config.json; it is not the folder of a '
         'run. Train one with python -m experiments.train.')
   config = defaults.get_config().unlock()
-  config.update(config_dict.ConfigDict(_read_json(path)))
+  config.update(config_dict.ConfigDict(files.read_json(path)))
   return config.lock()
 
 
@@ -269,7 +268,7 @@ def read_meter(workdir: str, step: int) -> meters.Meter:
 def read_baselines(workdir: str) -> Mapping[str, Any]:
   """Returns what the first start of a run measured before training."""
   path = os.path.join(workdir, 'baselines.json')
-  return _read_json(path) if os.path.exists(path) else {}
+  return files.read_json(path) if os.path.exists(path) else {}
 
 
 def abstract_state(experiment: factory.Experiment, train_step: steps.TrainStep
@@ -279,7 +278,3 @@ def abstract_state(experiment: factory.Experiment, train_step: steps.TrainStep
       np.float32(0), (len(experiment.first_ids()), experiment.model.dim))
   return states.abstract(train_step.init_state(
       experiment.params, experiment.make_table(nothing)))
-
-
-def _read_json(path):
-  return json.loads(pathlib.Path(path).read_text('utf-8'))

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -157,7 +158,9 @@ class TrainedRetriever:
 
 
 def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
-  """Opens a run at its last checkpoint.
+  """Opens a run at its best checkpoint, if it keeps that, else at its last.
+
+  Says which where it is not the last.
 
   Args:
     workdir: folder of the run, which need not have finished.
@@ -169,13 +172,33 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
   with _checkpoints(workdir) as (config, kept, step):
     experiment = factory.build(
         config, num_devices=num_devices, training=False)
+    last, best = step, kept.restore_meta(step).get('best') or {}
+    step = best.get('step') or last
+    if step != last and not jax.process_index():
+      print(f'{workdir}: step {step}, the best by {best["measure"]}; the last '
+            f'is {last}.', file=sys.stderr)
     replicated = sharding.replicated(experiment.mesh)
-    params = kept.restore_params(jax.tree.map(
+    params, embeddings = restore_model(experiment, kept, step, jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        experiment.params), step)
-    embeddings = (None if experiment.method.targets.source == 'encoder'
-                  else kept.restore_table_embeddings(step))
+        experiment.params))
   return TrainedRetriever(experiment, params, embeddings, step, workdir)
+
+
+def restore_model(experiment: factory.Experiment,
+                  kept: checkpoint.Checkpoints, step: int,
+                  abstract_params: Any) -> tuple[
+                      types.Params, np.ndarray | None]:
+  """Returns params and `table_embeddings`, see TrainedRetriever, of a step.
+
+  Args:
+    experiment: factory.Experiment.
+    kept: checkpoints of a run of it.
+    step: of the checkpoint.
+    abstract_params: pytree of ShapeDtypeStruct with shardings.
+  """
+  return (kept.restore_params(abstract_params, step),
+          None if experiment.method.targets.source == 'encoder'
+          else kept.restore_table_embeddings(step))
 
 
 def from_config(config: config_dict.ConfigDict,

@@ -55,6 +55,11 @@ def read_results(workdir: str) -> dict[str, Any]:
   return files.read_json(path)
 
 
+def measured_step(results: Mapping[str, Any]) -> int | None:
+  """Returns the step of the checkpoint that results are of."""
+  return (results.get('best') or {}).get('step', results.get('steps'))
+
+
 def _plain(value: Any) -> Any:
   """Returns the value in types that JSON knows."""
   if isinstance(value, Mapping):

@@ -171,7 +171,8 @@ def get_config() -> config_dict.ConfigDict:
 
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.every = 100
-  config.checkpoint.keep = 1
+  config.checkpoint.keep = 1  # of the latest
+  config.checkpoint.best = ''  # 'dev/nDCG@10': keep, and evaluate, the best
 
   config.profile = ml_collections.ConfigDict()
   config.profile.start = 10  # steps before a trace in WORKDIR/profile

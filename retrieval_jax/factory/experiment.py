@@ -15,6 +15,7 @@ from retrieval_jax import method as methods
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
+from retrieval_jax.evaluation import measures
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
@@ -180,6 +181,8 @@ def build(config: config_dict.ConfigDict, *, num_devices: int | None = None,
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
+  if training:
+    _check_best(config)
   config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
   dataset = datasets.make_dataset(config, training=training)
@@ -200,3 +203,21 @@ def build(config: config_dict.ConfigDict, *, num_devices: int | None = None,
       config=config, mesh=mesh, layout=layout, dataset=dataset,
       tokenizer=tokenizer, query_tokens=query_tokens,
       target_tokens=target_tokens_, model=model, params=params, method=method)
+
+
+def _check_best(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError unless training measures what checkpoint.best names."""
+  best, split = config.checkpoint.best, config.data.dev_split
+  if not best:
+    return
+  if not config.evaluation.every:
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} needs measures of the dev split '
+        'during training; set --config.evaluation.every=STEPS.')
+  measured = [f'{split}/{name}{dim}' for dim in (
+      '', *(f'/{dim}' for dim in config.evaluation.dims))
+              for name in measures.MEASURES]
+  if best not in measured:
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} is not measured during training; '
+        f'name one of {", ".join(measured)}.')

@@ -38,7 +38,10 @@ def splits(config: config_dict.ConfigDict) -> list[str]:
 def run(workdir: str, *, names: Sequence[str] | None = None,
         measures: Sequence[str] = measures_lib.MEASURES,
         dims: Sequence[int] | None = None) -> tuple[Measures, int]:
-  """Evaluates a run's last checkpoint and brings its results.json up to date.
+  """Evaluates a run's checkpoint and brings its results.json up to date.
+
+  It is the one that `trained.open` opens: the best where the run keeps it, else
+  the last.
 
   Args:
     workdir: folder of the run; SPLIT.run in TREC format goes there.
@@ -352,7 +355,7 @@ def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
   """
   if os.path.exists(os.path.join(workdir, report.RESULTS_FILE)):
     results = report.read_results(workdir)
-    if results['steps'] == step:
+    if report.measured_step(results) == step:
       return results
   return {
       'measures': {}, **trained.read_baselines(workdir),

@@ -94,6 +94,7 @@ def define_flags(values):
   flags.DEFINE_integer('links', 32, 'M of faiss_hnsw.', **at)
   flags.DEFINE_integer('ef_construction', 200, 'Of faiss_hnsw.', **at)
   flags.DEFINE_integer('ef_search', 128, 'Of faiss_hnsw.', **at)
+  process.DEFINE_lenient(**at)
   flags.mark_flags_as_required(['out'], **at)
 
 
@@ -111,7 +112,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         index_options=_index_options(values),
         **{name: values[name].value for name in (
             'workdir', 'config', 'embeddings', 'run', 'index', 'splits',
-            'drop_self_matches', 'batch_size')}), say=_print)
+            'drop_self_matches', 'batch_size', 'lenient')}), say=_print)
     if not facts['copies_of_positives_barred']:
       print('Copies of positives are not barred, because there are no texts; '
             '--config gives them.')

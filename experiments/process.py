@@ -19,6 +19,8 @@ from retrieval_jax import terminal
 
 _MESSAGE = 4000  # characters of an error, which may quote somebody's data
 
+flags.disclaim_key_flags()  # --help shows what a script defines by this module
+
 
 class _PathParser(flags.ArgumentParser):
   syntactic_help = 'a path; ~ is your home'
@@ -42,6 +44,14 @@ def DEFINE_paths(name, default, text, **kwargs):
   """Defines a flag as flags.DEFINE_list does, in which ~ is expanded."""
   return flags.DEFINE(_PathsParser(), name, default, text,
                       serializer=flags.CsvListSerializer(','), **kwargs)
+
+
+def DEFINE_lenient(**kwargs):
+  """Defines --lenient; of a config it is --config.data.lenient."""
+  return flags.DEFINE_bool(
+      'lenient', False, 'Drop and count judgements of unknown ids, repeated '
+      'ones and queries without a relevant target, in place of refusing them.',
+      **kwargs)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,9 @@
 
 Passages are shown up to 300 characters, control characters as escapes. The
 corpus is embedded once per checkpoint and kept in WORKDIR/targets.
-With --index=DIR, which experiments.adapt wrote, that index is searched instead;
-then --config=configs/minilm.py may take the place of a run.
+With --config=configs/minilm.py in place of a run, the encoder that it starts
+from answers, and embeds the corpus anew each time. With --index=DIR, which
+experiments.adapt wrote, that index is searched instead.
 """
 
 import sys
@@ -42,10 +43,6 @@ def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
-    if values.config and not values.index:
-      raise ValueError(
-          '--config needs --index=DIR; without one, train a run and name it by '
-          '--workdir.')
     retriever = trained.open_either(values.workdir, values.config)
     index = retriever.index(values.index)
     for query in values.query or _lines():

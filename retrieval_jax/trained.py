@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import sys
 from typing import Any, NamedTuple
 import warnings
 
@@ -193,7 +194,9 @@ class TrainedRetriever:
 
 
 def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
-  """Opens a run at its last checkpoint.
+  """Opens a run at its best checkpoint, if it keeps that, else at its last.
+
+  Says which where it is not the last.
 
   Args:
     workdir: folder of the run, which need not have finished.
@@ -206,26 +209,49 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
   """
   with _checkpoints(workdir) as (config, kept, step):
     experiment = factory.build(
-        config, num_devices=num_devices, workdir=workdir)
-    from_encoder = experiment.method.targets.source == 'encoder'
-    _check_data(workdir, experiment, kept.restore_meta(step)['config'],
-                may_change=from_encoder)
+        config, num_devices=num_devices, workdir=workdir, training=False)
+    meta = kept.restore_meta(step)
+    _check_data(workdir, experiment, meta['config'], may_change=(
+        experiment.method.targets.source == 'encoder'))
+    last, best = step, meta.get('best') or {}
+    step = best.get('step') or last
+    if step != last and not jax.process_index():
+      print(f'{workdir}: step {step}, the best by {best["measure"]}; the last '
+            f'is {last}.', file=sys.stderr)
     replicated = sharding.replicated(experiment.mesh)
-    params = kept.restore_params(jax.tree.map(
+    params, embeddings = restore_model(experiment, kept, step, jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        experiment.params), step)
-    embeddings = (None if from_encoder else kept.restore_table_embeddings(step))
+        experiment.params))
   return TrainedRetriever(experiment, params, embeddings, step, workdir)
+
+
+def restore_model(experiment: factory.Experiment,
+                  kept: checkpoint.Checkpoints, step: int,
+                  abstract_params: Any) -> tuple[
+                      types.Params, np.ndarray | None]:
+  """Returns params and `table_embeddings`, see TrainedRetriever, of a step.
+
+  Args:
+    experiment: factory.Experiment.
+    kept: checkpoints of a run of it.
+    step: of the checkpoint.
+    abstract_params: pytree of ShapeDtypeStruct with shardings.
+  """
+  return (kept.restore_params(abstract_params, step),
+          None if experiment.method.targets.source == 'encoder'
+          else kept.restore_table_embeddings(step))
 
 
 def from_config(config: config_dict.ConfigDict,
                 num_devices: int | None = None) -> TrainedRetriever:
   """Returns the encoder that a config starts from, untrained by us.
 
+  Its data need not have a split to train on.
+
   Raises:
     ValueError: for options that cannot work.
   """
-  experiment = factory.build(config, num_devices=num_devices)
+  experiment = factory.build(config, num_devices=num_devices, training=False)
   return TrainedRetriever(experiment, experiment.params, None, 0)
 
 

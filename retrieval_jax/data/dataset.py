@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from retrieval_jax import files
 from retrieval_jax.data import errors
+from retrieval_jax.data import lenient
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
@@ -32,7 +33,8 @@ class Reader(Protocol):
 
   A reader may also have `candidates(split)`, which yields (query id, corpus id,
   score or None, 'file:line') of the targets that someone proposed for a query:
-  hard negatives, and positives that a teacher scored beside them.
+  hard negatives, and positives that a teacher scored beside them. And
+  `dropped`, what it left out of each split, see `lenient`.
 
   Attributes:
     name: short name for reports.
@@ -239,6 +241,8 @@ class Collection:
     corpus_texts: texts by corpus row; None where only embeddings are known.
     query_texts: texts by query row; likewise.
     candidates: split name -> candidates, of the splits that have any.
+    dropped: split name -> what was left out of it, where data were read
+      leniently.
   """
   name: str
   corpus_ids: Sequence[str]
@@ -247,6 +251,8 @@ class Collection:
   corpus_texts: Sequence[str] | None = None
   query_texts: Sequence[str] | None = None
   candidates: Mapping[str, CandidatePairs] = dataclasses.field(
+      default_factory=dict)
+  dropped: Mapping[str, lenient.Counts] = dataclasses.field(
       default_factory=dict)
 
 
@@ -308,7 +314,9 @@ def prepare(source: Reader, cache_folder: str, *,
   if not os.path.isdir(folder):
     with files.new_folder(folder) as temporary:
       _write(source, temporary, fingerprint, progress)
-  return load(folder)
+  dataset = load(folder)
+  lenient.warn(dataset.name, dataset.dropped)
+  return dataset
 
 
 def load(folder: str) -> RetrievalDataset:
@@ -331,7 +339,8 @@ def load(folder: str) -> RetrievalDataset:
       corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
       query_texts=column('query_texts'), qrels=qrels, folder=folder,
       fingerprint=facts['fingerprint'],
-      corpus_fingerprint=facts['corpus_fingerprint'], candidates=candidates)
+      corpus_fingerprint=facts['corpus_fingerprint'], candidates=candidates,
+      dropped=facts.get('dropped', {}))
 
 
 def _write(source: Reader, folder: str, fingerprint: str, progress: bool
@@ -354,7 +363,8 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool
   files.write_json(os.path.join(folder, 'dataset.json'), {
       'name': source.name, 'fingerprint': fingerprint,
       'corpus_fingerprint': fingerprints['corpus'],
-      'splits': list(source.splits)})
+      'splits': list(source.splits),
+      'dropped': getattr(source, 'dropped', {})})
 
 
 def _write_records(source: Reader, records: Iterable[tuple[str, str]],

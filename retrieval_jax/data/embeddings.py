@@ -11,7 +11,7 @@ This is what experiments/embed.py writes. For an encoder that is only a service
 returning vectors, write the same files yourself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from retrieval_jax import files
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data import lenient
 from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
 from retrieval_jax.data.readers import beir
@@ -203,8 +204,18 @@ def _judgements(folder: str) -> dict[str, str]:
 
 
 def read_qrels(folder: str, split: str, query_ids: Sequence[str],
-               target_ids: Sequence[str]) -> dataset.Qrels:
+               target_ids: Sequence[str], *,
+               dropped: dict[str, lenient.Counts] | None = None
+               ) -> dataset.Qrels:
   """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows of the ids.
+
+  Args:
+    folder: of the judgements.
+    split: name.
+    query_ids: of the rows of the queries' embeddings.
+    target_ids: of those of the targets.
+    dropped: gets the counts of what is left out of the split, which is then
+      read leniently; None refuses it.
 
   Raises:
     DataError: with file and line, where a line is malformed, an id has no
@@ -227,12 +238,18 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
           'line.')
     return rows[column][name]
 
-  return dataset.read_qrels(beir.read_qrels(path), row_of)
+  records: Iterable[tuple[str, str, int, str]] = beir.read_qrels(path)
+  if dropped is not None:
+    records, dropped[split] = lenient.keep(
+        records, rows['queries'], rows['corpus'])
+    lenient.warn(folder, {split: dropped[split]})
+  return dataset.read_qrels(records, row_of)
 
 
 def read_collection(folder: str, *, query_ids: Sequence[str],
                     corpus_ids: Sequence[str],
-                    splits: Sequence[str] | None = None
+                    splits: Sequence[str] | None = None,
+                    dropped: dict[str, lenient.Counts] | None = None
                     ) -> dataset.Collection:
   """Returns what FOLDER/qrels judges, as a collection without texts.
 
@@ -241,6 +258,7 @@ def read_collection(folder: str, *, query_ids: Sequence[str],
     query_ids: of the rows of the queries' embeddings.
     corpus_ids: of those of the targets.
     splits: which to read; None for all.
+    dropped: as of `read_qrels`.
 
   Raises:
     DataError: as `read_splits` and `read_qrels`.
@@ -248,5 +266,7 @@ def read_collection(folder: str, *, query_ids: Sequence[str],
   judged = os.path.join(folder, 'qrels')
   return dataset.Collection(
       name=folder, corpus_ids=corpus_ids, query_ids=query_ids, qrels={
-          split: read_qrels(judged, split, query_ids, corpus_ids)
-          for split in (read_splits(judged) if splits is None else splits)})
+          split: read_qrels(
+              judged, split, query_ids, corpus_ids, dropped=dropped)
+          for split in (read_splits(judged) if splits is None else splits)},
+      dropped=dropped or {})

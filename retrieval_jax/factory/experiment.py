@@ -15,6 +15,7 @@ from retrieval_jax import method as methods
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
+from retrieval_jax.evaluation import measures
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
@@ -84,9 +85,9 @@ class Experiment:
     Args:
       params: of the model.
       table_embeddings: [M, D], of the run's table; read in the former case
-        only.
+        only. None before training, when no row has moved yet.
     """
-    if self.method.targets.source == 'encoder':
+    if self.method.targets.source == 'encoder' or table_embeddings is None:
       return self.embed_targets(params)
     return np.asarray(
         table_embeddings[:len(self.target_tokens)], np.float32)
@@ -165,8 +166,8 @@ class Experiment:
 
 
 def build(config: config_dict.ConfigDict, *,
-          num_devices: int | None = None, workdir: str | None = None
-          ) -> Experiment:
+          num_devices: int | None = None, workdir: str | None = None,
+          training: bool = True) -> Experiment:
   """Returns the Experiment for a config.
 
   Args:
@@ -174,6 +175,8 @@ def build(config: config_dict.ConfigDict, *,
     num_devices: devices to use; all by default.
     workdir: folder of a run, of which `config` is the settled config: its
       tokenizer and model are taken. Without one they are made.
+    training: whether to train it. Else the data need not have what only
+      training reads: its splits, candidates, enough targets for the memory.
 
   Raises:
     ValueError: for options that cannot work.
@@ -184,14 +187,17 @@ def build(config: config_dict.ConfigDict, *,
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
+  if training:
+    _check_best(config)
   if workdir is None:
     config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
-  dataset = datasets.make_dataset(config)
+  dataset = datasets.make_dataset(config, training=training)
   method = methods_lib.make_method(
       config, len(dataset.corpus_ids), len(dataset.query_ids))
-  compatibility.check_setting(method, methods_lib.make_setting(
-      config, sharding.num_shards(mesh), dataset))
+  if training:
+    compatibility.check_setting(method, methods_lib.make_setting(
+        config, sharding.num_shards(mesh), dataset))
   tokenizer = (datasets.make_tokenizer(config, dataset) if workdir is None
                else run_folder.read_tokenizer(workdir))
   query_tokens, target_tokens_ = datasets.make_tokens(
@@ -206,3 +212,21 @@ def build(config: config_dict.ConfigDict, *,
       config=config, mesh=mesh, layout=layout, dataset=dataset,
       tokenizer=tokenizer, query_tokens=query_tokens,
       target_tokens=target_tokens_, model=model, params=params, method=method)
+
+
+def _check_best(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError unless training measures what checkpoint.best names."""
+  best, split = config.checkpoint.best, config.data.dev_split
+  if not best:
+    return
+  if not config.evaluation.every:
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} needs measures of the dev split '
+        'during training; set --config.evaluation.every=STEPS.')
+  measured = [f'{split}/{name}{dim}' for dim in (
+      '', *(f'/{dim}' for dim in config.evaluation.dims))
+              for name in measures.MEASURES]
+  if best not in measured:
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} is not measured during training; '
+        f'name one of {", ".join(measured)}.')

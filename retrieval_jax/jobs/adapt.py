@@ -51,6 +51,7 @@ class Options:
   chunk_rows: int = 4096
   num_devices: int | None = None
   seed: int = 0
+  lenient: bool = False
 
   def __post_init__(self):
     for option in ('lambdas', 'neighbours', 'normalisations', 'gammas',
@@ -79,7 +80,7 @@ class Options:
         self.embeddings, qrels=self.qrels, train_split=self.train_split,
         dev_split=self.dev_split, test_split=self.test_split, share=self.share,
         dev_share=self.dev_share, pairs=self.pairs, normalize=self.normalize,
-        num_devices=self.num_devices, seed=self.seed)
+        num_devices=self.num_devices, seed=self.seed, lenient=self.lenient)
 
   def make_fitting(self, problem: problems.Problem) -> fitting_lib.Fitting:
     """Returns what chooses among the values that are asked for."""
@@ -146,6 +147,7 @@ def run(options: Options, *, say: Callable[[str], None] = print
         'covered_targets': int(problem.final_pairs.covered(
             len(problem.targets.ids)).sum()),
         'num_test_queries': len(problem.test.queries()),
+        'dropped': problem.dropped,
         'options': dataclasses.asdict(options), 'methods': results}
     table = markdown(results)
     files.write_json(os.path.join(folder, 'results.json'), facts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping
 import contextlib
+import dataclasses
 import functools
 import glob
 import json
@@ -37,9 +38,9 @@ from retrieval_jax.training import step as steps
 # Sections that may change when a run is resumed: none of them changes the
 # parameters that come out, but for the order of sums. `num_steps` may not: the
 # schedule depends on it.
-MAY_CHANGE = ('log', 'checkpoint', 'profile', 'diagnostics', 'evaluation',
-              'data.cache', 'data.path', 'data.tokens_on_device',
-              'encoding.batch_tokens', 'sharding')
+MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
+              'diagnostics', 'evaluation', 'data.cache', 'data.path',
+              'data.tokens_on_device', 'encoding.batch_tokens', 'sharding')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,
@@ -116,6 +117,11 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     meter.table_bytes = (meters.num_bytes(state.table)
                          if experiment.method.memory.num_slots else 0)
 
+    best = None
+    if config.checkpoint.best:
+      best = checkpoint.Best(config.checkpoint.best)
+      if resumed is not None:
+        best = checkpoint.Best(**meta['best'])
     writer = metric_writer.MetricWriter(
         workdir, resume_step=resumed, tensorboard=config.log.tensorboard)
     with signals.StopSignal() as stop, contextlib.closing(
@@ -127,7 +133,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               experiment, checkpoints, workdir, schedule=schedule,
               reencode=functools.partial(
                   reencode, experiment, train_step, cost),
-              saved_config=saved_config),
+              saved_config=saved_config, best=best),
           start_step=start_step, num_steps=config.num_steps, meter=meter,
           writer=writer, stop=stop)
     if int(state.step) < config.num_steps:
@@ -137,17 +143,29 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       return None
 
     say('Evaluating on the whole corpus.')
+    params, embeddings = state.params, state.table.embeddings
+    if best is not None:
+      assert best.step is not None  # the last step was measured, too
+      say(f'The best by {best.measure} is step {best.step}: {best.value:.4f}.')
+      params, embeddings = trained.restore_model(
+          experiment, checkpoints, best.step, states.abstract(params))
     with meter.phase('evaluate'):
       measures = evaluate.of_params(
-          experiment, state.params, state.table.embeddings,
-          evaluate.splits(config), workdir=workdir)
-    writer.write(config.num_steps, evaluate.flat(measures))
+          experiment, params, embeddings, evaluate.splits(config),
+          workdir=workdir)
+    # The dev measures of the last step are there already where the best has
+    # others.
+    writer.write(config.num_steps, evaluate.flat({
+        split: of_split for split, of_split in measures.items()
+        if best is None or split != config.data.dev_split}))
     writer.close()
   results = {
-      'measures': measures, **baselines, 'meter': meter.as_dict(),
+      'measures': measures,
+      **({'best': dataclasses.asdict(best)} if best else {}), **baselines,
+      'meter': meter.as_dict(),
       'steps': config.num_steps, 'seed': config.seed,
       'hardware': hardware(experiment.mesh), 'command': command or '',
-      'commit': commit(),
+      'commit': commit(), 'dropped': experiment.dataset.dropped,
       'data_fingerprint': experiment.dataset.fingerprint,
       'config': resolved, 'method': repr(experiment.method)}
   report.write_results(workdir, results)

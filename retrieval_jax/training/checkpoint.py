@@ -1,6 +1,7 @@
 """Checkpoints: the only file that knows orbax."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 import os
 from typing import Any
@@ -11,9 +12,28 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 
+@dataclasses.dataclass
+class Best:
+  """The checkpoint with the highest value of a measure, so far.
+
+  Attributes:
+    measure: its name, such as 'dev/nDCG@10'.
+    step: of the checkpoint; None before the first measurement.
+    value: of the measure; likewise.
+  """
+  measure: str
+  step: int | None = None
+  value: float | None = None
+
+  def beaten_by(self, value: float) -> bool:
+    """Returns whether a value is higher; of equal ones the first stays."""
+    return self.value is None or value > self.value
+
+
 class Checkpoints:
   """The last few states of a run, each written whole or not at all.
 
+  One more may be kept, the best so far.
   A state is written in the background into a temporary folder that gets its
   name when it is complete. It may be restored to another mesh or number of
   devices.
@@ -28,26 +48,30 @@ class Checkpoints:
     """
     # Orbax refuses relative paths; those with a scheme are absolute.
     self.folder = folder if '://' in folder else os.path.abspath(folder)
+    self._kept = _LatestAndOne(keep)
     self._manager = ocp.CheckpointManager(
         self.folder,
         # Named so that shapes can be asked for before anything was saved.
         item_handlers={'state': ocp.StandardCheckpointHandler(),
                        'meta': ocp.JsonCheckpointHandler()},
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True))
+            preservation_policy=self._kept, cleanup_tmp_directories=True))
 
   def latest_step(self) -> int | None:
     """Returns the step of the latest complete checkpoint, None if none."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+  def save(self, step: int, state: Any, meta: dict[str, Any],
+           best: int | None = None) -> None:
     """Starts to save; returns once `state` may be donated.
 
     Args:
       step: number of finished steps; nothing is done if it is saved already.
       state: pytree of arrays.
       meta: plain JSON that goes with it: the config, the meter's counts.
+      best: step of a checkpoint that is kept besides the latest; None for none.
     """
+    self._kept.step = best
     if step == self._manager.latest_step():
       return
     self._manager.save(step, args=ocp.args.Composite(
@@ -180,6 +204,25 @@ class Checkpoints:
           f'The checkpoint of step {step} in {self.folder} does not fit this '
           'run; use the options it was trained with, or another folder.\n  '
           + '\n  '.join(wrong))
+
+
+@dataclasses.dataclass
+class _LatestAndOne:
+  """Keeps the latest checkpoints and one more; a policy of orbax.
+
+  Attributes:
+    number: of the latest.
+    step: of the one more, None for none.
+  """
+  number: int
+  step: int | None = None
+
+  def should_preserve(self, checkpoints, *, context):
+    """Returns whether to keep each of the checkpoints, the oldest first."""
+    del context
+    first = len(checkpoints) - self.number
+    return [place >= first or one.step == self.step
+            for place, one in enumerate(checkpoints)]
 
 
 def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], *,

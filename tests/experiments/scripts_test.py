@@ -181,8 +181,6 @@ def test_a_run_or_a_config_is_opened_not_both_or_neither(run_copy):
   with pytest.raises(SystemExit, match='one of the two, got both'):
     call(embed, f'--workdir={run_copy}', '--out=x',
          '--config=configs/in_batch.py:tiny')
-  with pytest.raises(SystemExit, match='--config needs --index=DIR'):
-    call(search, '--config=configs/in_batch.py:tiny')
 
 
 @pytest.mark.parametrize('script', [evaluate, search, embed])

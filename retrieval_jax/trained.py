@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
-import json
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +13,7 @@ import numpy as np
 
 from retrieval_jax import data
 from retrieval_jax import factory
+from retrieval_jax import files
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.adapters import store
@@ -167,14 +166,16 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
   """
-  with _checkpoints(workdir) as (config, kept, step):
+  with _checkpoints(workdir) as (config, kept):
     experiment = factory.build(config, num_devices=num_devices)
     replicated = sharding.replicated(experiment.mesh)
-    params = kept.restore_params(jax.tree.map(
+    abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        experiment.params), step)
-    embeddings = (None if experiment.method.targets.source == 'encoder'
-                  else kept.restore_table_embeddings(step))
+        experiment.params)
+    params, embeddings, step = kept.newest(lambda step: (
+        kept.restore_params(abstract, step),
+        None if experiment.method.targets.source == 'encoder'
+        else kept.restore_table_embeddings(step), step))
   return TrainedRetriever(experiment, params, embeddings, step, workdir)
 
 
@@ -212,10 +213,10 @@ def load_state(workdir: str, num_devices: int | None = None
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
     ValueError: if the memory was padded to another number of devices.
   """
-  with _checkpoints(workdir) as (config, kept, step):
+  with _checkpoints(workdir) as (config, kept):
     experiment = factory.build(config, num_devices=num_devices)
     state, _ = kept.restore(
-        abstract_state(experiment, experiment.make_step()[0]), step)
+        abstract_state(experiment, experiment.make_step()[0]))
   return experiment, state
 
 
@@ -233,30 +234,35 @@ def read_config(workdir: str) -> config_dict.ConfigDict:
         f'--workdir={workdir} holds no config.json; it is not the folder of a '
         'run. Train one with python -m experiments.train.')
   config = defaults.get_config().unlock()
-  config.update(config_dict.ConfigDict(_read_json(path)))
+  try:
+    config.update(config_dict.ConfigDict(files.read_object(path)))
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+        f'{path} is not the config of a run: {error} The command of its '
+        'training, given again, writes it anew.') from error
   return config.lock()
 
 
 @contextlib.contextmanager
 def _checkpoints(workdir: str) -> Iterator[
-    tuple[config_dict.ConfigDict, checkpoint.Checkpoints, int]]:
-  """Yields a run's config, its open Checkpoints and the last step of them."""
+    tuple[config_dict.ConfigDict, checkpoint.Checkpoints]]:
+  """Yields a run's config and its Checkpoints, of which there are some."""
   config = read_config(workdir)
   folder = os.path.join(workdir, 'checkpoints')
   if not os.path.isdir(folder):
     raise FileNotFoundError(
         f'--workdir={workdir} holds no checkpoints; run or resume training.')
-  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as kept:
-    step = kept.latest_step()
-    if step is None:
+  with checkpoint.Checkpoints(folder, read_only=True) as kept:
+    if kept.latest_step() is None:
       raise FileNotFoundError(
           f'--workdir={workdir} holds no checkpoint yet; resume training.')
-    yield config, kept, step
+    yield config, kept
 
 
 def read_meter(workdir: str, step: int) -> meters.Meter:
   """Returns a Meter with the counts of the checkpoint of `step`."""
-  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as saved:
+  with checkpoint.Checkpoints(
+      os.path.join(workdir, 'checkpoints'), read_only=True) as saved:
     counts = saved.restore_meta(step)['meter']
   meter = meters.Meter()
   meter.load_state_dict(counts)
@@ -266,7 +272,7 @@ def read_meter(workdir: str, step: int) -> meters.Meter:
 def read_baselines(workdir: str) -> Mapping[str, Any]:
   """Returns what the first start of a run measured before training."""
   path = os.path.join(workdir, 'baselines.json')
-  return _read_json(path) if os.path.exists(path) else {}
+  return files.read_object(path) if os.path.exists(path) else {}
 
 
 def abstract_state(experiment: factory.Experiment, train_step: steps.TrainStep
@@ -276,7 +282,3 @@ def abstract_state(experiment: factory.Experiment, train_step: steps.TrainStep
       np.float32(0), (len(experiment.first_ids()), experiment.model.dim))
   return states.abstract(train_step.init_state(
       experiment.params, experiment.make_table(nothing)))
-
-
-def _read_json(path):
-  return json.loads(pathlib.Path(path).read_text('utf-8'))

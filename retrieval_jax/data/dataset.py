@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from retrieval_jax import files
+from retrieval_jax.data import cache
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
@@ -285,7 +286,8 @@ def prepare(source: Reader, cache_folder: str, *,
   """Converts a source once into `cache_folder`/<fingerprint> and maps it.
 
   The fingerprint hashes the contents of the source's files, so a changed file
-  is prepared afresh and an unchanged one, wherever it is, is reused. Texts
+  is prepared afresh and an unchanged one, wherever it is, is reused. So is one
+  whose files here are damaged, with a warning; see `files.damage`. Texts
   stream; while preparing, the string ids are held in memory.
 
   Args:
@@ -300,12 +302,12 @@ def prepare(source: Reader, cache_folder: str, *,
     DataError: on malformed input: bad record, duplicate id, unknown id in the
       judgements or candidates, empty corpus, query without a positive. Nothing
       half-written stays behind.
+    OSError: naming --config.data.cache, where that folder cannot be written.
   """
   fingerprint = source.fingerprint()
   folder = os.path.join(cache_folder, fingerprint)
-  if not os.path.isdir(folder):
-    with files.new_folder(folder) as temporary:
-      _write(source, temporary, fingerprint, progress)
+  cache.folder(folder, lambda temporary: _write(
+      source, temporary, fingerprint, progress))
   return load(folder)
 
 
@@ -343,11 +345,12 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool
         source, records, column, os.path.join(folder, prefix))
   for i, split in enumerate(source.splits):
     qrels = _read_qrels(source, split, rows)
-    np.save(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
+    files.save_array(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
         [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
     candidates = _read_candidates(source, split, rows)
     if len(candidates):
-      np.save(os.path.join(folder, f'candidates_{i}.npy'), candidates)
+      files.save_array(
+          os.path.join(folder, f'candidates_{i}.npy'), candidates)
   files.write_json(os.path.join(folder, 'dataset.json'), {
       'name': source.name, 'fingerprint': fingerprint,
       'splits': list(source.splits)})

@@ -178,7 +178,7 @@ def _started(config, model, params):
     raise FileNotFoundError(
         f'--config.model.start_from={config.model.start_from} holds no '
         'checkpoints; name the --workdir of a run of experiments.train.')
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoint.Checkpoints(folder, read_only=True) as saved:
     theirs = settled(config_dict.ConfigDict(
         saved.restore_meta()['config'])).to_dict()
     ours = config.to_dict()

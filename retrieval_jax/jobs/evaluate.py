@@ -229,7 +229,7 @@ def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
   """
   if os.path.exists(os.path.join(workdir, report.RESULTS_FILE)):
     results = report.read_results(workdir)
-    if results['steps'] == step:
+    if results.get('steps') == step and 'measures' in results:
       return results
   return {
       'measures': {}, **trained.read_baselines(workdir),

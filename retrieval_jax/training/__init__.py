@@ -2,6 +2,7 @@
 
 from retrieval_jax.training.checkpoint import check_same_config
 from retrieval_jax.training.checkpoint import Checkpoints
+from retrieval_jax.training.checkpoint import DamagedError
 from retrieval_jax.training.hooks import CheckpointHook
 from retrieval_jax.training.hooks import DiagnosticsHook
 from retrieval_jax.training.hooks import EvaluateHook

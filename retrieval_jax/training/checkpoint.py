@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import dataclasses
 import json
 import logging
 import os
+import sys
 from typing import Any, TypeVar
 import warnings
 
@@ -40,8 +42,7 @@ class Checkpoints:
       read_only: leaves all as it is; otherwise, what an interrupted process
         left half-written is removed, which must not be that of a living one.
     """
-    # What it logs as an error it raises too, or we do; once is enough.
-    logging.getLogger('absl').addFilter(_is_no_error_of_orbax)
+    _silence_orbax()
     # Orbax refuses relative paths; those with a scheme are absolute.
     self.folder = folder if '://' in folder else os.path.abspath(folder)
     self._manager = ocp.CheckpointManager(
@@ -235,9 +236,9 @@ class Checkpoints:
       yield
     except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
       raise OSError(
-          f'A checkpoint could not be written to {self.folder}: {error}. When '
-          'that is mended (is the disk full?), the same command goes on from '
-          'the last whole one.') from error
+          f'A checkpoint could not be written to {self.folder}: '
+          f'{_first_line(error)}. When that is mended (is the disk full?), the '
+          'same command goes on from the last whole one.') from error
 
   @contextlib.contextmanager
   def _reading(self, step):
@@ -258,7 +259,7 @@ class Checkpoints:
       if os.path.exists(os.path.join(folder, files.SEAL)):
         raise  # not for its files
       # By an earlier version, which wrote no checksums.
-      self._checked[step] = f'{folder}: {str(error).splitlines()[0]}'
+      self._checked[step] = f'{folder}: {_first_line(error)}'
       raise DamagedError(self._checked[step]) from error
 
   def _damaged(self):
@@ -325,9 +326,40 @@ def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], *,
         + '\n  '.join(different))
 
 
+def _silence_orbax() -> None:
+  """Leaves errors to who raises them: orbax also prints them, with tracebacks.
+
+  Orbax 0.12 logs what it raises. After a write that failed, as on a full disk,
+  what is left of it in other threads logs or prints that it cannot go on.
+  """
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_is_no_error_of_orbax)
+  if not isinstance(sys.unraisablehook, _WithoutLeftovers):
+    sys.unraisablehook = _WithoutLeftovers(sys.unraisablehook)
+
+
 def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
-  return (record.levelno < logging.ERROR
-          or f'{os.sep}orbax{os.sep}' not in record.pathname)
+  """Returns whether to log this, which is so but for errors of orbax."""
+  if record.levelno < logging.ERROR:
+    return True
+  if record.name == 'asyncio':
+    return 'exception was never retrieved' not in record.getMessage()
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutLeftovers:
+  """A sys.unraisablehook that drops what tensorstore has to say to no one."""
+  inner: Callable[[Any], object]
+
+  def __call__(self, unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      self.inner(unraisable)
+
+
+def _first_line(error):
+  """Returns a message without the details that tensorstore appends."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _leaves(tree):

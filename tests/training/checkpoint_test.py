@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -178,6 +180,15 @@ class CheckpointsTest(parameterized.TestCase):
       self.assertEqual(again.latest_step(), 3)
       state, _ = again.restore(training.abstract(states[0]))
       np.testing.assert_array_equal(state['x'], states[3]['x'])
+
+  def test_only_what_tensorstore_leaves_behind_is_not_shown(self):
+    shown = mock.Mock()
+    self.enter_context(mock.patch.object(sys, 'unraisablehook', shown))
+    training.Checkpoints(self.folder + '/hook').close()
+    for text in ('Event loop is closed', 'another'):
+      sys.unraisablehook(mock.Mock(exc_value=RuntimeError(text)))
+    [call] = shown.call_args_list
+    self.assertEqual(str(call.args[0].exc_value), 'another')
 
   def test_an_error_is_not_hidden_by_what_closing_finds(self):
     with self.assertRaisesRegex(KeyError, 'first'):

@@ -33,7 +33,8 @@ class Reader(Protocol):
 
   A reader may also have `candidates(split)`, which yields (query id, corpus id,
   score or None, 'file:line') of the targets that someone proposed for a query:
-  hard negatives, and positives that a teacher scored beside them.
+  hard negatives, and positives that a teacher scored beside them. And it may
+  have a `path`, by which errors name it.
 
   Attributes:
     name: short name for reports.
@@ -445,8 +446,8 @@ def _read_qrels(source: Reader, split: str, rows: Rows) -> Qrels:
   qrels = read_qrels(source.qrels(split), functools.partial(row_of, rows))
   if not len(qrels.grades):
     raise errors.DataError(
-        f'split {split!r} of {source.name} has no judgements. Add some or '
-        f'remove the file.')
+        f'{getattr(source, "path", source.name)}: split {split!r} has no '
+        'judgements. Add some or remove the file.')
   judged = np.unique(qrels.query_rows)
   without = set(np.setdiff1d(judged, qrels.queries()).tolist())
   if without:

@@ -93,7 +93,8 @@ class EmbeddingsTest(parameterized.TestCase):
      }[kind](path, np.ones((9, 9), np.float32))
     with open(path, 'rb') as file:
       whole = file.read()
-    for content in (b'', whole[:5], whole[:-9]):
+    broken = whole[:10] + bytes([whole[10] ^ 16]) + whole[11:]
+    for content in (b'', whole[:5], whole[:-9], broken):
       with open(path, 'wb') as file:
         file.write(content)
       with self.assertRaisesRegex(errors.DataError, f'targets.{kind}: '):

@@ -15,7 +15,6 @@ folder of the index, and the run's files stay as they are:
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 import rich.console
 
 from experiments import process
@@ -29,8 +28,8 @@ def define_flags(values):
   process.DEFINE_path('index', None, 'Folder of an adapted index to evaluate; '
                       'then the queries come from one of --workdir, --config '
                       'and --embeddings.', flag_values=values)
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file; the encoder it starts from.',
+  process.DEFINE_config(
+      'Config file; the encoder it starts from.',
       flag_values=values)
   process.DEFINE_path('embeddings', None, 'Folder of embeddings.',
                       flag_values=values)

@@ -47,7 +47,7 @@ def test_other_values_than_those_of_the_files_are_noticed(
   with open(path, 'rb') as file:
     content = bytearray(file.read())
   if old is None:
-    content[-3] ^= 1
+    content[len(content) * 3 // 4] ^= 1
   else:
     content = content.replace(old, new)
   with open(path, 'wb') as file:

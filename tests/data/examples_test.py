@@ -209,7 +209,7 @@ class FilesTest(parameterized.TestCase):
       list(reader.corpus())
       list(reader.queries())
 
-  @parameterized.parameters(1, 'text', {'b': 1})
+  @parameterized.parameters(1, 'text', ({'b': 1},))
   def test_a_record_is_no_list_of_records(self, value):
     with self.assertRaisesRegex(
         errors.DataError, 'f:1: expected "x" to be a list of records, or'):

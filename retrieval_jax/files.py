@@ -127,18 +127,33 @@ def _beside(path: str, make: Callable[[str], object]) -> Iterator[str]:
   lock, so those without one are removed first.
   """
   folder, name = os.path.split(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
+  with _naming_refusal(path):
+    os.makedirs(folder, exist_ok=True)
   _remove_abandoned(folder, name)
   lock = None
   while lock is None:
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}')
-    make(temporary)
+    with _naming_refusal(path):
+      make(temporary)
     # None where another process removed it before it was locked.
     lock = locked(temporary, wait=True)
   try:
     yield temporary
   finally:
     os.close(lock)
+
+
+@contextlib.contextmanager
+def _naming_refusal(path: str) -> Iterator[None]:
+  """Says which path cannot be written where a folder does not allow it."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+      raise
+    raise OSError(
+        error.errno, f'{error.strerror}: cannot write {path}. Change the '
+        'rights of its folder, or name another') from error
 
 
 def _remove_abandoned(folder: str, name: str) -> None:
@@ -203,18 +218,22 @@ def read_object(path: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock_folder(path: str) -> Iterator[None]:
-  """Keeps a folder to this process, by the lock of a file in it.
+  """Keeps a folder, made if absent, to this process by the lock of a file.
 
   The lock goes with the process, however that ends. Where the file system has
   no locks, nothing is kept.
 
   Raises:
-    OSError: naming the process that has it.
+    OSError: naming the process that has it, or the folder if it cannot be
+      written.
   """
+  with _naming_refusal(path):
+    os.makedirs(path, exist_ok=True)
   name = os.path.join(path, '.lock')
   with contextlib.ExitStack() as stack:
     while fcntl is not None:
-      file = stack.enter_context(open(name, 'a+', encoding='utf-8'))
+      with _naming_refusal(path):
+        file = stack.enter_context(open(name, 'a+', encoding='utf-8'))
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:

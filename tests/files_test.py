@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import builtins
 import errno
 import os
 import stat
@@ -181,6 +182,19 @@ class FilesTest(parameterized.TestCase):
           self.fail('mapped')
       with self.assertRaisesRegex(OSError, 'a.npy, which needs 8 MB'):
         files.save_array(path, np.zeros((1000, 1000)))
+
+  def test_what_may_not_be_written_is_named(self):
+    refused = OSError(errno.EROFS, 'Read-only file system')
+    for call, name in ((lambda: files.write_text(self.path, ''), 'open'),
+                       (lambda: files.lock_folder(self.path), 'open'),
+                       (lambda: files.new_folder(self.path), 'makedirs')):
+      with self.subTest(name), mock.patch.object(
+          builtins if name == 'open' else os, name, side_effect=refused):
+        with self.assertRaisesRegex(
+            OSError, 'Read-only file system: cannot write .*b.txt. Change'):
+          if call() is not None:
+            with call():
+              pass
 
   @parameterized.parameters('text', 'folder')
   def test_a_full_disk_leaves_nothing_half_written(self, kind):

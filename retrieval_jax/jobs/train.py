@@ -64,7 +64,6 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       to resume.
   """
   meter = meters.Meter()
-  os.makedirs(workdir, exist_ok=True)
   resolved = config.to_dict()
   with contextlib.ExitStack() as stack:
     if not jax.process_index():

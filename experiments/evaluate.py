@@ -29,7 +29,6 @@ import sys
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 import rich.console
 
 from experiments import process
@@ -44,9 +43,9 @@ def define_flags(values):
   process.DEFINE_path('index', None, 'Folder of an adapted index to evaluate; '
                       'then the queries come from one of --workdir, --config '
                       'and --embeddings.', flag_values=values)
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file, in place of a run: the encoder it starts '
-      'from.', flag_values=values)
+  process.DEFINE_config(
+      'Config file, in place of a run: the encoder it starts from.',
+      flag_values=values)
   process.DEFINE_path(
       'data', None, 'With --config: folder in BEIR layout, or of several such, '
       'in place of the data of the config.', flag_values=values)

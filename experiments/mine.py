@@ -29,7 +29,6 @@ from typing import Any
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import process
 from retrieval_jax import indexes
@@ -45,8 +44,8 @@ def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   at = dict(flag_values=values)
   process.DEFINE_path('workdir', None, 'Folder of the run that searches.', **at)
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file: its data, searched by the encoder it '
+  process.DEFINE_config(
+      'Config file: its data, searched by the encoder it '
       'starts from; or the texts of --embeddings.', **at)
   process.DEFINE_path(
       'embeddings', None, 'Folder that experiments.embed wrote.', **at)

@@ -13,6 +13,7 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
+from ml_collections import config_flags
 
 from retrieval_jax import runtime
 from retrieval_jax import terminal
@@ -38,6 +39,14 @@ class _PathsParser(flags.ListParser):
 def DEFINE_path(name, default, text, **kwargs):
   """Defines a flag as flags.DEFINE_string does, in which ~ is expanded."""
   return flags.DEFINE(_PathParser(), name, default, text, **kwargs)
+
+
+def DEFINE_config(text, **kwargs):
+  """Defines --config as config_flags.DEFINE_config_file does, ~ expanded."""
+  config_flags.DEFINE_config_file('config', None, text, **kwargs)
+  parser = kwargs.get('flag_values', flags.FLAGS)['config'].parser
+  parse = parser.parse
+  parser.parse = lambda argument: parse(os.path.expanduser(argument))
 
 
 def DEFINE_paths(name, default, text, **kwargs):

@@ -14,7 +14,6 @@ import sys
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import process
 from retrieval_jax import terminal
@@ -27,8 +26,8 @@ _ID, _TEXT = 60, 300
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file, in place of a run: the encoder it starts '
+  process.DEFINE_config(
+      'Config file, in place of a run: the encoder it starts '
       'from.', flag_values=values)
   process.DEFINE_path('index', None, 'Folder of an adapted index.',
                       flag_values=values)

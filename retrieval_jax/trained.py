@@ -116,8 +116,9 @@ class TrainedRetriever:
     try:
       shutil.rmtree(folder, ignore_errors=True)
       with files.new_folder(folder) as temporary:
-        np.save(os.path.join(temporary, _VECTORS), targets)
+        files.save_array(os.path.join(temporary, _VECTORS), targets)
         files.write_json(os.path.join(temporary, _ORIGIN), self.origin)
+        files.seal(temporary)
     except OSError as error:
       warnings.warn(
           f'{folder}: cannot keep the embeddings of the corpus, which are made '
@@ -207,21 +208,27 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
     ValueError: if the rows of the run's table are its targets and its data has
       changed; of other runs a warning says so.
   """
-  with _checkpoints(workdir) as (config, kept, step):
+  with _checkpoints(workdir) as (config, kept):
     experiment = factory.build(
         config, num_devices=num_devices, workdir=workdir, training=False)
-    meta = kept.restore_meta(step)
-    _check_data(workdir, experiment, meta['config'], may_change=(
-        experiment.method.targets.source == 'encoder'))
-    last, best = step, meta.get('best') or {}
-    step = best.get('step') or last
-    if step != last and not jax.process_index():
-      print(f'{workdir}: step {step}, the best by {best["measure"]}; the last '
-            f'is {last}.', file=sys.stderr)
     replicated = sharding.replicated(experiment.mesh)
-    params, embeddings = restore_model(experiment, kept, step, jax.tree.map(
+    abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        experiment.params))
+        experiment.params)
+
+    def read(last):
+      meta = kept.restore_meta(last)
+      _check_data(workdir, experiment, meta['config'], may_change=(
+          experiment.method.targets.source == 'encoder'))
+      best = meta.get('best') or {}
+      step = best.get('step') or last
+      params, embeddings = restore_model(experiment, kept, step, abstract)
+      if step != last and not jax.process_index():
+        print(f'{workdir}: step {step}, the best by {best["measure"]}; the '
+              f'last is {last}.', file=sys.stderr)
+      return params, embeddings, step
+
+    params, embeddings, step = kept.newest(read)
   return TrainedRetriever(experiment, params, embeddings, step, workdir)
 
 
@@ -279,13 +286,13 @@ def load_state(workdir: str, num_devices: int | None = None
     ValueError: if the memory was padded to another number of devices, or the
       run's data has changed.
   """
-  with _checkpoints(workdir) as (config, kept, step):
+  with _checkpoints(workdir) as (config, kept):
     experiment = factory.build(
         config, num_devices=num_devices, workdir=workdir)
-    _check_data(workdir, experiment, kept.restore_meta(step)['config'],
+    _check_data(workdir, experiment, kept.restore_meta()['config'],
                 may_change=False)
     state, _ = kept.restore(
-        abstract_state(experiment, experiment.make_step()[0]), step)
+        abstract_state(experiment, experiment.make_step()[0]))
   return experiment, state
 
 
@@ -303,25 +310,29 @@ def read_config(workdir: str) -> config_dict.ConfigDict:
         f'--workdir={workdir} holds no config.json; it is not the folder of a '
         'run. Train one with python -m experiments.train.')
   config = defaults.get_config().unlock()
-  config.update(config_dict.ConfigDict(files.read_json(path)))
+  try:
+    config.update(config_dict.ConfigDict(files.read_object(path)))
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+        f'{path} is not the config of a run: {error} The command of its '
+        'training, given again, writes it anew.') from error
   return config.lock()
 
 
 @contextlib.contextmanager
 def _checkpoints(workdir: str) -> Iterator[
-    tuple[config_dict.ConfigDict, checkpoint.Checkpoints, int]]:
-  """Yields a run's config, its open Checkpoints and the last step of them."""
+    tuple[config_dict.ConfigDict, checkpoint.Checkpoints]]:
+  """Yields a run's config and its Checkpoints, of which there are some."""
   config = read_config(workdir)
   folder = run_folder.checkpoints(workdir)
   if not os.path.isdir(folder):
     raise FileNotFoundError(
         f'--workdir={workdir} holds no checkpoints; run or resume training.')
-  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as kept:
-    step = kept.latest_step()
-    if step is None:
+  with checkpoint.Checkpoints(folder, read_only=True) as kept:
+    if kept.latest_step() is None:
       raise FileNotFoundError(
           f'--workdir={workdir} holds no checkpoint yet; resume training.')
-    yield config, kept, step
+    yield config, kept
 
 
 def _check_data(workdir: str, experiment: factory.Experiment,
@@ -346,19 +357,18 @@ def _read_stored(folder: str, origin: Mapping[str, Any]) -> np.ndarray | None:
   """Maps vectors that were stored; None where there are none of `origin`."""
   if not os.path.isdir(folder):
     return None
-  try:
-    if files.read_json(os.path.join(folder, _ORIGIN)) != origin:
-      return None
+  problem = files.damage(folder, sampled=True)
+  if problem:
+    warnings.warn(f'{problem}; the corpus is embedded again.', stacklevel=3)
+  elif files.read_json(os.path.join(folder, _ORIGIN)) == origin:
     return np.load(os.path.join(folder, _VECTORS), mmap_mode='r')
-  except (OSError, ValueError, EOFError) as error:
-    warnings.warn(f'{folder} is damaged, so the corpus is embedded again: '
-                  f'{error}', stacklevel=3)
-    return None
+  return None
 
 
 def read_meter(workdir: str, step: int) -> meters.Meter:
   """Returns a Meter with the counts of the checkpoint of `step`."""
-  with checkpoint.Checkpoints(run_folder.checkpoints(workdir)) as saved:
+  with checkpoint.Checkpoints(
+      run_folder.checkpoints(workdir), read_only=True) as saved:
     counts = saved.restore_meta(step)['meter']
   meter = meters.Meter()
   meter.load_state_dict(counts)
@@ -368,7 +378,7 @@ def read_meter(workdir: str, step: int) -> meters.Meter:
 def read_baselines(workdir: str) -> Mapping[str, Any]:
   """Returns what the first start of a run measured before training."""
   path = os.path.join(workdir, BASELINES_FILE)
-  return files.read_json(path) if os.path.exists(path) else {}
+  return files.read_object(path) if os.path.exists(path) else {}
 
 
 def abstract_state(experiment: factory.Experiment, train_step: steps.TrainStep

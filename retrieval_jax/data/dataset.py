@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from retrieval_jax import files
+from retrieval_jax.data import cache
 from retrieval_jax.data import errors
 from retrieval_jax.data import lenient
 from retrieval_jax.data import progress as progress_lib
@@ -34,7 +35,8 @@ class Reader(Protocol):
   A reader may also have `candidates(split)`, which yields (query id, corpus id,
   score or None, 'file:line') of the targets that someone proposed for a query:
   hard negatives, and positives that a teacher scored beside them. And
-  `dropped`, what it left out of each split, see `lenient`.
+  `dropped`, what it left out of each split, see `lenient`, and a `path`, by
+  which errors name it.
 
   Attributes:
     name: short name for reports.
@@ -293,7 +295,8 @@ def prepare(source: Reader, cache_folder: str, *,
   """Converts a source once into a folder of `cache_folder` and maps it.
 
   The fingerprint hashes the contents of the source's files, so a changed file
-  is prepared afresh and an unchanged one, wherever it is, is reused. Texts
+  is prepared afresh and an unchanged one, wherever it is, is reused. So is one
+  whose files here are damaged, with a warning; see `files.damage`. Texts
   stream; while preparing, the string ids are held in memory.
 
   Args:
@@ -308,12 +311,12 @@ def prepare(source: Reader, cache_folder: str, *,
     DataError: on malformed input: bad record, duplicate id, unknown id in the
       judgements or candidates, empty corpus, query without a positive. Nothing
       half-written stays behind.
+    OSError: naming --config.data.cache, where that folder cannot be written.
   """
   fingerprint = source.fingerprint()
   folder = os.path.join(cache_folder, f'{fingerprint}-{_FORMAT}')
-  if not os.path.isdir(folder):
-    with files.new_folder(folder) as temporary:
-      _write(source, temporary, fingerprint, progress)
+  cache.folder(folder, lambda temporary: _write(
+      source, temporary, fingerprint, progress))
   dataset = load(folder)
   lenient.warn(dataset.name, dataset.dropped)
   return dataset
@@ -355,11 +358,12 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool
         source, records, column, os.path.join(folder, prefix))
   for i, split in enumerate(source.splits):
     qrels = _read_qrels(source, split, rows)
-    np.save(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
+    files.save_array(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
         [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
     candidates = _read_candidates(source, split, rows)
     if len(candidates):
-      np.save(os.path.join(folder, f'candidates_{i}.npy'), candidates)
+      files.save_array(
+          os.path.join(folder, f'candidates_{i}.npy'), candidates)
   files.write_json(os.path.join(folder, 'dataset.json'), {
       'name': source.name, 'fingerprint': fingerprint,
       'corpus_fingerprint': fingerprints['corpus'],
@@ -464,8 +468,8 @@ def _read_qrels(source: Reader, split: str, rows: Rows) -> Qrels:
   qrels = read_qrels(source.qrels(split), functools.partial(row_of, rows))
   if not len(qrels.grades):
     raise errors.DataError(
-        f'split {split!r} of {source.name} has no judgements. Add some or '
-        f'remove the file.')
+        f'{getattr(source, "path", source.name)}: split {split!r} has no '
+        'judgements. Add some or remove the file.')
   judged = np.unique(qrels.query_rows)
   without = set(np.setdiff1d(judged, qrels.queries()).tolist())
   if without:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
-import zipfile
 
 import numpy as np
 
@@ -121,9 +120,10 @@ def read_matrix(path: str) -> np.ndarray:
           f'{path}: expected a file that ends in one of {", ".join(_KINDS)}.')
   except FileNotFoundError:
     raise errors.DataError(f'{path}: no such file.') from None
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    if isinstance(error, errors.DataError):
-      raise
+  except errors.DataError:
+    raise
+  # Numpy reads a header as a Python literal, which fails in many ways.
+  except Exception as error:
     raise errors.DataError(f'{path}: cannot read it: {error}.') from error
   matrices = {name: a for name, a in arrays.items()
               if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)}

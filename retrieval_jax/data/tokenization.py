@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from retrieval_jax import files
+from retrieval_jax.data import cache
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import settings as settings_lib
@@ -350,9 +351,8 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   facts = json.dumps([_FORMAT, key, tokenizer.fingerprint, max_length])
   name = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
   folder = os.path.join(cache_folder, f'tokens-{name}')
-  if not os.path.isdir(folder):
-    with files.new_folder(folder) as temporary:
-      _write_tokens(texts, tokenizer, max_length, temporary, key, progress)
+  cache.folder(folder, lambda temporary: _write_tokens(
+      texts, tokenizer, max_length, temporary, key, progress))
   tokens = np.load(os.path.join(folder, 'tokens.npy'), mmap_mode='r')
   lengths = np.load(os.path.join(folder, 'lengths.npy'))
   if len(lengths) != len(texts):
@@ -368,20 +368,14 @@ def _write_tokens(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   """Writes tokens.npy and lengths.npy, a chunk of texts at a time."""
   n = len(texts)
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-  if n:
-    tokens = np.lib.format.open_memmap(
-        os.path.join(folder, 'tokens.npy'), 'w+', dtype, (n, max_length))
-  else:  # An empty array cannot be mapped for writing.
-    np.save(os.path.join(folder, 'tokens.npy'),
-            np.zeros([0, max_length], dtype))
   lengths = np.zeros([n], np.int32)
   chunks = progress_lib.track(
       range(0, n, _CHUNK), f'tokenising {key.rpartition("/")[2]}',
       total=-(-n // _CHUNK), unit=f'chunks of {_CHUNK} texts', show=progress)
-  for start in chunks:
-    stop = min(start + _CHUNK, n)
-    tokens[start:stop], lengths[start:stop] = tokenizer.encode_batch(
-        texts[start:stop], max_length)
-  if n:
-    tokens.flush()
-  np.save(os.path.join(folder, 'lengths.npy'), lengths)
+  with files.new_array(
+      os.path.join(folder, 'tokens.npy'), dtype, (n, max_length)) as tokens:
+    for start in chunks:
+      stop = min(start + _CHUNK, n)
+      tokens[start:stop], lengths[start:stop] = tokenizer.encode_batch(
+          texts[start:stop], max_length)
+  files.save_array(os.path.join(folder, 'lengths.npy'), lengths)

@@ -45,14 +45,21 @@ def read_results(workdir: str) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if the run has not finished.
-    ValueError: with file and line, if the file is not JSON.
+    ValueError: naming the file, if it is damaged.
   """
   path = os.path.join(workdir, RESULTS_FILE)
   if not os.path.exists(path):
     raise FileNotFoundError(
         f'Expected {path}, which a run writes at its end; finish the run (the '
         'same command resumes it) or leave this folder out.')
-  return files.read_json(path)
+  results = files.read_object(path)
+  for name in ('measures', 'config', 'meter'):
+    if not isinstance(results.get(name), dict | None):
+      raise ValueError(
+          f'{path}: expected {name!r} to be an object, got '
+          f'{type(results[name]).__name__}. Remove the file; the command of '
+          'the run, given again, writes it anew.')
+  return results
 
 
 def measured_step(results: Mapping[str, Any]) -> int | None:

@@ -200,7 +200,8 @@ def _started(config):
     ValueError: if its encoder or its tokens differ, naming the options.
   """
   workdir = run_folder.started_from(config)
-  with checkpoint.Checkpoints(run_folder.checkpoints(workdir)) as saved:
+  with checkpoint.Checkpoints(
+      run_folder.checkpoints(workdir), read_only=True) as saved:
     theirs, ours = saved.restore_meta()['config'], config.to_dict()
     try:
       checkpoint.check_same_config(

@@ -360,7 +360,7 @@ def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
   """
   if os.path.exists(os.path.join(workdir, report.RESULTS_FILE)):
     results = report.read_results(workdir)
-    if (report.measured_step(results) == step
+    if ('measures' in results and report.measured_step(results) == step
         and results.get('data_fingerprint') == experiment.dataset.fingerprint):
       return results
   return {

@@ -61,14 +61,21 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
 
   Returns:
     The content of results.json; None if the run was stopped by a signal.
+
+  Raises:
+    OSError: if another process trains in `workdir`, or it cannot be written.
+    ValueError: for options that cannot work, or others than those of the run
+      to resume.
   """
   meter = meters.Meter()
-  os.makedirs(workdir, exist_ok=True)
-  with checkpoint.Checkpoints(run_folder.checkpoints(workdir),
-                              keep=config.checkpoint.keep) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    if not jax.process_index():
+      stack.enter_context(files.lock_folder(workdir))
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(
+        run_folder.checkpoints(workdir), keep=config.checkpoint.keep))
     resumed = checkpoints.latest_step()
     if resumed is not None:
-      meta = checkpoints.restore_meta(resumed)
+      meta = checkpoints.restore_meta()
       config = factory.settled(config)
       resolved = config.to_dict()
       checkpoint.check_same_config(
@@ -76,7 +83,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       if resumed == config.num_steps and report.is_finished(workdir):
         results = report.read_results(workdir)
         # With other options of evaluation only the measures are left to do.
-        if results['config']['evaluation'] == json.loads(
+        if (results.get('config') or {}).get('evaluation') == json.loads(
             json.dumps(resolved['evaluation'])):
           say(f'{workdir} is finished; here is what it found.')
           return results
@@ -109,7 +116,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     train_step, schedule, state, baselines = start_state(
         experiment, checkpoints, resumed, cost, workdir)
     if resumed is not None:
-      meter.load_state_dict(meta['meter'])
+      resumed = int(state.step)  # where the latest is damaged, one before it
       say(f'Resumed at step {resumed} of {config.num_steps}.')
     else:
       _remove_results(workdir)
@@ -210,8 +217,9 @@ def start_state(experiment: factory.Experiment,
   config = experiment.config
   train_step, schedule = experiment.make_step()
   if resumed is not None:
-    state, _ = checkpoints.restore(
-        trained.abstract_state(experiment, train_step), resumed)
+    state, meta = checkpoints.restore(
+        trained.abstract_state(experiment, train_step))
+    cost.meter.load_state_dict(meta['meter'])
     return train_step, schedule, state, trained.read_baselines(workdir)
   ids, targets, baselines = experiment.first_ids(), None, {}
   if len(ids):

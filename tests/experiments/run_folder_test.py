@@ -156,11 +156,11 @@ def test_vectors_are_found_again_and_damaged_ones_made_again(folder):
   np.testing.assert_array_equal(trained.open(run).stored_targets(), expected)
   assert path.stat().st_mtime_ns == written
   path.write_bytes(path.read_bytes()[:1000])
-  with pytest.warns(UserWarning, match='targets is damaged'):
+  with pytest.warns(UserWarning, match='vectors.npy: has 1000 bytes'):
     again = trained.open(run).stored_targets()
   np.testing.assert_array_equal(again, expected)
   assert sorted(os.listdir(folder / 'run' / 'targets')) == [
-      'origin.json', 'vectors.npy']
+      'files.json', 'origin.json', 'vectors.npy']
 
 
 def test_a_folder_that_cannot_be_written_to_is_searched_all_the_same(

@@ -17,6 +17,8 @@ from ml_collections import config_flags
 
 from retrieval_jax import runtime
 
+flags.disclaim_key_flags()  # what is defined below belongs to the script
+
 
 class _PathParser(flags.ArgumentParser):
   syntactic_help = 'a path; ~ is your home'

@@ -55,7 +55,7 @@ def write(path: str, tensors: Mapping[str, np.ndarray],
   """
   try:
     safetensors.numpy.save_file(
-        dict(tensors), path, metadata and dict(metadata))
+        dict(tensors), path, dict(metadata) if metadata else None)
   except safetensors.SafetensorError as error:
     raise OSError(f'Cannot write {path}: {error}. Is the disk full?') from error
 

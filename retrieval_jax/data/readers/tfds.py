@@ -69,10 +69,13 @@ class TfdsRows:
     number = _read(builder, lambda: len(source))
     for start in range(0, number, _READ):
       rows = range(start, min(start + _READ, number))
-      records = _read(builder, lambda rows=rows: [
-          _plain(record) for record in source.__getitems__(list(rows))])
+      records = _read(builder, functools.partial(_records, source, rows))
       for row, record in zip(rows, records):
         yield f'{builder.data_path}:{split}[{row}]', record
+
+
+def _records(source: Any, rows: Sequence[int]) -> list[Any]:
+  return [_plain(record) for record in source.__getitems__(list(rows))]
 
 
 def _read(builder: Any, read: Callable[[], Any]) -> Any:

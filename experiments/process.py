@@ -16,6 +16,9 @@ import jax
 from ml_collections import config_flags
 
 from retrieval_jax import runtime
+from retrieval_jax import terminal
+
+_MESSAGE = 4000  # characters of an error, which may quote somebody's data
 
 flags.disclaim_key_flags()  # what is defined below belongs to the script
 
@@ -72,7 +75,8 @@ def script():
           ModuleNotFoundError) as error:
     if os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
       raise
-    sys.exit(f'error: {error}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
+    message = terminal.shown(str(error), _MESSAGE, keep='\n')
+    sys.exit(f'error: {message}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
 
 
 def parse_flags(argv):

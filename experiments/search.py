@@ -3,7 +3,8 @@
   python -m experiments.search --workdir=runs/stale --query="bank: a muddy bank"
   python -m experiments.search --workdir=runs/stale            # reads stdin
 
-The corpus is embedded once per checkpoint and kept in WORKDIR/targets-STEP.npy.
+Passages are shown up to 300 characters, control characters as escapes. The
+corpus is embedded once per checkpoint and kept in WORKDIR/targets.
 With --index=DIR, which experiments.adapt wrote, that index is searched instead;
 then --config=configs/minilm.py may take the place of a run.
 """
@@ -14,7 +15,11 @@ from absl import app
 from absl import flags
 
 from experiments import process
+from retrieval_jax import terminal
 from retrieval_jax import trained
+
+# Characters shown of an id, and of a query or passage.
+_ID, _TEXT = 60, 300
 
 
 def define_flags(values):
@@ -43,10 +48,11 @@ def main(argv, values=flags.FLAGS):
     retriever = trained.open_either(values.workdir, values.config)
     index = retriever.index(values.index)
     for query in values.query or _lines():
-      print(f'\n{query}')
+      print(f'\n{terminal.shown(query, _TEXT)}')
       [ids], [scores], [texts] = retriever.search([query], values.k, index)
       for name, score, text in zip(ids, scores, texts):
-        print(f'  {score:7.4f}  {name:>16}  {text}')
+        print(f'  {score:7.4f}  {terminal.shown(name, _ID):>16}  '
+              f'{terminal.shown(text, _TEXT)}')
 
 
 def _lines():

@@ -71,6 +71,11 @@ def save(folder: str, index: Any, targets: np.ndarray,
     files.seal(temporary)
 
 
+def origin(folder: str) -> Mapping[str, Any] | None:
+  """Returns what the targets were made by, see `origins`, if it is known."""
+  return files.read_object(os.path.join(folder, _FILE)).get('origin')
+
+
 def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
          ) -> tuple[Any, Any, Sequence[str]]:
   """Returns (index, state, target ids) of a folder that `save` wrote.

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from retrieval_jax import files
+from retrieval_jax.data.readers import lines
 from retrieval_jax.evaluation import report
 
 _CALLS = 'meter/target_encoder_calls'
@@ -117,23 +118,12 @@ def read_log(workdir: str) -> tuple[Mapping[str, float], ...]:
   """Returns the lines of metrics.jsonl; none if there is no such file.
 
   Raises:
-    ValueError: naming a line that is not JSON.
+    ValueError: naming a line that is not JSON in UTF-8.
   """
   path = os.path.join(workdir, 'metrics.jsonl')
   if not os.path.exists(path):
     return ()
-  lines = []
-  with open(path, encoding='utf-8') as f:
-    for number, line in enumerate(f, 1):
-      if not line.strip():
-        continue
-      try:
-        lines.append(json.loads(line))
-      except json.JSONDecodeError as error:
-        raise ValueError(
-            f'{path}:{number}: expected one JSON object per line '
-            f'({error.msg}); remove that line.') from error
-  return tuple(lines)
+  return tuple(record for _, record in lines.json_lines(path))
 
 
 def _curve(run: FinishedRun, split: str, measure: str) -> tuple[Point, ...]:

@@ -23,7 +23,7 @@ from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
-_FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
+_FORMAT = 2  # of prepared folders: a change here prepares all data again
 Rows = Mapping[str, Mapping[str, int]]
 """'queries' or 'corpus' -> id -> row."""
 
@@ -259,11 +259,13 @@ class RetrievalDataset(Collection):
   Attributes:
     folder: where the prepared files are.
     fingerprint: hash of the source; key caches by it.
+    corpus_fingerprint: hash of the ids and texts of the corpus, in their order.
   """
   corpus_texts: Sequence[str]
   query_texts: Sequence[str]
   folder: str
   fingerprint: str
+  corpus_fingerprint: str
 
 
 def hash_files(paths: Iterable[str], *facts: str) -> str:
@@ -274,7 +276,7 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
   costs about a second per gigabyte.
   """
   digest = hashlib.blake2b(digest_size=12)
-  digest.update(json.dumps([_FORMAT, *facts]).encode())
+  digest.update(json.dumps(facts).encode())
   for path in paths:
     with open(path, 'rb') as file:
       content = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
@@ -284,7 +286,7 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
 
 def prepare(source: Reader, cache_folder: str, *,
             progress: bool = True) -> RetrievalDataset:
-  """Converts a source once into `cache_folder`/<fingerprint> and maps it.
+  """Converts a source once into a folder of `cache_folder` and maps it.
 
   The fingerprint hashes the contents of the source's files, so a changed file
   is prepared afresh and an unchanged one, wherever it is, is reused. So is one
@@ -306,7 +308,7 @@ def prepare(source: Reader, cache_folder: str, *,
     OSError: naming --config.data.cache, where that folder cannot be written.
   """
   fingerprint = source.fingerprint()
-  folder = os.path.join(cache_folder, fingerprint)
+  folder = os.path.join(cache_folder, f'{fingerprint}-{_FORMAT}')
   cache.folder(folder, lambda temporary: _write(
       source, temporary, fingerprint, progress))
   return load(folder)
@@ -331,18 +333,19 @@ def load(folder: str) -> RetrievalDataset:
       name=facts['name'], corpus_ids=column('corpus_ids'),
       corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
       query_texts=column('query_texts'), qrels=qrels, folder=folder,
-      fingerprint=facts['fingerprint'], candidates=candidates)
+      fingerprint=facts['fingerprint'],
+      corpus_fingerprint=facts['corpus_fingerprint'], candidates=candidates)
 
 
 def _write(source: Reader, folder: str, fingerprint: str, progress: bool
            ) -> None:
   """Writes all files of a prepared dataset."""
-  rows = {}
+  rows, fingerprints = {}, {}
   for column, prefix in (('corpus', 'corpus'), ('queries', 'query')):
     records = progress_lib.track(
         getattr(source, column)(), f'preparing {source.name}: {column}',
         show=progress)
-    rows[column] = _write_records(
+    rows[column], fingerprints[column] = _write_records(
         source, records, column, os.path.join(folder, prefix))
   for i, split in enumerate(source.splits):
     qrels = _read_qrels(source, split, rows)
@@ -354,17 +357,26 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool
           os.path.join(folder, f'candidates_{i}.npy'), candidates)
   files.write_json(os.path.join(folder, 'dataset.json'), {
       'name': source.name, 'fingerprint': fingerprint,
+      'corpus_fingerprint': fingerprints['corpus'],
       'splits': list(source.splits)})
 
 
 def _write_records(source: Reader, records: Iterable[tuple[str, str]],
-                   column: str, prefix: str) -> dict[str, int]:
-  """Writes ids and texts of one column; returns the row of each id."""
+                   column: str, prefix: str) -> tuple[dict[str, int], str]:
+  """Writes ids and texts of one column.
+
+  Returns:
+    The row of each id, and a hash of ids and texts in their order.
+  """
   rows: dict[str, int] = {}
+  digest = hashlib.blake2b(digest_size=12)
 
   def texts() -> Iterator[str]:
     for row, (name, text) in enumerate(records):
       add_row(rows, name, row, source, column)
+      for part in (name.encode(), text.encode()):
+        digest.update(len(part).to_bytes(8, 'little'))
+        digest.update(part)
       yield text
 
   strings.write_strings(f'{prefix}_texts', texts())
@@ -374,7 +386,7 @@ def _write_records(source: Reader, records: Iterable[tuple[str, str]],
         f'{column} of {source.name}, found none. Is the file complete?')
   strings.write_strings(f'{prefix}_ids', rows)
   _warn_of_lookalikes(source.name, column, rows)
-  return rows
+  return rows, digest.hexdigest()
 
 
 def _warn_of_lookalikes(name: str, column: str, ids: Mapping[str, int]

@@ -6,18 +6,22 @@
   DIR/queries.npy, DIR/query_ids.txt   the same of all queries
   DIR/qrels/SPLIT.tsv   query-id <tab> corpus-id <tab> score
 
+  DIR/embeddings.json   not needed; what they were made by
 This is what experiments/embed.py writes. For an encoder that is only a service
 returning vectors, write the same files yourself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
 from retrieval_jax.data.readers import beir
 from retrieval_jax.data.readers import lines
@@ -79,6 +83,19 @@ def read_both(folder: str) -> tuple[Embeddings, Embeddings]:
         f'{queries.path} {queries.vectors.shape[1]}; embed both with one '
         'encoder.')
   return targets, queries
+
+
+def read_origin(folder: str) -> Mapping[str, Any] | None:
+  """Returns what the embeddings were made by, see `origins`, if it is known.
+
+  Raises:
+    ValueError: naming the file, if embeddings.json is damaged.
+  """
+  path = os.path.join(folder, 'embeddings.json')
+  if not os.path.isfile(path):
+    return None
+  facts = settings_lib.Settings(files.read_json(path), path)
+  return facts.read('origin', dict, None)
 
 
 def read_matrix(path: str) -> np.ndarray:

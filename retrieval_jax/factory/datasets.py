@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from retrieval_jax import data
 from retrieval_jax.factory import registries
+from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import sentence_modules
 
@@ -66,7 +67,12 @@ def make_dataset(config: config_dict.ConfigDict) -> data.RetrievalDataset:
 
 def make_tokenizer(config: config_dict.ConfigDict,
                    dataset: data.RetrievalDataset) -> data.Tokenizer:
-  """Returns the tokenizer at tokenizer.path, or one trained on the corpus."""
+  """Returns the tokenizer at tokenizer.path, or one trained on the corpus.
+
+  But the parameters of a run that is started from know its own tokens alone.
+  """
+  if config.model.start_from:
+    return run_folder.read_tokenizer(run_folder.started_from(config))
   given = os.path.expanduser(config.tokenizer.path)
   if os.path.isfile(given):
     return data.load_tokenizer(given)

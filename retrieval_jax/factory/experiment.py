@@ -18,6 +18,7 @@ from retrieval_jax.data import progress
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
+from retrieval_jax.factory import run_folder
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
@@ -39,7 +40,8 @@ class Experiment:
     query_tokens: data.TokenStore of all queries.
     target_tokens: data.TokenStore of the corpus.
     model: dual_encoder.DualEncoder.
-    params: its initial parameters.
+    params: its initial parameters; zeros where a run was opened, since they
+      are in its checkpoints.
     method: method.Method.
   """
   config: config_dict.ConfigDict
@@ -163,24 +165,39 @@ class Experiment:
 
 
 def build(config: config_dict.ConfigDict, *,
-          num_devices: int | None = None) -> Experiment:
-  """Returns the Experiment for `config`; raises ValueError on bad options."""
+          num_devices: int | None = None, workdir: str | None = None
+          ) -> Experiment:
+  """Returns the Experiment for a config.
+
+  Args:
+    config: ConfigDict.
+    num_devices: devices to use; all by default.
+    workdir: folder of a run, of which `config` is the settled config: its
+      tokenizer and model are taken. Without one they are made.
+
+  Raises:
+    ValueError: for options that cannot work.
+    FileNotFoundError: if a run lacks its tokenizer or model.
+  """
   mesh = sharding.make_mesh(num_devices)
   if config.profile.num_steps and config.profile.start < 1:
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
-  config = encoders.settled(config)
+  if workdir is None:
+    config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
   dataset = datasets.make_dataset(config)
   method = methods_lib.make_method(
       config, len(dataset.corpus_ids), len(dataset.query_ids))
   compatibility.check_setting(method, methods_lib.make_setting(
       config, sharding.num_shards(mesh), dataset))
-  tokenizer = datasets.make_tokenizer(config, dataset)
+  tokenizer = (datasets.make_tokenizer(config, dataset) if workdir is None
+               else run_folder.read_tokenizer(workdir))
   query_tokens, target_tokens_ = datasets.make_tokens(
       config, dataset, tokenizer)
-  model, params = encoders.make_model(config, tokenizer)
+  model, params = (encoders.make_model(config, tokenizer) if workdir is None
+                   else encoders.read_model(config, workdir))
   for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
     section, name = option.split('.')
     matryoshka.check_dims(

@@ -17,6 +17,7 @@ from retrieval_jax.adapters import pefa_xs
 from retrieval_jax.adapters import problem as problems
 from retrieval_jax.adapters import store
 from retrieval_jax.comparison import plots
+from retrieval_jax.data import embeddings as embeddings_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,7 @@ def run(options: Options, *, say: Callable[[str], None] = print
   fitting = options.make_fitting(problem)
   for method in options.method:  # all, before hours are spent on the first
     fitting.check(method)
+  origin = embeddings_lib.read_origin(options.embeddings)
   results: dict[str, Any] = {}
   baseline: fitting_lib.Values = {}
   with files.new_folder(options.out) as folder:
@@ -131,7 +133,8 @@ def run(options: Options, *, say: Callable[[str], None] = print
         store.save(os.path.join(folder, method), index,
                    problem.targets.vectors, problem.final_pairs,
                    problem.targets.ids,
-                   {'method': method, 'embeddings': options.embeddings},
+                   {'method': method, 'embeddings': options.embeddings,
+                    'origin': origin},
                    options.knn)
       results[method] = report
       say(f'{label(method)}: {report.get("constants", "")} R@100 '

@@ -97,7 +97,7 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
         'dataset': dataset.name, 'workdir': retriever.workdir,
         'step': retriever.step, 'dim': dim,
         'num_targets': len(targets), 'num_queries': len(queries),
-        'dtype': dtype})
+        'dtype': dtype, 'origin': {**retriever.origin, 'dim': dim}})
   return targets, queries
 
 

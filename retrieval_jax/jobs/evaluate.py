@@ -10,6 +10,7 @@ import numpy as np
 
 from retrieval_jax import factory
 from retrieval_jax import matryoshka
+from retrieval_jax import origins
 from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
@@ -153,6 +154,9 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     mesh, drop = sharding.make_mesh(), False
     queries = embeddings_lib.read(embeddings, 'queries')
     index, state, corpus_ids = store.load(folder, mesh, 4096)
+    origins.check_same(
+        store.origin(folder), embeddings_lib.read_origin(embeddings),
+        f'--index={folder}', f'--embeddings={embeddings}')
     qrels_folder = os.path.join(embeddings, 'qrels')
     names = names or embeddings_lib.read_splits(qrels_folder)
     dataset: Any = _Judged(corpus_ids, queries.ids, {
@@ -225,14 +229,17 @@ def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
   Args:
     experiment: factory.Experiment.
     workdir: folder of the run.
-    step: that of the checkpoint; other results of the folder are out of date.
+    step: that of the checkpoint; results of another step or of other data are
+      out of date.
   """
   if os.path.exists(os.path.join(workdir, report.RESULTS_FILE)):
     results = report.read_results(workdir)
-    if results.get('steps') == step and 'measures' in results:
+    if ('measures' in results and results.get('steps') == step
+        and results.get('data_fingerprint') == experiment.dataset.fingerprint):
       return results
   return {
       'measures': {}, **trained.read_baselines(workdir),
       'meter': trained.read_meter(workdir, step).as_dict(), 'steps': step,
-      'seed': experiment.config.seed, 'config': experiment.config.to_dict(),
-      'method': repr(experiment.method)}
+      'seed': experiment.config.seed,
+      'data_fingerprint': experiment.dataset.fingerprint,
+      'config': experiment.config.to_dict(), 'method': repr(experiment.method)}

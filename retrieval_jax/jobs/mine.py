@@ -220,6 +220,11 @@ def open_source(options: Options) -> Source:
               f'--embeddings={options.embeddings} was not made of the data of '
               f'--config: the ids of the {column} differ ({len(ours)} and '
               f'{len(theirs)}).')
+      origin = embeddings_lib.read_origin(options.embeddings)
+      if origin and origin['corpus'] != dataset.corpus_fingerprint:
+        raise ValueError(
+            f'--embeddings={options.embeddings} was made of other texts than '
+            'those of --config, under the same ids; embed them again.')
       found = dataclasses.replace(
           found, query_texts=dataset.query_texts,
           corpus_texts=dataset.corpus_texts)

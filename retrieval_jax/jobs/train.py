@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 import contextlib
 import functools
+import glob
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import report
+from retrieval_jax.factory import run_folder
 from retrieval_jax.jobs import evaluate
 from retrieval_jax.jobs import hooks
 from retrieval_jax.training import checkpoint
@@ -46,8 +48,9 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
   """Trains, or resumes training, by `config` and evaluates at the end.
 
   The same call resumes an interrupted run. A finished one leaves in `workdir`:
-  config.json, results.json (measures, baselines, cost), metrics.jsonl,
-  tensorboard/, checkpoints/ and one TREC run file per evaluated split.
+  config.json, tokenizer.json, encoder.json, results.json (measures, baselines,
+  cost), metrics.jsonl, tensorboard/, checkpoints/ and one TREC run file per
+  evaluated split.
 
   Args:
     config: ConfigDict as factory/defaults.py makes it.
@@ -64,15 +67,16 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       to resume.
   """
   meter = meters.Meter()
-  resolved = config.to_dict()
   with contextlib.ExitStack() as stack:
     if not jax.process_index():
       stack.enter_context(files.lock_folder(workdir))
     checkpoints = stack.enter_context(checkpoint.Checkpoints(
-        os.path.join(workdir, 'checkpoints'), keep=config.checkpoint.keep))
+        run_folder.checkpoints(workdir), keep=config.checkpoint.keep))
     resumed = checkpoints.latest_step()
     if resumed is not None:
       meta = checkpoints.restore_meta()
+      config = factory.settled(config)
+      resolved = config.to_dict()
       checkpoint.check_same_config(
           meta['config'], resolved, ignore=(*MAY_CHANGE, 'data_fingerprint'))
       if resumed == config.num_steps and report.is_finished(workdir):
@@ -84,13 +88,18 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
           return results
     say('Preparing data, tokens and model; later runs find them ready.')
     with meter.phase('prepare'):
-      experiment = factory.build(config, num_devices=num_devices)
+      experiment = factory.build(
+          config, num_devices=num_devices,
+          workdir=None if resumed is None else workdir)
+    resolved = experiment.config.to_dict()
     # Data may move to another path, but must not become other data.
     saved_config = {**resolved, 'data_fingerprint':
                     experiment.dataset.fingerprint}
     if resumed is not None:
       checkpoint.check_same_config(
           meta['config'], saved_config, ignore=MAY_CHANGE)
+    else:
+      run_folder.write(workdir, experiment.tokenizer, experiment.model)
     files.write_json(os.path.join(workdir, 'config.json'), resolved)
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
@@ -108,6 +117,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     if resumed is not None:
       resumed = int(state.step)  # where the latest is damaged, one before it
       say(f'Resumed at step {resumed} of {config.num_steps}.')
+    else:
+      _remove_results(workdir)
     start_step = resumed or 0
     meter.table_bytes = (meters.num_bytes(state.table)
                          if experiment.method.memory.num_slots else 0)
@@ -144,9 +155,22 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       'steps': config.num_steps, 'seed': config.seed,
       'hardware': hardware(experiment.mesh), 'command': command or '',
       'commit': commit(),
+      'data_fingerprint': experiment.dataset.fingerprint,
       'config': resolved, 'method': repr(experiment.method)}
   report.write_results(workdir, results)
   return results
+
+
+def _remove_results(workdir: str) -> None:
+  """Removes what an earlier run, whose checkpoints are gone, has found.
+
+  Else it would pass for what this run finds, if that is interrupted.
+  """
+  found = [os.path.join(workdir, report.RESULTS_FILE),
+           *glob.glob(os.path.join(glob.escape(workdir), '*.run'))]
+  for path in filter(os.path.exists, found):
+    say(f'{path} is of an earlier run, whose checkpoints are gone: removed.')
+    os.remove(path)
 
 
 def make_cost(experiment: factory.Experiment, meter: meters.Meter
@@ -196,7 +220,7 @@ def start_state(experiment: factory.Experiment,
           'untrained': evaluate.of_params(
               experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
-  files.write_json(os.path.join(workdir, 'baselines.json'), baselines)
+  files.write_json(os.path.join(workdir, trained.BASELINES_FILE), baselines)
   state = train_step.init_state(
       experiment.params, experiment.make_table(targets))
   return train_step, schedule, state, baselines

@@ -99,13 +99,14 @@ def tower_folders(name: str) -> tuple[str, ...]:
     name: anything that `resolve_folder` takes.
 
   Returns:
-    One folder, or those of the query and of the target tower.
+    One folder, or those of the query and of the target tower. A router's towers
+    share a folder: see `sentence_modules.towers`.
   """
   folder = resolve_folder(name)
   towers = tuple(os.path.join(folder, tower) for tower in TOWERS)
   if all(os.path.isfile(os.path.join(t, 'config.json')) for t in towers):
     return towers
-  return folder,
+  return sentence_modules.towers(folder)
 
 
 def load_pretrained(
@@ -114,7 +115,8 @@ def load_pretrained(
   """Returns the encoder in `folder`, or its first layers.
 
   Args:
-    folder: anything that `resolve_folder` takes, of a single tower.
+    folder: anything that `resolve_folder` takes, of a single tower, or one of
+      `tower_folders`.
     num_layers: keep this many of the first layers; None keeps all.
 
   Returns:
@@ -128,7 +130,8 @@ def load_pretrained(
       superfluous, of another shape or not finite, naming it, and for a file
       that is damaged.
   """
-  folder = resolve_folder(folder)
+  folder, route = sentence_modules.split_route(folder)
+  folder = resolve_folder(folder) + route
   head = sentence_modules.read(folder)
   folder = sentence_modules.transformer_folder(folder)
   path = os.path.join(folder, 'config.json')
@@ -213,7 +216,16 @@ class _Tensors:
               f'{index} in {folder} says that tensor {name!r} is in {file}, '
               'which does not hold it; download the folder again.')
     # canonical name -> (file name, name there)
-    self._names = {canonical(n): (f, n) for n, f in names.items()}
+    self._names = {}
+    for name, file in names.items():
+      first = self._names.setdefault(canonical(name), (file, name))
+      if first != (file, name) and not np.array_equal(
+          self._files[file].get_tensor(name),
+          self._files[first[0]].get_tensor(first[1])):
+        raise ValueError(
+            f'{folder}: tensors {first[1]!r} and {name!r} are one in this '
+            'architecture, but differ in the file, which does not say which of '
+            'the two is right; save the model again with one of them.')
     self._asked = set()
 
   def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:

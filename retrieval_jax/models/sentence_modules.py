@@ -38,6 +38,8 @@ _ACTIVATIONS = {
     **{name.lower(): f'torch.nn.modules.activation.{name}'
        for name in ('Tanh', 'ReLU', 'GELU', 'Sigmoid')}}
 
+_ROUTE = '::'  # between a folder and a route of the router in it
+_DOCUMENT = ('document', 'passage', 'corpus')  # names of the side of targets
 _MODULES = 'sentence_transformers.models.'  # known to old versions and new
 _CHAIN = re.compile(r'Transformer Pooling( Dense)?( Normalize)? ')
 
@@ -85,28 +87,57 @@ class Head:
   scale: float | None = None
 
 
+def towers(folder: str) -> tuple[str, ...]:
+  """Returns the towers of a folder, each of which `read` takes.
+
+  They are the folder itself or, where its first module is a router, the folder
+  with the route of queries and with that of documents behind '::'.
+
+  Raises:
+    ValueError: for a router that has other routes.
+  """
+  modules = _modules(folder)
+  if not modules or _kind(modules[0]) != 'Router':
+    return folder,
+  routes = _router(folder, modules[0]).read('structure', dict)
+  document = next((name for name in _DOCUMENT if name in routes), '')
+  if len(routes) != 2 or 'query' not in routes or not document:
+    raise ValueError(
+        f'{folder}: a router with routes {", ".join(routes)} is not supported, '
+        f'only query and one of {", ".join(_DOCUMENT)}.')
+  return tuple(f'{folder}{_ROUTE}{route}' for route in ('query', document))
+
+
+def split_route(tower: str) -> tuple[str, str]:
+  """Returns (folder, '::' and the route or nothing) of one of `towers`."""
+  folder, mark, route = tower.partition(_ROUTE)
+  return folder, mark + route
+
+
 def transformer_folder(folder: str) -> str:
   """Returns the folder that holds config.json, weights and tokenizer."""
+  inside, _ = split_route(folder)
   for module in _modules(folder):
     if _kind(module) == 'Transformer':
-      return os.path.normpath(os.path.join(folder, module['path']))
-  return folder
+      return os.path.normpath(os.path.join(inside, module['path']))
+  return inside
 
 
 def read(folder: str) -> Head:
-  """Returns the Head that `folder` describes.
+  """Returns the Head that `folder`, or one of its `towers`, describes.
 
   Raises:
     ValueError: for modules, poolings and settings that are not supported,
       naming file and value.
   """
+  tower, (folder, _) = folder, split_route(folder)
   prompts = _prompts(folder)
   ours = read_settings(folder, OUR_FILE, {})
   head = Head(
       query_prompt=prompts('query'),
-      target_prompt=prompts('document', 'passage', 'corpus'),
+      target_prompt=prompts(*_DOCUMENT),
       scale=ours.read('scale', float, None))
-  modules = _modules(folder)
+  modules = _modules(tower)
   if not modules:
     return head
   chain = ''.join(f'{_kind(module)} ' for module in modules)
@@ -121,7 +152,7 @@ def read(folder: str) -> Head:
       head, pooling=_pooling(paths['Pooling']),
       dense=_dense(paths['Dense']) if 'Dense' in paths else None,
       normalize='Normalize' in paths,
-      max_length=_max_length(transformer_folder(folder)))
+      max_length=_max_length(transformer_folder(tower)))
 
 
 def write(folder: str, head: Head, hidden_size: int) -> None:
@@ -198,14 +229,35 @@ def write_router(folder: str, towers: dict[str, str]) -> None:
 
 
 def _modules(folder):
-  """Returns the entries of modules.json, {'type': str, 'path': str} each."""
+  """Returns the modules of a tower, {'type': str, 'path': str} each.
+
+  They are the entries of modules.json; of a route, those of the router's
+  configuration take the place of the router, the first entry.
+  """
+  folder, route = split_route(folder)
   path = os.path.join(folder, 'modules.json')
   listed = settings_lib.Settings(
       {'modules': read_json(folder, 'modules.json', [])}, path)
   modules = [settings_lib.Settings(module, path)
              for module in listed.read('modules', list)]
-  return [{name: module.read(name, str) for name in ('type', 'path')}
-          for module in modules]
+  found = [{name: module.read(name, str) for name in ('type', 'path')}
+           for module in modules]
+  if not route:
+    return found
+  router, *rest = found
+  config = _router(folder, router)
+  kinds, routes = (
+      settings_lib.Settings(config.read(name, dict), config.path)
+      for name in ('types', 'structure'))
+  return [{'type': kinds.read(name, str),
+           'path': '/'.join(filter(None, (router['path'], name)))}
+          for name in routes.read(route.removeprefix(_ROUTE), list)] + rest
+
+
+def _router(folder, module):
+  """Returns the Settings of a router."""
+  return read_settings(
+      os.path.join(folder, module['path']), 'router_config.json')
 
 
 def _kind(module):

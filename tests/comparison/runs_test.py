@@ -132,12 +132,14 @@ class FinishedTest(parameterized.TestCase):
         {'never': ['never-seed0', 'never-seed1'],
          'stale': ['stale-seed0', 'stale-seed1']})
 
-  def test_a_broken_log_line_is_named(self):
+  @parameterized.parameters(
+      (b'{"step": 4', r'metrics\.jsonl:8: expected one'),
+      (b'{"\xff": 4}', r'metrics\.jsonl:\d: expected utf-8'))
+  def test_a_broken_log_line_is_named(self, line, message):
     folder = made_up.write_run(self.folder('a'))
-    with open(os.path.join(folder, 'metrics.jsonl'), 'a', encoding='utf-8'
-              ) as f:
-      f.write('{"step": 4')
-    with self.assertRaisesRegex(ValueError, r'metrics\.jsonl:8: expected one'):
+    with open(os.path.join(folder, 'metrics.jsonl'), 'ab') as f:
+      f.write(line)
+    with self.assertRaisesRegex(ValueError, message):
       runs_lib.read_run(folder, 'a', 'dev', 'RR@10')
 
   def test_a_measure_nobody_computed_is_named(self):

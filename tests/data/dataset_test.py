@@ -222,7 +222,24 @@ class PrepareTest(absltest.TestCase):
     before = os.stat(mark).st_mtime_ns
     self.assertEqual(self.prepare().folder, first.folder)
     self.assertEqual(os.stat(mark).st_mtime_ns, before)
-    self.assertEqual(os.listdir(self.cache), [first.fingerprint])
+    [folder] = os.listdir(self.cache)
+    self.assertStartsWith(folder, first.fingerprint)
+
+  def test_the_fingerprint_of_the_corpus_follows_its_order_and_no_more(self):
+    first = self.prepare()
+    path = os.path.join(self.source, 'queries.jsonl')
+    with open(path, encoding='utf-8') as file:
+      text = file.read()
+    fakes.write(path, text + '\n')  # a blank line
+    second = self.prepare()
+    self.assertNotEqual(first.fingerprint, second.fingerprint)
+    self.assertEqual(first.corpus_fingerprint, second.corpus_fingerprint)
+    path = os.path.join(self.source, 'corpus.jsonl')
+    with open(path, encoding='utf-8') as file:
+      lines = file.read().splitlines(keepends=True)
+    fakes.write(path, ''.join(lines[::-1]))
+    self.assertNotEqual(
+        self.prepare().corpus_fingerprint, first.corpus_fingerprint)
 
   def test_equal_size_and_time_do_not_hide_a_change(self):
     path = os.path.join(self.source, 'corpus.jsonl')

@@ -142,6 +142,26 @@ def test_a_config_names_the_format_and_the_path(tmp_path):
     factory.make_dataset(config)
 
 
+@pytest.mark.parametrize('name', [
+    'beir', 'msmarco', 'trec', 'dpr', 'tevatron', 'tevatron, ids', 'pairs',
+    'pairs, tsv'])
+def test_a_file_that_is_not_utf8_is_named(name, tmp_path):
+  folder = str(tmp_path / 'data')
+  formats.make_reader(name, folder)
+  paths = [os.path.join(at, file) for at, _, files in os.walk(folder)
+           for file in files]
+  for path in paths:
+    with open(path, 'rb') as file:
+      content = file.read()
+    with open(path, 'wb') as file:
+      file.write('é\t'.encode('latin-1') + content)
+    with pytest.raises(data.DataError, match=f'{path}:.* utf-8'):
+      data.prepare(factory.make_reader(name.split(',')[0], folder, ''),
+                   str(tmp_path / 'cache'), progress=False)
+    with open(path, 'wb') as file:
+      file.write(content)
+
+
 @pytest.mark.parametrize('name', IDS)
 def test_formats_with_ids_agree(name, tmp_path):
   reader = formats.make_reader(name, str(tmp_path / 'data'))

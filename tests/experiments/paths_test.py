@@ -75,7 +75,7 @@ def test_the_run_to_start_from_expands_it(home):
   config = base.get_config('tiny')
   config.model.start_from = '~/run'
   with pytest.raises(FileNotFoundError, match=f'No checkpoint in {home}'):
-    encoders._started(config, None, None)
+    encoders._started(config)
 
 
 def test_files_of_pairs_to_embed_expand_it(home):

@@ -130,6 +130,69 @@ class FamiliesTest(parameterized.TestCase):
                  pretrained.load_pretrained(folder)[1],
                  pretrained.load_pretrained(folder_of('t5'))[1])
 
+  def test_two_names_of_one_array_must_agree(self):
+    folder = self.copy('t5')
+    path = os.path.join(folder, 'model.safetensors')
+    tensors = safetensors_numpy.load_file(path)
+    table = tensors['shared.weight'].copy()
+    tensors['encoder.embed_tokens.weight'] = table
+    safetensors_numpy.save_file(tensors, path)
+    pretrained.load_pretrained(folder)
+    table[5, 3] += 1
+    safetensors_numpy.save_file(tensors, path)
+    with self.assertRaisesRegex(
+        ValueError, "'(shared|encoder.embed_tokens).weight' and .* differ in"):
+      pretrained.load_pretrained(folder)
+
+  @parameterized.parameters('document', 'passage')
+  def test_a_router_has_two_towers(self, target):
+    names = {'query': 'mpnet', target: 'roberta'}
+    folder = self.write_router(names)
+    towers = pretrained.tower_folders(folder)
+    self.assertLen(towers, 2)
+    for tower, name in zip(towers, names.values()):
+      config, params, head = pretrained.load_pretrained(tower)
+      alone, theirs, wanted = pretrained.load_pretrained(folder_of(name))
+      self.assertEqual(config, alone)
+      jax.tree.map(np.testing.assert_array_equal, params, theirs)
+      for field in ('pooling', 'normalize', 'max_length'):
+        self.assertEqual(getattr(head, field), getattr(wanted, field), field)
+      self.assertEqual(head.query_prompt, 'q: ')
+      self.assertEqual(
+          tokenization.load_tokenizer(
+              sentence_modules.transformer_folder(tower)),
+          tokenization.load_tokenizer(folder_of(name)))
+
+  def test_a_router_of_other_routes_is_refused(self):
+    folder = self.write_router({'query': 'bert', 'image': 'bert'})
+    with self.assertRaisesRegex(ValueError, 'with routes query, image is not'):
+      pretrained.tower_folders(folder)
+
+  def write_router(self, names):
+    """Writes {route: family} as sentence-transformers saves its Router."""
+    folder = self.create_tempdir().full_path
+    types, structure = {}, {}
+    for route, name in names.items():
+      structure[route] = []
+      for i, module in enumerate(sentence_modules.read_json(
+          folder_of(name), 'modules.json')):
+        kind = module['type'].rpartition('.')[2]
+        inside = f'{route}_{i}_{kind}'
+        structure[route].append(inside)
+        types[inside] = f'sentence_transformers.models.{kind}.{kind}'
+        source = os.path.join(folder_of(name), module['path'])
+        if os.path.isdir(source):  # nothing is written for Normalize
+          shutil.copytree(source, os.path.join(folder, inside))
+    for file, value in (
+        ('modules.json', [{'idx': 0, 'name': '0', 'path': '', 'type':
+                           'sentence_transformers.models.Router.Router'}]),
+        ('router_config.json', {
+            'types': types, 'structure': structure,
+            'parameters': {'default_route': 'query', 'allow_empty_key': True}}),
+        ('config_sentence_transformers.json', {'prompts': {'query': 'q: '}})):
+      sentence_modules.write_json(folder, file, value)
+    return folder
+
   @parameterized.parameters(
       ('t5', 'feed_forward_proj', 'gated-silu', "only 'relu', 'gated-gelu'"),
       ('distilbert', 'activation', 'relu', "activation='relu' is not"),

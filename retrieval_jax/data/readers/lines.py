@@ -14,11 +14,13 @@ import re
 from typing import Any
 
 from retrieval_jax import files
+from retrieval_jax import terminal
 from retrieval_jax.data import errors
 
 COMPRESSED = rf'({"|".join(map(re.escape, files.COMPRESSIONS))})?'
 """Pattern of what may follow a file's ending."""
 
+_SHOWN = 60  # characters of a value in a message
 _CHUNK = 1 << 20  # characters read at a time
 _LARGEST_SCORE = 3e38  # scores are stored as float32
 _ZEROS = re.compile(r'(?<=\d)\.0*(?=\s*$)')
@@ -181,8 +183,9 @@ def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def shown(value: Any) -> str:
   """Returns a value as an error message shows it."""
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:57]}...'
+  if isinstance(value, str):
+    value = value[:_SHOWN]  # the rest would be cut below
+  return terminal.shown(repr(value), _SHOWN)
 
 
 def string(where: str, record: Mapping[str, Any], *names: str) -> str:

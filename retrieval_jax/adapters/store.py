@@ -73,7 +73,7 @@ def save(folder: str, index: Any, targets: np.ndarray,
 
 def origin(folder: str) -> Mapping[str, Any] | None:
   """Returns what the targets were made by, see `origins`, if it is known."""
-  return files.read_json(os.path.join(folder, _FILE)).get('origin')
+  return files.read_object(os.path.join(folder, _FILE)).get('origin')
 
 
 def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int

@@ -74,6 +74,10 @@ class TfdsRows:
         yield f'{builder.data_path}:{split}[{row}]', record
 
 
+def _records(source: Any, rows: Sequence[int]) -> list[Any]:
+  return [_plain(record) for record in source.__getitems__(list(rows))]
+
+
 def _read(builder: Any, read: Callable[[], Any]) -> Any:
   """Returns read(); raises a DataError that names the folder if it cannot."""
   try:
@@ -104,10 +108,6 @@ def _load(path: str) -> dict[str, tuple[Any, str]]:
         f'{", ".join(sorted(formats)) or "no splits"}. Prepare it again with '
         "tfds.builder(NAME, file_format='array_record').")
   return {split: (builder, split) for split in builder.info.splits}
-
-
-def _records(source: Any, rows: Sequence[int]) -> list[Any]:
-  return [_plain(record) for record in source.__getitems__(list(rows))]
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,9 @@ Dimension letters, the same everywhere:
 
 `M@data` means: sharded over mesh axis 'data'. Three integers are never mixed
 up: `row` indexes the table, `id` the corpus, `query_id` the query list; -1
-stands for "none" in all three. `logits` are scaled scores (beta * <q, g>),
-`scores` unscaled ones.
+stands for "none" in all three, and among tokens for padding, which follows a
+text: whatever a tokenizer pads with may be a token of the text, too. `logits`
+are scaled scores (beta * <q, g>), `scores` unscaled ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ Params = Any
 """A pytree of model parameters."""
 
 Encode = Callable[[Params, jax.Array], jax.Array]
-"""(params, tokens [n, L] int32) -> embeddings [n, D] float32."""
+"""(params, tokens [n, L] int32, -1 for padding) -> [n, D] float32."""
 
 
 def register(cls: T) -> T:
@@ -190,8 +191,8 @@ class Batch:
   """One training batch as the input pipeline makes it.
 
   Attributes:
-    query_tokens: [B, Lq] int32.
-    target_tokens: [B, Lt] int32, tokens of the positives.
+    query_tokens: [B, Lq] int32, padded with -1.
+    target_tokens: [B, Lt] int32, tokens of the positives, likewise.
     query_ids: [B] int32.
     target_ids: [B] int32, corpus ids of the positives.
     known_positives: [B, E] int32, every corpus id known to be relevant to the

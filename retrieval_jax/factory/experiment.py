@@ -103,7 +103,7 @@ class Experiment:
     tokens, lengths = self.tokenize_queries(texts)
     return self._embed(
         self.model.encode_queries, params,
-        data.TokenStore(tokens, lengths, self.tokenizer.pad_id))
+        data.TokenStore(tokens, lengths))
 
   def _embed(self, encode, params, tokens, **options):
     return embedding.embed(
@@ -151,8 +151,7 @@ class Experiment:
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
-        buckets=tuple(options.buckets),
-        pad_id=self.model.config.pad_id, layout=self.layout)
+        buckets=tuple(options.buckets), layout=self.layout)
     encode_by = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from retrieval_jax.data.copies import NONE as NO_COPIES
 from retrieval_jax.data.dataset import CandidatePairs
 from retrieval_jax.data.dataset import Collection
 from retrieval_jax.data.dataset import load
@@ -32,7 +33,8 @@ from retrieval_jax.data.tokenization import train_tokenizer
 __all__ = [
     'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
     'hugging_face', 'IrDatasetsReader', 'Lenient', 'load', 'load_tokenizer',
-    'MsMarcoReader', 'pairs', 'prepare', 'Qrels', 'Reader', 'RetrievalDataset',
+    'MsMarcoReader', 'NO_COPIES', 'pairs', 'prepare', 'Qrels', 'Reader',
+    'RetrievalDataset',
     'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize', 'Tokenizer',
     'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader',
     'write_strings',

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from retrieval_jax import files
 from retrieval_jax.data import cache
+from retrieval_jax.data import copies as copies_lib
 from retrieval_jax.data import errors
 from retrieval_jax.data import lenient
 from retrieval_jax.data import progress as progress_lib
@@ -119,6 +120,21 @@ class Qrels:
     """
     return _padded(self._known, query_rows)
 
+  def by_text(self, copies: copies_lib.Copies) -> 'Qrels':
+    """Returns these with the first target of a text in place of its copies.
+
+    Of a query's grades of one text a positive counts before a negative, and
+    that before 0.
+    """
+    if not len(copies.ids):
+      return self
+    corpus_rows = copies.firsts_of(self.corpus_rows)
+    order = np.lexsort((-self.grades, self.grades < 0, self.grades == 0,
+                        corpus_rows, self.query_rows))
+    pairs = _pairs(self.query_rows, corpus_rows)[order]
+    kept = order[np.append(True, pairs[1:] != pairs[:-1])[:len(order)]]
+    return Qrels(self.query_rows[kept], corpus_rows[kept], self.grades[kept])
+
   @functools.cached_property
   def _relevant(self) -> '_Grouped':
     return self._grouped(self.grades > 0)
@@ -161,6 +177,22 @@ class CandidatePairs:
   def positives(self, qrels: Qrels) -> 'CandidatePairs':
     """Returns those that the judgements call relevant."""
     return self._chosen(self._judged(qrels, qrels.grades > 0))
+
+  def by_text(self, copies: copies_lib.Copies) -> 'CandidatePairs':
+    """Returns these with the first target of a text in place of its copies.
+
+    Where several of a query's candidates have one text, the first of those
+    with a score counts.
+    """
+    if not len(copies.ids):
+      return self
+    corpus_rows = copies.firsts_of(self.corpus_rows)
+    order = np.lexsort((self.corpus_rows, np.isnan(self.scores), corpus_rows,
+                        self.query_rows))
+    pairs = _pairs(self.query_rows, corpus_rows)[order]
+    kept = order[np.append(True, pairs[1:] != pairs[:-1])[:len(order)]]
+    return CandidatePairs(
+        self.query_rows[kept], corpus_rows[kept], self.scores[kept])
 
   def padded_places(self, query_rows: np.ndarray) -> np.ndarray:
     """Returns the places of the candidates of queries, padded with -1.
@@ -243,6 +275,7 @@ class Collection:
     corpus_texts: texts by corpus row; None where only embeddings are known.
     query_texts: texts by query row; likewise.
     candidates: split name -> candidates, of the splits that have any.
+    copies: targets of equal text; None where only embeddings are known.
     dropped: split name -> what was left out of it, where data were read
       leniently.
   """
@@ -254,6 +287,7 @@ class Collection:
   query_texts: Sequence[str] | None = None
   candidates: Mapping[str, CandidatePairs] = dataclasses.field(
       default_factory=dict)
+  copies: copies_lib.Copies | None = None
   dropped: Mapping[str, lenient.Counts] = dataclasses.field(
       default_factory=dict)
 
@@ -272,6 +306,24 @@ class RetrievalDataset(Collection):
   folder: str
   fingerprint: str
   corpus_fingerprint: str
+  copies: copies_lib.Copies
+
+  @property
+  def distinct_ids(self) -> np.ndarray:
+    """The corpus rows [n] int64 of the first target of each text."""
+    return self.copies.distinct(len(self.corpus_ids))
+
+  @functools.cached_property
+  def by_text(self) -> 'RetrievalDataset':
+    """This data set as training sees it: a text is one target.
+
+    Judgements and candidates name the first target of each text. Its copies
+    are neither drawn nor remembered, for a copy of a positive is no negative.
+    """
+    of = lambda splits: {
+        split: part.by_text(self.copies) for split, part in splits.items()}
+    return dataclasses.replace(
+        self, qrels=of(self.qrels), candidates=of(self.candidates))
 
 
 def hash_files(paths: Iterable[str], *facts: str) -> str:
@@ -343,6 +395,7 @@ def load(folder: str) -> RetrievalDataset:
       query_texts=column('query_texts'), qrels=qrels, folder=folder,
       fingerprint=facts['fingerprint'],
       corpus_fingerprint=facts['corpus_fingerprint'], candidates=candidates,
+      copies=copies_lib.Copies(*np.load(os.path.join(folder, 'copies.npy'))),
       dropped=facts.get('dropped', {}))
 
 
@@ -356,6 +409,9 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool
         show=progress)
     rows[column], fingerprints[column] = _write_records(
         source, records, column, os.path.join(folder, prefix))
+  files.save_array(
+      os.path.join(folder, 'copies.npy'), np.stack(copies_lib.find(
+          strings.StringArray(os.path.join(folder, 'corpus_texts')))))
   for i, split in enumerate(source.splits):
     qrels = _read_qrels(source, split, rows)
     files.save_array(os.path.join(folder, f'qrels_{i}.npy'), np.stack(

@@ -89,8 +89,10 @@ class Experiment:
     """
     if self.method.targets.source == 'encoder' or table_embeddings is None:
       return self.embed_targets(params)
-    return np.asarray(
-        table_embeddings[:len(self.target_tokens)], np.float32)
+    num_targets, copies = len(self.target_tokens), self.dataset.copies
+    rows = (copies.firsts_of(np.arange(num_targets)) if len(copies.ids)
+            else slice(num_targets))
+    return np.asarray(table_embeddings[rows], np.float32)
 
   def embed_queries(self, params: types.Params, rows: np.ndarray | None = None
                     ) -> np.ndarray:
@@ -104,7 +106,7 @@ class Experiment:
     tokens, lengths = self.tokenize_queries(texts)
     return self._embed(
         self.model.encode_queries, params,
-        data.TokenStore(tokens, lengths, self.tokenizer.pad_id))
+        data.TokenStore(tokens, lengths))
 
   def _embed(self, encode, params, tokens, **options):
     return embedding.embed(
@@ -114,8 +116,21 @@ class Experiment:
 
   def first_ids(self) -> np.ndarray:
     """Returns the corpus ids [n] that the memory holds before step 0."""
-    return self.method.memory.first_ids(
-        len(self.target_tokens), self.config.seed)
+    ids = self.dataset.distinct_ids
+    return ids[self.method.memory.first_ids(len(ids), self.config.seed)]
+
+  def of_all_targets(self, embeddings: np.ndarray) -> np.ndarray:
+    """Returns the embeddings [N, D] of all targets from the distinct ones'.
+
+    Args:
+      embeddings: [n, D], of the first target of each text, in corpus order.
+    """
+    copies = self.dataset.copies
+    if not len(copies.ids):
+      return embeddings
+    return embeddings[np.searchsorted(
+        self.dataset.distinct_ids,
+        copies.firsts_of(np.arange(len(self.target_tokens))))]
 
   def make_table(self, embeddings: Any, step: int = 0) -> types.TargetTable:
     """Returns the memory of the method, which holds `first_ids`.
@@ -139,14 +154,18 @@ class Experiment:
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
-        buckets=tuple(options.buckets),
-        pad_id=self.model.config.pad_id, layout=self.layout)
+        buckets=tuple(options.buckets), layout=self.layout)
     encode_by = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)
+    copies, first_of_text = self.dataset.copies, None
+    if len(copies.ids) and not self.method.sampler.draws_from_memory:
+      first_of_text = copies.firsts_of(
+          np.arange(len(self.target_tokens), dtype=np.int32))
     return steps.make_train_step(
         encode_by, self.method, optimizer, mesh=self.mesh,
-        seed=self.config.seed, layout=self.layout), schedule
+        seed=self.config.seed, layout=self.layout,
+        first_of_text=first_of_text), schedule
 
   def make_gather(self) -> Callable[[jax.Array], jax.Array]:
     """Returns the function from corpus ids to target tokens."""
@@ -156,12 +175,12 @@ class Experiment:
 
   def make_batches(self) -> data.TrainBatches:
     """Returns the training batches, addressed by step."""
-    split = self.config.data.train_split
+    split, dataset = self.config.data.train_split, self.dataset.by_text
     return data.TrainBatches(
-        self.dataset.qrels[split], self.query_tokens, self.target_tokens,
+        dataset.qrels[split], self.query_tokens, self.target_tokens,
         batch_size=self.config.batch_size, seed=self.config.seed,
         num_shards=jax.process_count(), shard_index=jax.process_index(),
-        candidates=self.dataset.candidates.get(split),
+        candidates=dataset.candidates.get(split),
         num_candidates=self.method.num_candidates)
 
 

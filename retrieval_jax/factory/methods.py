@@ -96,7 +96,8 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
     num_devices: S.
     dataset: of the run.
   """
-  split = config.data.train_split
+  split, num_distinct = config.data.train_split, len(dataset.distinct_ids)
+  dataset = dataset.by_text
   most, has_teacher = None, False
   if config.data.num_candidates and split in dataset.candidates:
     candidates, qrels = dataset.candidates[split], dataset.qrels[split]
@@ -108,7 +109,7 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
         scored(negatives), scored(candidates.positives(qrels))).any())
   return compatibility.Setting(
       batch_size=config.batch_size, num_devices=num_devices,
-      num_targets=len(dataset.corpus_ids), tied=config.model.tied,
+      num_targets=num_distinct, tied=config.model.tied,
       normalize=config.model.normalize, table_dtype=config.memory.dtype,
       data_name=dataset.name, split=split, num_candidates=most,
       has_teacher=has_teacher)

@@ -78,10 +78,11 @@ def against_brute_force(
     correct: maps slices of the table to present embeddings, as types.View.
   """
   config = experiment.config
-  qrels = experiment.dataset.qrels[config.data.dev_split]
+  dataset = experiment.dataset.by_text
+  qrels = dataset.qrels[config.data.dev_split]
   rows = qrels.queries()
   rows = rows[diagnostics.sample_queries(
-      [experiment.dataset.query_ids[row] for row in rows],
+      [dataset.query_ids[row] for row in rows],
       config.diagnostics.num_queries)]
   return diagnostics.approximation(
       experiment.embed_queries(state.params, rows), fresh,
@@ -92,7 +93,7 @@ def against_brute_force(
       known_positives=qrels.padded_known(rows),
       positive_ids=np.array(
           [qrels.positives(row)[0] for row in rows], np.int32),
-      mesh=experiment.mesh)
+      copies=dataset.copies.ids, mesh=experiment.mesh)
 
 
 def _bounding_correctors(normalize: bool, dim: int

@@ -124,8 +124,8 @@ def run(options: Options,
   barred: dict[str, Any] = {}
   if options.drop_self_matches:
     barred['own'] = _own(source.data)
-  if texts is not None:
-    barred['twins'] = mining.same_texts(texts, {
+  if source.data.copies is not None:
+    barred['twins'] = source.data.copies.others({
         int(row) for one in qrels.values()
         for row in one.corpus_rows[one.grades > 0]})
   depth = max(mining.depth(one, options.rules, **barred)
@@ -140,7 +140,7 @@ def run(options: Options,
       'data': source.data.name, 'depth': depth,
       **{name: getattr(options, name) for name in (
           'workdir', 'embeddings', 'run', 'index', 'drop_self_matches')},
-      'copies_of_positives_barred': texts is not None,
+      'copies_of_positives_barred': source.data.copies is not None,
       'rules': dataclasses.asdict(options.rules),
       'dropped': {split: source.data.dropped[split] for split in splits
                   if split in source.data.dropped}, 'splits': {}}
@@ -237,7 +237,7 @@ def open_source(options: Options) -> Source:
             'those of --config, under the same ids; embed them again.')
       found = dataclasses.replace(
           found, query_texts=dataset.query_texts,
-          corpus_texts=dataset.corpus_texts)
+          corpus_texts=dataset.corpus_texts, copies=dataset.copies)
     return Source(
         found, 'train', lambda rows: (queries.vectors, targets.vectors))
   config: Any = (trained.read_config(options.workdir) if options.workdir

@@ -104,6 +104,11 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     files.write_json(os.path.join(workdir, 'config.json'), resolved)
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
+    copies = experiment.dataset.copies
+    if len(copies.ids):
+      say(f'{len(copies.ids):,} targets are copies: {copies.num_texts:,} texts '
+          'occur more than once. Training takes the targets of one text for '
+          'one target, the first of them.')
 
     unused = experiment.dataset.candidates.get(config.data.train_split)
     if unused is not None and not config.data.num_candidates:
@@ -229,7 +234,9 @@ def start_state(experiment: factory.Experiment,
       targets = experiment.embed_targets(experiment.params, ids)
     if cost.reads_memory:
       cost.reembedding(len(ids))
-  whole = targets if experiment.method.memory.holds_corpus else None
+  whole = None
+  if targets is not None and experiment.method.memory.holds_corpus:
+    whole = experiment.of_all_targets(targets)
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
     with cost.meter.phase('evaluate'):
@@ -286,7 +293,8 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   """
   table = state.table
   if experiment.method.memory.holds_corpus:
-    embeddings = experiment.embed_targets(state.params)
+    embeddings = experiment.embed_targets(
+        state.params, experiment.first_ids())
     cost.reembedding(len(embeddings))
     for array in jax.tree.leaves(table):
       array.delete()
@@ -296,7 +304,7 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
     cost.reembedding(len(ids))
     return experiment.embed_targets(state.params, ids)
 
-  qrels = experiment.dataset.qrels[experiment.config.data.train_split]
+  qrels = experiment.dataset.by_text.qrels[experiment.config.data.train_split]
   return train_step.refreshed(
       state, table, embed_targets=embed_targets,
       embed_queries=functools.partial(experiment.embed_queries, state.params),

@@ -22,8 +22,8 @@ class DiagnoseTest(absltest.TestCase):
         data=types.SimpleNamespace(dev_split='dev'),
         diagnostics=types.SimpleNamespace(num_queries=8))
     experiment = mock.Mock(config=config, mesh=None)
-    experiment.dataset = types.SimpleNamespace(
-        qrels={'dev': qrels}, query_ids=ids)
+    experiment.dataset.by_text = types.SimpleNamespace(
+        qrels={'dev': qrels}, query_ids=ids, copies=data.NO_COPIES)
     with mock.patch.object(
         diagnostics, 'approximation', return_value={}) as compare:
       diagnose.against_brute_force(experiment, mock.Mock(), None, None)

@@ -27,6 +27,7 @@ _HOMES = {
     'TrainedRetriever': ('trained', 'TrainedRetriever'),
     'evaluate': ('jobs.evaluate', 'run'),
     'evaluate_config': ('jobs.evaluate', 'of_config'),
+    'MtebSearch': ('jobs.mteb', 'MtebSearch'),
     'embed': ('jobs.embed', 'run'),
     'export': ('jobs.export', 'run'),
     'adapt': ('jobs.adapt', 'run'),

@@ -36,6 +36,7 @@ import numpy as np
 
 from retrieval_jax import data
 from retrieval_jax import factory
+from retrieval_jax import origins
 from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
@@ -198,28 +199,23 @@ class MtebSearch:
   def revision(self) -> str:
     """A hash of all that the embeddings of texts depend on."""
     config = self._config
-    digest = hashlib.blake2b(digest_size=12)
-    digest.update(json.dumps([
-        repr(self._model), self._tokenizer.fingerprint,
+    facts = json.dumps([
+        origins.digest(self._params), repr(self._model),
+        self._tokenizer.fingerprint,
         config.model.query_prompt, config.model.target_prompt,
-        config.data.query_length, config.data.target_length]).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(self._params):
-      digest.update(jax.tree_util.keystr(path).encode())
-      digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+        config.data.query_length, config.data.target_length])
+    return hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
 
   def _embed(self, texts: Sequence[str], side: str) -> np.ndarray:
     """Returns embeddings [n, D] float32 of texts, by the tower of a side."""
-    config, tokenizer = self._config, self._tokenizer
-    prompt = config.model[f'{side}_prompt']
+    config = self._config
     tokens, lengths = dataclasses.replace(
-        tokenizer, prompt=prompt).encode_batch(
+        self._tokenizer, prompt=config.model[f'{side}_prompt']).encode_batch(
             texts, config.data[f'{side}_length'])
     encode = (self._model.encode_queries if side == 'query'
               else self._model.encode_targets)
-    store: Any = data.TokenStore(tokens, lengths, tokenizer.pad_id)
     return embedding.embed(
-        encode, self._params, store, mesh=self._mesh,
+        encode, self._params, data.TokenStore(tokens, lengths), mesh=self._mesh,
         batch_tokens=config.encoding.batch_tokens,
         buckets=tuple(config.encoding.buckets))
 

@@ -30,8 +30,10 @@ class Tokens(Protocol):
     tokens: [n, L] integers.
     lengths: [n] integers, of each text; what follows means nothing.
   """
-  tokens: Any
-  lengths: Any
+  @property
+  def tokens(self) -> Any: ...
+  @property
+  def lengths(self) -> Any: ...
 
 
 def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,

@@ -119,17 +119,21 @@ def test_a_revision_is_of_all_that_changes_embeddings(run, tmp_path):
   assert first.revision == again.revision
   assert (first.name, again.name) == (
       'retrieval_jax/words', 'retrieval_jax/moved')
-  path = os.path.join(moved, 'config.json')
-  with open(path, encoding='utf-8') as f:
-    config = json.load(f)
   seen = {first.revision}
-  for section, option, value in (
-      ('model', 'query_prompt', 'other '), ('model', 'target_prompt', 'other '),
-      ('data', 'query_length', 12), ('data', 'target_length', 12),
-      ('model', 'pooling', 'cls')):
+  for name, section, option, value in (
+      ('config', 'model', 'query_prompt', 'other '),
+      ('config', 'model', 'target_prompt', 'other '),
+      ('config', 'data', 'query_length', 12),
+      ('config', 'data', 'target_length', 12),
+      ('encoder', 'config', 'layer_norm_eps', 1e-3)):
+    path = os.path.join(moved, f'{name}.json')
+    with open(path, encoding='utf-8') as f:
+      saved = json.load(f)
     with open(path, 'w', encoding='utf-8') as f:
-      json.dump({**config, section: {**config[section], option: value}}, f)
+      json.dump({**saved, section: {**saved[section], option: value}}, f)
     seen.add(retrieval_jax.MtebSearch.of_run(moved, 1).revision)
+    with open(path, 'w', encoding='utf-8') as f:
+      json.dump(saved, f)
   assert len(seen) == 6
   other = retrieval_jax.MtebSearch(
       again.name, again._config, again._tokenizer, again._model,

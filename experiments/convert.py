@@ -18,7 +18,7 @@ from absl import flags
 from experiments import process
 from retrieval_jax import factory
 from retrieval_jax.data import beir_folder
-from retrieval_jax.data import lenient
+from retrieval_jax.data import dropped as dropped_lib
 
 
 def define_flags(values):
@@ -52,7 +52,7 @@ def main(argv, values=flags.FLAGS):
     print(f'{values.out}: ' + ', '.join(
         f'{count:,} {name}' for name, count in counts.items()) + '.')
     for split, dropped in getattr(reader, 'dropped', {}).items():
-      print(f'{split}, dropped: {lenient.described(dropped) or "nothing"}.')
+      print(f'{split}, dropped: {dropped_lib.described(dropped) or "nothing"}.')
 
 
 if __name__ == '__main__':

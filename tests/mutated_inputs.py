@@ -367,11 +367,15 @@ def run(examples, see, inputs=INPUTS):
   each()
 
 
-_EXAMPLES = flags.DEFINE_integer('examples', 1000, 'How many inputs.')
-_OUT = flags.DEFINE_string('out', None, 'JSON file for the counts.')
+def define_flags(values):
+  """Adds the flags; not at import, where those of scripts would clash."""
+  flags.DEFINE_integer(
+      'examples', 1000, 'How many inputs.', flag_values=values)
+  flags.DEFINE_string(
+      'out', None, 'JSON file for the counts.', flag_values=values)
 
 
-def main(argv):
+def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   # Those of Hugging Face's datasets would be kept, and a bar shown for each.
@@ -387,17 +391,18 @@ def main(argv):
     if found.isupper():
       wrong.append(f'{name}: {found}: {text}')
 
-  run(_EXAMPLES.value, see)
+  run(values.examples, see)
   for name in INPUTS:
     print(f'{name}: ' + ', '.join(
         f'{number} {found}' for found, number in sorted(counts[name].items())))
   for line in wrong:
     print(line[:600])
-  if _OUT.value:
-    files.write_json(_OUT.value, {'counts': counts, 'wrong': wrong})
+  if values.out:
+    files.write_json(values.out, {'counts': counts, 'wrong': wrong})
   sys.exit(f'{len(wrong)} are neither read rightly nor refused by name.'
            if wrong else 0)
 
 
 if __name__ == '__main__':
+  define_flags(flags.FLAGS)
   app.run(main)

@@ -10,8 +10,8 @@ import numpy as np
 from retrieval_jax import sharding
 from retrieval_jax.adapters import pairs as pairs_lib
 from retrieval_jax.data import dataset as datasets
+from retrieval_jax.data import dropped as dropped_lib
 from retrieval_jax.data import embeddings as embeddings_lib
-from retrieval_jax.data import lenient as lenient_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Problem:
   dev: datasets.Qrels | None
   test: datasets.Qrels
   mesh: jax.sharding.Mesh
-  dropped: Mapping[str, lenient_lib.Counts]
+  dropped: Mapping[str, dropped_lib.Counts]
 
 
 def read(embeddings: str, *, qrels: str | None = None,
@@ -70,7 +70,7 @@ def read(embeddings: str, *, qrels: str | None = None,
   targets, queries = (_normalized(side, normalize)
                       for side in embeddings_lib.read_both(embeddings))
   folder = qrels or os.path.join(embeddings, 'qrels')
-  dropped: dict[str, lenient_lib.Counts] = {}
+  dropped: dict[str, dropped_lib.Counts] = {}
   judged = lambda split: embeddings_lib.read_qrels(
       folder, split, queries.ids, targets.ids,
       dropped=dropped if lenient else None)

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike
 from retrieval_jax import files
 from retrieval_jax.data import cache
 from retrieval_jax.data import copies as copies_lib
+from retrieval_jax.data import dropped as dropped_lib
 from retrieval_jax.data import errors
-from retrieval_jax.data import lenient
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
@@ -288,7 +288,7 @@ class Collection:
   candidates: Mapping[str, CandidatePairs] = dataclasses.field(
       default_factory=dict)
   copies: copies_lib.Copies | None = None
-  dropped: Mapping[str, lenient.Counts] = dataclasses.field(
+  dropped: Mapping[str, dropped_lib.Counts] = dataclasses.field(
       default_factory=dict)
 
 
@@ -370,7 +370,7 @@ def prepare(source: Reader, cache_folder: str, *,
   cache.folder(folder, lambda temporary: _write(
       source, temporary, fingerprint, progress))
   dataset = load(folder)
-  lenient.warn(dataset.name, dataset.dropped)
+  dropped_lib.warn(dataset.name, dataset.dropped)
   return dataset
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from retrieval_jax import files
 from retrieval_jax.data import dataset
+from retrieval_jax.data import dropped as dropped_lib
 from retrieval_jax.data import errors
 from retrieval_jax.data import lenient
 from retrieval_jax.data import settings as settings_lib
@@ -205,7 +206,7 @@ def _judgements(folder: str) -> dict[str, str]:
 
 def read_qrels(folder: str, split: str, query_ids: Sequence[str],
                target_ids: Sequence[str], *,
-               dropped: dict[str, lenient.Counts] | None = None
+               dropped: dict[str, dropped_lib.Counts] | None = None
                ) -> dataset.Qrels:
   """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows of the ids.
 
@@ -242,14 +243,14 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
   if dropped is not None:
     records, dropped[split] = lenient.keep(
         records, rows['queries'], rows['corpus'])
-    lenient.warn(folder, {split: dropped[split]})
+    dropped_lib.warn(folder, {split: dropped[split]})
   return dataset.read_qrels(records, row_of)
 
 
 def read_collection(folder: str, *, query_ids: Sequence[str],
                     corpus_ids: Sequence[str],
                     splits: Sequence[str] | None = None,
-                    dropped: dict[str, lenient.Counts] | None = None
+                    dropped: dict[str, dropped_lib.Counts] | None = None
                     ) -> dataset.Collection:
   """Returns what FOLDER/qrels judges, as a collection without texts.
 

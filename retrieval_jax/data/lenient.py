@@ -16,22 +16,9 @@ Malformed lines and ids that occur twice in the corpus are refused still.
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 import functools
 import hashlib
-import typing
-import warnings
 
-if typing.TYPE_CHECKING:  # which imports this module
-  from retrieval_jax.data import dataset
-
-Counts = dict[str, int]
-"""What was dropped of a split, by the keys of `MEANINGS`."""
-
-MEANINGS = {
-    'unknown_queries': 'judgements of unknown queries',
-    'unknown_targets': 'judgements of unknown targets',
-    'repeated': 'repeated judgements, all but the highest grade of a pair',
-    'without_positive': 'queries without a relevant target',
-    'unknown_candidates': 'candidates of unknown queries or targets'}
-"""Key of the counts -> what it counts, in words."""
+from retrieval_jax.data import dataset
+from retrieval_jax.data import dropped as dropped_lib
 
 
 class Lenient:
@@ -41,14 +28,14 @@ class Lenient:
   judgements of a split.
   """
 
-  def __init__(self, reader: 'dataset.Reader'):
+  def __init__(self, reader: dataset.Reader):
     self._reader = reader
-    self._dropped: dict[str, Counts] = {}
+    self._dropped: dict[str, dropped_lib.Counts] = {}
     self.name = reader.name
     self.splits = reader.splits
 
   @property
-  def dropped(self) -> Mapping[str, Counts]:
+  def dropped(self) -> Mapping[str, dropped_lib.Counts]:
     """{split: counts}, of the splits that were read to their end."""
     return self._dropped
 
@@ -97,7 +84,7 @@ class Lenient:
 
 def keep(records: Iterable[tuple[str, str, int, str]],
          query_ids: Container[str], corpus_ids: Container[str]
-         ) -> tuple[Sequence[tuple[str, str, int, str]], Counts]:
+         ) -> tuple[Sequence[tuple[str, str, int, str]], dropped_lib.Counts]:
   """Returns the usable judgements of a split, and counts of the others.
 
   Args:
@@ -129,18 +116,3 @@ def keep(records: Iterable[tuple[str, str, int, str]],
   return [(query_id, corpus_id, *of_pair)
           for (query_id, corpus_id), of_pair in kept.items()
           if query_id in answered], counts
-
-
-def warn(name: str, dropped: Mapping[str, Counts]) -> None:
-  """Warns of all that was dropped of the data set `name`."""
-  for split, counts in dropped.items():
-    text = described(counts)
-    if text:
-      warnings.warn(f'{name}, split {split!r}, is read leniently: without '
-                    f'{text}.', stacklevel=3)
-
-
-def described(counts: Counts) -> str:
-  """Returns what was dropped in words; '' if nothing was."""
-  return ', '.join(f'{number:,} {MEANINGS[kind]}'
-                   for kind, number in counts.items() if number)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 
 from retrieval_jax.data import dataset
-from retrieval_jax.data import lenient
+from retrieval_jax.data import dropped as dropped_lib
 
 
 class Subset:
@@ -30,7 +30,7 @@ class Subset:
     self.splits = reader.splits
 
   @property
-  def dropped(self) -> Mapping[str, lenient.Counts]:
+  def dropped(self) -> Mapping[str, dropped_lib.Counts]:
     """What the reader left out, of the whole data."""
     return getattr(self._reader, 'dropped', {})
 

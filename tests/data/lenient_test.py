@@ -15,6 +15,7 @@ from experiments import evaluate
 from experiments import mine
 from retrieval_jax import data
 from retrieval_jax import factory
+from retrieval_jax.data import dropped
 from retrieval_jax.data import embeddings
 from retrieval_jax.data import lenient
 from retrieval_jax.jobs import evaluate as evaluate_job
@@ -81,7 +82,7 @@ def test_the_highest_grade_stays_and_each_kind_is_counted():
                   ('q1', 'd2', -1, 'file:5')]
   assert counts == {'unknown_queries': 2, 'unknown_targets': 2, 'repeated': 2,
                     'without_positive': 2}
-  assert set(counts) < set(lenient.MEANINGS)
+  assert set(counts) < set(dropped.MEANINGS)
 
 
 @pytest.mark.parametrize('line, message', [

@@ -121,6 +121,7 @@ def get_config() -> config_dict.ConfigDict:
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'
   config.estimator.columns = 'all'
+  config.estimator.distinct = False  # a target that several drew counts once
   config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
   config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
   # As for the sampler, but for all columns and by fresh scores.

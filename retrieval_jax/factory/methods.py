@@ -60,10 +60,10 @@ def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
   objective: types.Objective = registries.make(
       registries.OBJECTIVES, 'objective.name', config.objective,
       estimator=options.name, columns=options.columns,
-      ceiling=_ceiling(config, 'estimator'))
+      ceiling=_ceiling(config, 'estimator'), distinct=options.distinct)
   read = {'matryoshka_dims', 'matryoshka_weights'}
   if isinstance(objective, objectives.Contrastive):
-    read |= {'name', 'columns', 'ceiling'}
+    read |= {'name', 'columns', 'ceiling', 'distinct'}
   registries.warn_unread('estimator', options,
                          f'objective.name={config.objective.name!r}', read)
   teacher = objectives.Distillation(**config.distillation)

@@ -77,6 +77,7 @@ def define_flags(values):
   number('chunk_rows', 'Targets scored at a time on each device.', 64)
   number('num_devices', 'Devices to use; all by default.')
   number('seed', 'Of --share, --dev_share and the choice of dev queries.', None)
+  process.DEFINE_lenient(**of)
   flags.mark_flags_as_required(['embeddings', 'out'], **of)
 
 

@@ -50,6 +50,7 @@ def define_flags(values):
       'Measures in the spelling of ir-measures.', flag_values=values)
   flags.DEFINE_string(
       'cache', '~/.cache/retrieval_jax', 'Prepared data.', flag_values=values)
+  process.DEFINE_lenient(flag_values=values)
   flags.mark_flags_as_required(['source'], flag_values=values)
 
 
@@ -59,7 +60,8 @@ def main(argv, values=flags.FLAGS):
   with process.script():
     cache = os.path.expanduser(values.cache)
     dataset = data.prepare(
-        factory.make_reader(values.source, values.path, cache), cache)
+        factory.make_reader(values.source, values.path, cache,
+                            lenient=values.lenient), cache)
     found = evaluate(
         dataset, values.split, values.measures, separator=values.separator,
         lead_repeats=values.lead_repeats, lead_only=values.lead_only)

@@ -18,6 +18,7 @@ from absl import flags
 from experiments import process
 from retrieval_jax import factory
 from retrieval_jax.data import beir_folder
+from retrieval_jax.data import dropped as dropped_lib
 
 
 def define_flags(values):
@@ -33,6 +34,7 @@ def define_flags(values):
   flags.DEFINE_string(
       'cache', '~/.cache/retrieval_jax', 'Where wordnet keeps its copy.',
       flag_values=values)
+  process.DEFINE_lenient(flag_values=values)
   flags.mark_flags_as_required(['source', 'out'], flag_values=values)
 
 
@@ -44,10 +46,13 @@ def main(argv, values=flags.FLAGS):
       raise ValueError(
           f'--out={values.out} exists; name a new folder or remove it.')
     reader = factory.make_reader(
-        values.source, values.path, os.path.expanduser(values.cache))
+        values.source, values.path, os.path.expanduser(values.cache),
+        lenient=values.lenient)
     counts = beir_folder.write(reader, values.out)
     print(f'{values.out}: ' + ', '.join(
         f'{count:,} {name}' for name, count in counts.items()) + '.')
+    for split, dropped in getattr(reader, 'dropped', {}).items():
+      print(f'{split}, dropped: {dropped_lib.described(dropped) or "nothing"}.')
 
 
 if __name__ == '__main__':

@@ -20,7 +20,6 @@ the targets' whole texts, cut to the length of queries.
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import process
 from retrieval_jax.jobs import embed
@@ -31,8 +30,8 @@ def define_flags(values):
   process.DEFINE_path(
       'workdir', None, 'Folder of the run whose encoder embeds.',
       flag_values=values)
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file, in place of a run: the encoder it starts '
+  process.DEFINE_config(
+      'Config file, in place of a run: the encoder it starts '
       'from embeds.', flag_values=values)
   process.DEFINE_path(
       'out', None, 'Folder to write; must not exist.', flag_values=values)

@@ -29,7 +29,6 @@ from typing import Any
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import process
 from retrieval_jax import indexes
@@ -46,8 +45,8 @@ def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   at = dict(flag_values=values)
   process.DEFINE_path('workdir', None, 'Folder of the run that searches.', **at)
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file: its data, searched by the encoder it '
+  process.DEFINE_config(
+      'Config file: its data, searched by the encoder it '
       'starts from; or the texts of --embeddings.', **at)
   process.DEFINE_path(
       'embeddings', None, 'Folder that experiments.embed wrote.', **at)
@@ -101,6 +100,7 @@ def define_flags(values):
       'opened', 64, 'Leaves of tree that are scored for a query; 0: all.', **at)
   flags.DEFINE_integer(
       'beam', 0, 'Parents of tree whose leaves are looked at; 0: all.', **at)
+  process.DEFINE_lenient(**at)
   flags.mark_flags_as_required(['out'], **at)
 
 
@@ -118,7 +118,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         index_options=_index_options(values),
         **{name: values[name].value for name in (
             'workdir', 'config', 'embeddings', 'run', 'index', 'splits',
-            'drop_self_matches', 'batch_size')}), say=_print)
+            'drop_self_matches', 'batch_size', 'lenient')}), say=_print)
     if not facts['copies_of_positives_barred']:
       print('Copies of positives are not barred, because there are no texts; '
             '--config gives them.')

@@ -13,11 +13,14 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
+from ml_collections import config_flags
 
 from retrieval_jax import runtime
 from retrieval_jax import terminal
 
 _MESSAGE = 4000  # characters of an error, which may quote somebody's data
+
+flags.disclaim_key_flags()  # --help shows what a script defines by this module
 
 
 class _PathParser(flags.ArgumentParser):
@@ -38,10 +41,26 @@ def DEFINE_path(name, default, text, **kwargs):
   return flags.DEFINE(_PathParser(), name, default, text, **kwargs)
 
 
+def DEFINE_config(text, **kwargs):
+  """Defines --config as config_flags.DEFINE_config_file does, ~ expanded."""
+  config_flags.DEFINE_config_file('config', None, text, **kwargs)
+  parser = kwargs.get('flag_values', flags.FLAGS)['config'].parser
+  parse = parser.parse
+  parser.parse = lambda argument: parse(os.path.expanduser(argument))
+
+
 def DEFINE_paths(name, default, text, **kwargs):
   """Defines a flag as flags.DEFINE_list does, in which ~ is expanded."""
   return flags.DEFINE(_PathsParser(), name, default, text,
                       serializer=flags.CsvListSerializer(','), **kwargs)
+
+
+def DEFINE_lenient(**kwargs):
+  """Defines --lenient; of a config it is --config.data.lenient."""
+  return flags.DEFINE_bool(
+      'lenient', False, 'Drop and count judgements of unknown ids, repeated '
+      'ones and queries without a relevant target, in place of refusing them.',
+      **kwargs)
 
 
 @contextlib.contextmanager

@@ -4,16 +4,16 @@
   python -m experiments.search --workdir=runs/stale            # reads stdin
 
 Passages are shown up to 300 characters, control characters as escapes. The
-corpus is embedded once per checkpoint and kept in WORKDIR/targets-STEP.npy.
-With --index=DIR, which experiments.adapt wrote, that index is searched instead;
-then --config=configs/minilm.py may take the place of a run.
+corpus is embedded once per checkpoint and kept in WORKDIR/targets.
+With --config=configs/minilm.py in place of a run, the encoder that it starts
+from answers, and embeds the corpus anew each time. With --index=DIR, which
+experiments.adapt wrote, that index is searched instead.
 """
 
 import sys
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import process
 from retrieval_jax import terminal
@@ -26,8 +26,8 @@ _ID, _TEXT = 60, 300
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
   process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file, in place of a run: the encoder it starts '
+  process.DEFINE_config(
+      'Config file, in place of a run: the encoder it starts '
       'from.', flag_values=values)
   process.DEFINE_path('index', None, 'Folder of an adapted index.',
                       flag_values=values)
@@ -42,10 +42,6 @@ def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
-    if values.config and not values.index:
-      raise ValueError(
-          '--config needs --index=DIR; without one, train a run and name it by '
-          '--workdir.')
     retriever = trained.open_either(values.workdir, values.config)
     index = retriever.index(values.index)
     for query in values.query or _lines():

@@ -44,7 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
   Importing the module must not: other scripts have flags of the same names.
   """
   # A string, not a config flag: FILE:VARIANT is passed on as it is.
-  flags.DEFINE_string(
+  process.DEFINE_path(
       'config', None, 'Config file, or FILE:VARIANT.', flag_values=values)
   flags.DEFINE_string(
       'sweep', 'sweep', 'Function in the config file that yields overrides.',

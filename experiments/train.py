@@ -16,7 +16,6 @@ import time
 from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 import rich.console
 
 from experiments import process
@@ -26,8 +25,8 @@ from retrieval_jax.jobs import train
 
 def define_flags(values):
   """Adds the flags; not at import, where scripts would clash."""
-  config_flags.DEFINE_config_file(
-      'config', None, 'Config file, e.g. configs/stale.py:tiny.',
+  process.DEFINE_config(
+      'Config file, e.g. configs/stale.py:tiny.',
       flag_values=values)
   process.DEFINE_path('workdir', None, 'Folder of the run.', flag_values=values)
   flags.DEFINE_integer(

@@ -26,6 +26,8 @@ _HOMES = {
     'from_config': ('trained', 'from_config'),
     'TrainedRetriever': ('trained', 'TrainedRetriever'),
     'evaluate': ('jobs.evaluate', 'run'),
+    'evaluate_config': ('jobs.evaluate', 'of_config'),
+    'MtebSearch': ('jobs.mteb', 'MtebSearch'),
     'embed': ('jobs.embed', 'run'),
     'export': ('jobs.export', 'run'),
     'adapt': ('jobs.adapt', 'run'),

@@ -123,7 +123,7 @@ class Setting:
   Attributes:
     batch_size: B.
     num_devices: S.
-    num_targets: N.
+    num_targets: N, without copies.
     tied: whether one tower encodes queries and targets.
     normalize: whether embeddings have length one.
     table_dtype: of the remembered embeddings.

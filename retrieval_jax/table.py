@@ -37,7 +37,7 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
       shard, and the rows above N stay empty.
     dtype: float32 or bfloat16, of the remembered embeddings.
     step: step at which the embeddings were computed.
-    rows_are_ids: whether row i holds corpus id i.
+    rows_are_ids: whether row i holds corpus id i or nothing.
     replacement: one of REPLACEMENTS, see `push`; 'fifo' makes a QueueTable.
 
   Raises:
@@ -52,9 +52,9 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
     raise ValueError(
         'An id may be in one row only, but ids has duplicates. Remove the '
         'repeated targets before making the table.')
-  if rows_are_ids and not np.array_equal(ids, np.arange(num_rows)):
+  if rows_are_ids and not np.array_equal(live, np.flatnonzero(ids >= 0)):
     raise ValueError(
-        'rows_are_ids=True needs ids equal to 0..N-1 in order; pass '
+        'rows_are_ids=True needs ids equal to 0..N-1 in order, or -1; pass '
         'rows_are_ids=False for any other assignment.')
   if replacement not in REPLACEMENTS:
     raise ValueError(
@@ -77,7 +77,9 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
       embeddings=padded(embeddings, 0, jnp.dtype(dtype)),
       ids=padded(ids, -1, integers),
       written=padded(np.full(num_rows, step), step, integers),
-      rows_are_ids=rows_are_ids, capacity=num_rows)
+      rows_are_ids=rows_are_ids, capacity=num_rows,
+      # Others may lose no target either, but fill up first.
+      full=rows_are_ids and len(live) == num_rows)
   if replacement == 'lru':
     return TargetTable(**fields)
   # One step back: these targets were there before what `step` pushes.
@@ -217,8 +219,8 @@ def age(table: TargetTable, step: jax.Array | int) -> jax.Array:
 
 def num_live(table: TargetTable) -> jax.Array:
   """Returns the number of rows that hold a target, [] int32."""
-  if table.rows_are_ids and table.capacity is not None:
-    return jnp.int32(table.capacity)  # the whole corpus, without looking
+  if table.full:
+    return jnp.int32(table.num_slots)  # the whole corpus, without looking
   return jnp.sum(table.ids >= 0)
 
 
@@ -230,7 +232,7 @@ def live_rows(table: TargetTable, ranks: jax.Array) -> jax.Array:
     ranks: [...] int32; 0 is the lowest live row. Of one that is not below
       `num_live` the result means nothing.
   """
-  if table.rows_are_ids:  # live rows come first
+  if table.full:  # live rows come first
     return ranks
   count = jnp.cumsum(table.ids >= 0)
   return jnp.searchsorted(count, ranks, side='right').astype(jnp.int32)

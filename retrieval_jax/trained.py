@@ -5,7 +5,10 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shutil
+import sys
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 from ml_collections import config_dict
@@ -14,16 +17,21 @@ import numpy as np
 from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import files
+from retrieval_jax import origins
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.adapters import store
 from retrieval_jax.factory import defaults
+from retrieval_jax.factory import run_folder
 from retrieval_jax.indexes import exact
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import meter as meters
 from retrieval_jax.training import state as states
 from retrieval_jax.training import step as steps
+
+BASELINES_FILE = 'baselines.json'
+_VECTORS, _ORIGIN = 'vectors.npy', 'origin.json'  # of WORKDIR/targets
 
 
 class CorpusIndex(NamedTuple):
@@ -94,17 +102,44 @@ class TrainedRetriever:
   def stored_targets(self) -> np.ndarray:
     """Returns `embed_targets` of a run, which it computes once per checkpoint.
 
-    They are kept in WORKDIR/targets-STEP.npy and memory-mapped from there. An
-    encoder that has no run keeps nothing.
+    They are kept in WORKDIR/targets and memory-mapped from there, as long as
+    they are what `origin` says of this retriever. An encoder that has no run
+    keeps nothing, nor does a run whose folder cannot be written to.
     """
     if self.workdir is None:
       return self.embed_targets()
-    path = os.path.join(self.workdir, f'targets-{self.step}.npy')
-    if not os.path.exists(path):
-      temporary = f'{path}.{os.getpid()}.tmp.npy'
-      np.save(temporary, self.embed_targets())
-      os.replace(temporary, path)
-    return np.load(path, mmap_mode='r')
+    folder = os.path.join(self.workdir, 'targets')
+    stored = _read_stored(folder, self.origin)
+    if stored is not None:
+      return stored
+    targets = self.embed_targets()
+    try:
+      shutil.rmtree(folder, ignore_errors=True)
+      with files.new_folder(folder) as temporary:
+        files.save_array(os.path.join(temporary, _VECTORS), targets)
+        files.write_json(os.path.join(temporary, _ORIGIN), self.origin)
+        files.seal(temporary)
+    except OSError as error:
+      warnings.warn(
+          f'{folder}: cannot keep the embeddings of the corpus, which are made '
+          f'again next time: {error}.', stacklevel=2)
+    return targets
+
+  @functools.cached_property
+  def origin(self) -> dict[str, Any]:
+    """What decides the numbers of `embed_targets` and `embed_queries`; JSON."""
+    encoder = run_folder.facts(self.model)
+    for name in ('tied', 'scale', 'learn_scale'):  # not of the vectors
+      del encoder[name]
+    del encoder['config']['remat']
+    options = self.config
+    return {
+        'parameters': origins.digest((self.params, self.table_embeddings)),
+        'dtype': encoder['config'].pop('dtype'), 'encoder': encoder,
+        'tokenizer': self.experiment.tokenizer.fingerprint,
+        'prompts': [options.model.query_prompt, options.model.target_prompt],
+        'lengths': [options.data.query_length, options.data.target_length],
+        'dim': self.model.dim, 'corpus': self.dataset.corpus_fingerprint}
 
   def index(self, folder: str | None = None) -> CorpusIndex:
     """Returns the corpus, ready to be searched.
@@ -128,6 +163,9 @@ class TrainedRetriever:
           f'--index={folder} is over {len(ids)} targets, the first {ids[0]!r}, '
           f'not over the {len(corpus_ids)} of {self.dataset.name}, the first '
           f'{corpus_ids[0]!r}; fit it to embeddings of this corpus.')
+    origins.check_same(
+        store.origin(folder), self.origin, f'--index={folder}',
+        f'--workdir={self.workdir}' if self.workdir else '--config')
     return CorpusIndex(index, state)
 
   def search(self, texts: Sequence[str], k: int = 10,
@@ -157,7 +195,9 @@ class TrainedRetriever:
 
 
 def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
-  """Opens a run at its last checkpoint.
+  """Opens a run at its best checkpoint, if it keeps that, else at its last.
+
+  Says which where it is not the last.
 
   Args:
     workdir: folder of the run, which need not have finished.
@@ -165,26 +205,60 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
+    ValueError: if the rows of the run's table are its targets and its data has
+      changed; of other runs a warning says so.
   """
-  with _checkpoints(workdir) as (config, kept, step):
-    experiment = factory.build(config, num_devices=num_devices)
+  with _checkpoints(workdir) as (config, kept):
+    experiment = factory.build(
+        config, num_devices=num_devices, workdir=workdir, training=False)
     replicated = sharding.replicated(experiment.mesh)
-    params = kept.restore_params(jax.tree.map(
+    abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        experiment.params), step)
-    embeddings = (None if experiment.method.targets.source == 'encoder'
-                  else kept.restore_table_embeddings(step))
+        experiment.params)
+
+    def read(last):
+      meta = kept.restore_meta(last)
+      _check_data(workdir, experiment, meta['config'], may_change=(
+          experiment.method.targets.source == 'encoder'))
+      best = meta.get('best') or {}
+      step = best.get('step') or last
+      params, embeddings = restore_model(experiment, kept, step, abstract)
+      if step != last and not jax.process_index():
+        print(f'{workdir}: step {step}, the best by {best["measure"]}; the '
+              f'last is {last}.', file=sys.stderr)
+      return params, embeddings, step
+
+    params, embeddings, step = kept.newest(read)
   return TrainedRetriever(experiment, params, embeddings, step, workdir)
+
+
+def restore_model(experiment: factory.Experiment,
+                  kept: checkpoint.Checkpoints, step: int,
+                  abstract_params: Any) -> tuple[
+                      types.Params, np.ndarray | None]:
+  """Returns params and `table_embeddings`, see TrainedRetriever, of a step.
+
+  Args:
+    experiment: factory.Experiment.
+    kept: checkpoints of a run of it.
+    step: of the checkpoint.
+    abstract_params: pytree of ShapeDtypeStruct with shardings.
+  """
+  return (kept.restore_params(abstract_params, step),
+          None if experiment.method.targets.source == 'encoder'
+          else kept.restore_table_embeddings(step))
 
 
 def from_config(config: config_dict.ConfigDict,
                 num_devices: int | None = None) -> TrainedRetriever:
   """Returns the encoder that a config starts from, untrained by us.
 
+  Its data need not have a split to train on.
+
   Raises:
     ValueError: for options that cannot work.
   """
-  experiment = factory.build(config, num_devices=num_devices)
+  experiment = factory.build(config, num_devices=num_devices, training=False)
   return TrainedRetriever(experiment, experiment.params, None, 0)
 
 
@@ -209,12 +283,16 @@ def load_state(workdir: str, num_devices: int | None = None
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
-    ValueError: if the memory was padded to another number of devices.
+    ValueError: if the memory was padded to another number of devices, or the
+      run's data has changed.
   """
-  with _checkpoints(workdir) as (config, kept, step):
-    experiment = factory.build(config, num_devices=num_devices)
+  with _checkpoints(workdir) as (config, kept):
+    experiment = factory.build(
+        config, num_devices=num_devices, workdir=workdir)
+    _check_data(workdir, experiment, kept.restore_meta()['config'],
+                may_change=False)
     state, _ = kept.restore(
-        abstract_state(experiment, experiment.make_step()[0]), step)
+        abstract_state(experiment, experiment.make_step()[0]))
   return experiment, state
 
 
@@ -232,30 +310,65 @@ def read_config(workdir: str) -> config_dict.ConfigDict:
         f'--workdir={workdir} holds no config.json; it is not the folder of a '
         'run. Train one with python -m experiments.train.')
   config = defaults.get_config().unlock()
-  config.update(config_dict.ConfigDict(files.read_json(path)))
+  try:
+    config.update(config_dict.ConfigDict(files.read_object(path)))
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+        f'{path} is not the config of a run: {error} The command of its '
+        'training, given again, writes it anew.') from error
   return config.lock()
 
 
 @contextlib.contextmanager
 def _checkpoints(workdir: str) -> Iterator[
-    tuple[config_dict.ConfigDict, checkpoint.Checkpoints, int]]:
-  """Yields a run's config, its open Checkpoints and the last step of them."""
+    tuple[config_dict.ConfigDict, checkpoint.Checkpoints]]:
+  """Yields a run's config and its Checkpoints, of which there are some."""
   config = read_config(workdir)
-  folder = os.path.join(workdir, 'checkpoints')
+  folder = run_folder.checkpoints(workdir)
   if not os.path.isdir(folder):
     raise FileNotFoundError(
         f'--workdir={workdir} holds no checkpoints; run or resume training.')
-  with checkpoint.Checkpoints(folder, keep=config.checkpoint.keep) as kept:
-    step = kept.latest_step()
-    if step is None:
+  with checkpoint.Checkpoints(folder, read_only=True) as kept:
+    if kept.latest_step() is None:
       raise FileNotFoundError(
           f'--workdir={workdir} holds no checkpoint yet; resume training.')
-    yield config, kept, step
+    yield config, kept
+
+
+def _check_data(workdir: str, experiment: factory.Experiment,
+                saved: Mapping[str, Any], *, may_change: bool) -> None:
+  """Warns, or raises, where the data is not what the run was trained on."""
+  if saved['data_fingerprint'] == experiment.dataset.fingerprint:
+    return
+  message = (
+      f'--workdir={workdir}: the data at '
+      f'{experiment.config.data.path or experiment.dataset.name} (now '
+      f'{len(experiment.dataset.corpus_ids)} targets) has changed since the '
+      'run was trained on it')
+  if not may_change:
+    raise ValueError(
+        f'{message}, and the rows of its memory are no longer its targets. '
+        'Restore the data, or train again.')
+  warnings.warn(f'{message}; what follows is about the data as it is now.',
+                stacklevel=3)
+
+
+def _read_stored(folder: str, origin: Mapping[str, Any]) -> np.ndarray | None:
+  """Maps vectors that were stored; None where there are none of `origin`."""
+  if not os.path.isdir(folder):
+    return None
+  problem = files.damage(folder, sampled=True)
+  if problem:
+    warnings.warn(f'{problem}; the corpus is embedded again.', stacklevel=3)
+  elif files.read_json(os.path.join(folder, _ORIGIN)) == origin:
+    return np.load(os.path.join(folder, _VECTORS), mmap_mode='r')
+  return None
 
 
 def read_meter(workdir: str, step: int) -> meters.Meter:
   """Returns a Meter with the counts of the checkpoint of `step`."""
-  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as saved:
+  with checkpoint.Checkpoints(
+      run_folder.checkpoints(workdir), read_only=True) as saved:
     counts = saved.restore_meta(step)['meter']
   meter = meters.Meter()
   meter.load_state_dict(counts)
@@ -264,8 +377,8 @@ def read_meter(workdir: str, step: int) -> meters.Meter:
 
 def read_baselines(workdir: str) -> Mapping[str, Any]:
   """Returns what the first start of a run measured before training."""
-  path = os.path.join(workdir, 'baselines.json')
-  return files.read_json(path) if os.path.exists(path) else {}
+  path = os.path.join(workdir, BASELINES_FILE)
+  return files.read_object(path) if os.path.exists(path) else {}
 
 
 def abstract_state(experiment: factory.Experiment, train_step: steps.TrainStep

@@ -11,8 +11,9 @@ Dimension letters, the same everywhere:
 
 `M@data` means: sharded over mesh axis 'data'. Three integers are never mixed
 up: `row` indexes the table, `id` the corpus, `query_id` the query list; -1
-stands for "none" in all three. `logits` are scaled scores (beta * <q, g>),
-`scores` unscaled ones.
+stands for "none" in all three, and among tokens for padding, which follows a
+text: whatever a tokenizer pads with may be a token of the text, too. `logits`
+are scaled scores (beta * <q, g>), `scores` unscaled ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ Params = Any
 """A pytree of model parameters."""
 
 Encode = Callable[[Params, jax.Array], jax.Array]
-"""(params, tokens [n, L] int32) -> embeddings [n, D] float32."""
+"""(params, tokens [n, L] int32, -1 for padding) -> [n, D] float32."""
 
 
 def register(cls: T) -> T:
@@ -61,10 +62,12 @@ class TargetTable(ByRow):
       is in at most one row.
     written: [M@data] int32, step of the last write; a row's age at `step` is
       `step - written`, so nothing but the written rows changes in a step.
-    rows_are_ids: static; True when row i holds corpus id i (memory 'corpus',
-      M >= N), which makes looking up an id's row free.
+    rows_are_ids: static; True when row i holds corpus id i or nothing (memory
+      'corpus', M >= N), which makes looking up an id's row free.
     capacity: static; rows that can hold a target. Those above are padding for
       the mesh and stay empty. None: all M.
+    full: static; True when each of these holds a target from the first step on,
+      which makes counting them free.
   """
   embeddings: jax.Array
   ids: jax.Array
@@ -72,6 +75,7 @@ class TargetTable(ByRow):
   rows_are_ids: bool = dataclasses.field(metadata={'static': True})
   capacity: int | None = dataclasses.field(
       default=None, metadata={'static': True})
+  full: bool = dataclasses.field(default=False, metadata={'static': True})
 
   @property
   def num_slots(self) -> int:
@@ -187,8 +191,8 @@ class Batch:
   """One training batch as the input pipeline makes it.
 
   Attributes:
-    query_tokens: [B, Lq] int32.
-    target_tokens: [B, Lt] int32, tokens of the positives.
+    query_tokens: [B, Lq] int32, padded with -1.
+    target_tokens: [B, Lt] int32, tokens of the positives, likewise.
     query_ids: [B] int32.
     target_ids: [B] int32, corpus ids of the positives.
     known_positives: [B, E] int32, every corpus id known to be relevant to the
@@ -320,7 +324,11 @@ class Memory(Protocol):
   def chunk_rows(self) -> int: ...
 
   def first_ids(self, num_targets: int, seed: int) -> Any:
-    """Returns the corpus ids [n] that it holds before step 0, numpy."""
+    """Returns the ids [n] that it holds before step 0, numpy, rising.
+
+    They are of targets 0 .. num_targets - 1, which are the corpus without
+    copies.
+    """
 
   def create(self, embeddings: Any, ids: Any, *, dim: int,
              mesh: jax.sharding.Mesh, step: int = 0) -> TargetTable:
@@ -384,7 +392,7 @@ class Sampler(Protocol):
         row after the other, without replacement;
       'every_row': the batch's draws together cover every row.
     draws_from_memory: False for one that draws corpus ids, with rows -1 (the
-      step looks them up).
+      step looks them up, and takes the first target of a text for a copy).
     on_host: True for one that runs on the host between two compiled parts of a
       step: its state is numpy, never traced or donated, its request and view
       hold concrete arrays, and its proposal may be numpy.

@@ -46,6 +46,21 @@ class CreateTest(parameterized.TestCase):
       table.create(np.zeros((2, 3)), [4, 4], mesh=sharding.make_mesh(1),
                    chunk_rows=2, dtype='float32')
 
+  def test_rows_that_are_ids_may_stay_empty(self):
+    made = table.create(
+        np.eye(5), [0, -1, 2, 3, -1], mesh=sharding.make_mesh(2), chunk_rows=4,
+        dtype='float32', rows_are_ids=True)
+    self.assertEqual((made.full, table.num_live(made)), (False, 3))
+    np.testing.assert_array_equal(
+        table.live_rows(made, jnp.arange(3)), [0, 2, 3])
+    np.testing.assert_array_equal(
+        table.rows_of(made, jnp.array([1, 2, 4, -1])), [-1, 2, -1, -1])
+    rows = table.systematic_rows(jax.random.key(0), made, 4)
+    np.testing.assert_array_equal(np.sort(rows), [-1, 0, 2, 3])
+    pushed = table.push(made, jnp.array([1, 3]), jnp.ones((2, 5)), 7)
+    np.testing.assert_array_equal(pushed.ids, made.ids)  # 1 is unknown to it
+    np.testing.assert_array_equal(pushed.written[:5], [0, 0, 0, 7, 0])
+
   def test_false_claim_that_rows_are_ids_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'rows_are_ids=True needs'):
       table.create(np.zeros((2, 3)), [1, 0], mesh=sharding.make_mesh(1),

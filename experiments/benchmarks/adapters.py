@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.benchmarks import memory
 from retrieval_jax import adapters
+from retrieval_jax import files
 from retrieval_jax import sharding
 from retrieval_jax.adapters import fitting
 from retrieval_jax.adapters import store
@@ -40,13 +41,12 @@ _CHUNK_ROWS = flags.DEFINE_integer('chunk_rows', 4096, 'Rows scored at a time.')
 def _unit_vectors(path, num):
   """Writes unit vectors [num, D] to a file and returns them, mapped."""
   rng = np.random.default_rng(num)
-  out = np.lib.format.open_memmap(path, 'w+', np.float32, (num, _DIM.value))
-  for start in range(0, num, 65536):
-    rows = rng.standard_normal(
-        (min(65536, num - start), _DIM.value), np.float32)
-    out[start:start + 65536] = rows / np.linalg.norm(
-        rows, axis=1, keepdims=True)
-  out.flush()
+  with files.new_array(path, np.float32, (num, _DIM.value)) as out:
+    for start in range(0, num, 65536):
+      rows = rng.standard_normal(
+          (min(65536, num - start), _DIM.value), np.float32)
+      out[start:start + 65536] = rows / np.linalg.norm(
+          rows, axis=1, keepdims=True)
   return np.load(path, mmap_mode='r')
 
 

@@ -38,6 +38,7 @@ import jax
 import numpy as np
 
 from configs import in_batch
+from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import sharding
 from retrieval_jax import types
@@ -174,8 +175,12 @@ def make_experiment(options, *, chunk_size=0, dtype='float32'):
   mesh = sharding.make_mesh(1)
   tokenizer = factory.make_tokenizer(config, None)
   model, params = factory.make_model(config, tokenizer)
+  dataset = data.RetrievalDataset(
+      name='pairs', corpus_ids=(), query_ids=(), corpus_texts=(),
+      query_texts=(), qrels={}, copies=data.NO_COPIES, folder='',
+      fingerprint='', corpus_fingerprint='')
   return factory.Experiment(
-      config=config, mesh=mesh, layout=sharding.Layout(mesh), dataset=None,
+      config=config, mesh=mesh, layout=sharding.Layout(mesh), dataset=dataset,
       tokenizer=tokenizer, query_tokens=(), target_tokens=(), model=model,
       params=params,
       method=factory.make_method(config, num_targets=0, num_queries=0))
@@ -189,11 +194,6 @@ class OurTrainer:
     self._train_step, _ = self._experiment.make_step()
     self._state = self._train_step.init_state(
         self._experiment.params, self._experiment.make_table(None))
-
-  @property
-  def pad_id(self):
-    """The padding token."""
-    return self._experiment.tokenizer.pad_id
 
   def tokenize(self, texts):
     """Returns tokens [n, L] int32 on the host."""
@@ -274,11 +274,11 @@ class TheirTrainer:
         texts, batch_size=batch_size, show_progress_bar=False)
 
 
-def check_same_tokens(tokens, input_ids, pad_id):
+def check_same_tokens(tokens, input_ids, mask):
   """Raises ValueError unless ours [n, L] are theirs [n, <= L] and padding."""
   width = input_ids.shape[1]
-  if (width > tokens.shape[1] or (tokens[:, :width] != input_ids).any()
-      or (tokens[:, width:] != pad_id).any()):
+  if (width > tokens.shape[1] or (tokens[:, width:] >= 0).any()
+      or (tokens[:, :width] != np.where(mask > 0, input_ids, -1)).any()):
     raise ValueError(
         'The two libraries tokenise the same texts differently; is the '
         'tokenizer.json of --model that of its other tokenizer files?')
@@ -341,7 +341,7 @@ def compare_training(options, pairs, chunk_size):
   batches = [pairs[i:i + size] for i in range(0, len(pairs), size)]
   for texts, column in zip(zip(*batches[0]), theirs.prepare(batches[0])):
     check_same_tokens(ours.tokenize(texts), column['input_ids'].numpy(),
-                      ours.pad_id)
+                      column['attention_mask'].numpy())
   prepared = {side: [side.prepare(batch) for batch in batches]
               for side in (ours, theirs)}
   loss, norm = ours.step(prepared[ours][0])

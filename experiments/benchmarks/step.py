@@ -55,7 +55,7 @@ def measure(num_rows, num_negatives):
       dtype=_DTYPE.value))
   wrap = lambda encode: chunking.chunked(
       encode, chunk_size=_CHUNK_SIZE.value or None, buckets=(_LENGTH.value,),
-      pad_id=0, layout=sharding.Layout(mesh))
+      layout=sharding.Layout(mesh))
   method = methods.Method(
       memory=memories.Corpus(num_rows, _DTYPE.value, _CHUNK_ROWS.value),
       corrector=correctors.Identity(), sampler=samplers.Gumbel(num_negatives),

@@ -1,6 +1,6 @@
 """What adapters are fitted to and measured by: embeddings and judgements."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 
@@ -10,6 +10,7 @@ import numpy as np
 from retrieval_jax import sharding
 from retrieval_jax.adapters import pairs as pairs_lib
 from retrieval_jax.data import dataset as datasets
+from retrieval_jax.data import dropped as dropped_lib
 from retrieval_jax.data import embeddings as embeddings_lib
 
 
@@ -26,6 +27,7 @@ class Problem:
     dev: judgements to choose by; None if nothing is chosen.
     test: judgements to report.
     mesh: devices.
+    dropped: split -> what was left out of it, where it was read leniently.
   """
   targets: embeddings_lib.Embeddings
   queries: embeddings_lib.Embeddings
@@ -34,13 +36,15 @@ class Problem:
   dev: datasets.Qrels | None
   test: datasets.Qrels
   mesh: jax.sharding.Mesh
+  dropped: Mapping[str, dropped_lib.Counts]
 
 
 def read(embeddings: str, *, qrels: str | None = None,
          train_split: str = 'train', dev_split: str = 'dev',
          test_split: str = 'test', share: float = 1., dev_share: float = 0.,
          pairs: Sequence[str] = (), normalize: bool = False,
-         num_devices: int | None = None, seed: int = 0) -> Problem:
+         num_devices: int | None = None, seed: int = 0,
+         lenient: bool = False) -> Problem:
   """Returns the Problem of a folder of embeddings.
 
   Args:
@@ -57,6 +61,8 @@ def read(embeddings: str, *, qrels: str | None = None,
     normalize: whether to divide all vectors by their norms.
     num_devices: devices to use; all by default.
     seed: of both shares.
+    lenient: whether what is wrong with judgements is dropped and counted; else
+      it is refused.
 
   Raises:
     ValueError: where files do not fit each other or a query is in two splits.
@@ -64,8 +70,10 @@ def read(embeddings: str, *, qrels: str | None = None,
   targets, queries = (_normalized(side, normalize)
                       for side in embeddings_lib.read_both(embeddings))
   folder = qrels or os.path.join(embeddings, 'qrels')
+  dropped: dict[str, dropped_lib.Counts] = {}
   judged = lambda split: embeddings_lib.read_qrels(
-      folder, split, queries.ids, targets.ids)
+      folder, split, queries.ids, targets.ids,
+      dropped=dropped if lenient else None)
   train, test = judged(train_split), judged(test_split)
   shared = np.intersect1d(train.queries(), test.queries())
   if len(shared):
@@ -101,7 +109,7 @@ def read(embeddings: str, *, qrels: str | None = None,
   chosen_by = make(fitted)
   final = chosen_by if fitted is train else make(train)
   return Problem(targets, queries, chosen_by, final, dev, test,
-                 sharding.make_mesh(num_devices))
+                 sharding.make_mesh(num_devices), dropped)
 
 
 def _normalized(side: embeddings_lib.Embeddings, wanted: bool

@@ -19,6 +19,7 @@ from retrieval_jax.adapters import moved
 from retrieval_jax.adapters import pairs as pairs_lib
 from retrieval_jax.adapters import pefa_xl
 from retrieval_jax.data import embeddings
+from retrieval_jax.data import settings
 from retrieval_jax.indexes import exact
 from retrieval_jax.indexes import faiss as faiss_index
 
@@ -52,20 +53,27 @@ def save(folder: str, index: Any, targets: np.ndarray,
     if isinstance(index, pefa_xl.PefaXL):
       pairs.check_targets(targets)
       kind, options = 'pefa_xl', methods.constants(index)
-      np.save(path('targets.npy'), np.asarray(targets, np.float32))
-      np.save(path('train_queries.npy'), np.asarray(pairs.queries, np.float32))
+      files.save_array(
+          path('targets.npy'), np.asarray(targets, np.float32))
+      files.save_array(
+          path('train_queries.npy'), np.asarray(pairs.queries, np.float32))
       for name, array in zip(('label_starts', 'label_rows'), pairs.labels):
-        np.save(path(f'{name}.npy'), array)
+        files.save_array(path(f'{name}.npy'), array)
     else:
       kind, options = 'moved', {
           'move': type(index.move).__name__, **methods.constants(index)}
-      out = np.lib.format.open_memmap(
-          path('targets.npy'), 'w+', np.float32, targets.shape)
-      moved.move_targets(index.move, targets, pairs, out=out)
-      out.flush()
+      with files.new_array(
+          path('targets.npy'), np.float32, targets.shape) as out:
+        moved.move_targets(index.move, targets, pairs, out=out)
     embeddings.write_ids(path('target_ids.txt'), target_ids)
     content = {'kind': kind, 'options': options, 'knn': knn, **facts}
     files.write_json(path(_FILE), content)
+    files.seal(temporary)
+
+
+def origin(folder: str) -> Mapping[str, Any] | None:
+  """Returns what the targets were made by, see `origins`, if it is known."""
+  return files.read_object(os.path.join(folder, _FILE)).get('origin')
 
 
 def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
@@ -78,16 +86,18 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
     chunk_rows: targets scored at a time on each device.
 
   Raises:
-    ValueError: where the folder holds no index, or a damaged one.
+    ValueError: where the folder holds no index, or a damaged one, naming the
+      file.
   """
   path = os.path.join(folder, _FILE)
   if not os.path.isfile(path):
     raise ValueError(
         f'{folder} holds no {_FILE}; it is not an adapted index. Make one '
         'with python -m experiments.adapt.')
-  saved = files.read_json(path)
-  read = lambda name: np.load(os.path.join(folder, f'{name}.npy'),
-                              mmap_mode='r')
+  problem = files.damage(folder)
+  if problem:
+    raise ValueError(f'{problem}. The index is damaged; fit it again.')
+  saved = settings.Settings(files.read_json(path), path)
   read_matrix = lambda name: embeddings.read_matrix(
       os.path.join(folder, f'{name}.npy'))
   targets = read_matrix('targets')
@@ -97,14 +107,40 @@ def load(folder: str, mesh: jax.sharding.Mesh, chunk_rows: int
         f'{folder}: {len(ids)} ids for {len(targets)} targets; the folder is '
         'damaged, fit it again.')
   inner = exact.ExactIndex(mesh, chunk_rows)
-  if saved['kind'] == 'moved':
+  if saved.expect('kind', 'moved', 'pefa_xl') == 'moved':
     return inner, inner.build(targets), ids
-  index = pefa_xl.PefaXL(
-      inner, QUERY_INDEXES[saved['knn']](inner), **saved['options'])
+  try:
+    index = pefa_xl.PefaXL(
+        inner, QUERY_INDEXES[saved.expect('knn', *QUERY_INDEXES)](inner),
+        **saved.read('options', dict))
+  except TypeError as error:
+    raise ValueError(f'{path}: options: {error}; fit it again.') from error
+  queries = read_matrix('train_queries')
   state = pefa_xl.XLState(
       inner.build(targets),
-      index.query_index.build(read_matrix('train_queries')),
-      read('label_starts'), read('label_rows'),
+      index.query_index.build(queries),
+      *_read_labels(folder, len(queries), len(targets)),
       targets if index.missing == 'exact' else None,
       len(targets))
   return index, state, ids
+
+
+def _read_labels(folder: str, num_queries: int, num_targets: int
+                 ) -> tuple[np.ndarray, np.ndarray]:
+  """Returns label_starts and label_rows, see pefa_xl.XLState."""
+  arrays = []
+  for name in ('label_starts', 'label_rows'):
+    path = os.path.join(folder, f'{name}.npy')
+    try:
+      arrays.append(np.load(path, mmap_mode='r'))
+    except (ValueError, OSError, EOFError) as error:
+      raise ValueError(
+          f'{path}: cannot read it: {error}; fit it again.') from error
+  starts, rows = arrays
+  if (starts.shape != (num_queries + 1,) or rows.ndim != 1 or starts[0] != 0
+      or starts[-1] != len(rows) or (np.diff(starts) < 0).any()
+      or ((rows < 0) | (rows >= num_targets)).any()):
+    raise ValueError(
+        f'{folder}: label_starts.npy and label_rows.npy do not list targets '
+        f'of {num_queries} queries among {num_targets}; fit it again.')
+  return starts, rows

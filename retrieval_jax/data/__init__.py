@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from retrieval_jax.data.copies import NONE as NO_COPIES
 from retrieval_jax.data.dataset import CandidatePairs
 from retrieval_jax.data.dataset import Collection
 from retrieval_jax.data.dataset import load
@@ -10,6 +11,7 @@ from retrieval_jax.data.dataset import Qrels
 from retrieval_jax.data.dataset import Reader
 from retrieval_jax.data.dataset import RetrievalDataset
 from retrieval_jax.data.errors import DataError
+from retrieval_jax.data.lenient import Lenient
 from retrieval_jax.data.readers import BeirReader
 from retrieval_jax.data.readers import dpr
 from retrieval_jax.data.readers import hugging_face
@@ -30,8 +32,9 @@ from retrieval_jax.data.tokenization import train_tokenizer
 
 __all__ = [
     'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
-    'hugging_face', 'IrDatasetsReader', 'load', 'load_tokenizer',
-    'MsMarcoReader', 'pairs', 'prepare', 'Qrels', 'Reader', 'RetrievalDataset',
+    'hugging_face', 'IrDatasetsReader', 'Lenient', 'load', 'load_tokenizer',
+    'MsMarcoReader', 'NO_COPIES', 'pairs', 'prepare', 'Qrels', 'Reader',
+    'RetrievalDataset',
     'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize', 'Tokenizer',
     'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader',
     'write_strings',

@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from retrieval_jax import files
+from retrieval_jax.data import cache
+from retrieval_jax.data import copies as copies_lib
+from retrieval_jax.data import dropped as dropped_lib
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
-_FORMAT = 1  # part of every fingerprint: a change here re-prepares all data
+_FORMAT = 2  # of prepared folders: a change here prepares all data again
 Rows = Mapping[str, Mapping[str, int]]
 """'queries' or 'corpus' -> id -> row."""
 
@@ -32,7 +35,9 @@ class Reader(Protocol):
 
   A reader may also have `candidates(split)`, which yields (query id, corpus id,
   score or None, 'file:line') of the targets that someone proposed for a query:
-  hard negatives, and positives that a teacher scored beside them.
+  hard negatives, and positives that a teacher scored beside them. And
+  `dropped`, what it left out of each split, see `lenient`, and a `path`, by
+  which errors name it.
 
   Attributes:
     name: short name for reports.
@@ -115,6 +120,21 @@ class Qrels:
     """
     return _padded(self._known, query_rows)
 
+  def by_text(self, copies: copies_lib.Copies) -> 'Qrels':
+    """Returns these with the first target of a text in place of its copies.
+
+    Of a query's grades of one text a positive counts before a negative, and
+    that before 0.
+    """
+    if not len(copies.ids):
+      return self
+    corpus_rows = copies.firsts_of(self.corpus_rows)
+    order = np.lexsort((-self.grades, self.grades < 0, self.grades == 0,
+                        corpus_rows, self.query_rows))
+    pairs = _pairs(self.query_rows, corpus_rows)[order]
+    kept = order[np.append(True, pairs[1:] != pairs[:-1])[:len(order)]]
+    return Qrels(self.query_rows[kept], corpus_rows[kept], self.grades[kept])
+
   @functools.cached_property
   def _relevant(self) -> '_Grouped':
     return self._grouped(self.grades > 0)
@@ -157,6 +177,22 @@ class CandidatePairs:
   def positives(self, qrels: Qrels) -> 'CandidatePairs':
     """Returns those that the judgements call relevant."""
     return self._chosen(self._judged(qrels, qrels.grades > 0))
+
+  def by_text(self, copies: copies_lib.Copies) -> 'CandidatePairs':
+    """Returns these with the first target of a text in place of its copies.
+
+    Where several of a query's candidates have one text, the first of those
+    with a score counts.
+    """
+    if not len(copies.ids):
+      return self
+    corpus_rows = copies.firsts_of(self.corpus_rows)
+    order = np.lexsort((self.corpus_rows, np.isnan(self.scores), corpus_rows,
+                        self.query_rows))
+    pairs = _pairs(self.query_rows, corpus_rows)[order]
+    kept = order[np.append(True, pairs[1:] != pairs[:-1])[:len(order)]]
+    return CandidatePairs(
+        self.query_rows[kept], corpus_rows[kept], self.scores[kept])
 
   def padded_places(self, query_rows: np.ndarray) -> np.ndarray:
     """Returns the places of the candidates of queries, padded with -1.
@@ -239,6 +275,9 @@ class Collection:
     corpus_texts: texts by corpus row; None where only embeddings are known.
     query_texts: texts by query row; likewise.
     candidates: split name -> candidates, of the splits that have any.
+    copies: targets of equal text; None where only embeddings are known.
+    dropped: split name -> what was left out of it, where data were read
+      leniently.
   """
   name: str
   corpus_ids: Sequence[str]
@@ -247,6 +286,9 @@ class Collection:
   corpus_texts: Sequence[str] | None = None
   query_texts: Sequence[str] | None = None
   candidates: Mapping[str, CandidatePairs] = dataclasses.field(
+      default_factory=dict)
+  copies: copies_lib.Copies | None = None
+  dropped: Mapping[str, dropped_lib.Counts] = dataclasses.field(
       default_factory=dict)
 
 
@@ -257,11 +299,31 @@ class RetrievalDataset(Collection):
   Attributes:
     folder: where the prepared files are.
     fingerprint: hash of the source; key caches by it.
+    corpus_fingerprint: hash of the ids and texts of the corpus, in their order.
   """
   corpus_texts: Sequence[str]
   query_texts: Sequence[str]
   folder: str
   fingerprint: str
+  corpus_fingerprint: str
+  copies: copies_lib.Copies
+
+  @property
+  def distinct_ids(self) -> np.ndarray:
+    """The corpus rows [n] int64 of the first target of each text."""
+    return self.copies.distinct(len(self.corpus_ids))
+
+  @functools.cached_property
+  def by_text(self) -> 'RetrievalDataset':
+    """This data set as training sees it: a text is one target.
+
+    Judgements and candidates name the first target of each text. Its copies
+    are neither drawn nor remembered, for a copy of a positive is no negative.
+    """
+    of = lambda splits: {
+        split: part.by_text(self.copies) for split, part in splits.items()}
+    return dataclasses.replace(
+        self, qrels=of(self.qrels), candidates=of(self.candidates))
 
 
 def hash_files(paths: Iterable[str], *facts: str) -> str:
@@ -272,7 +334,7 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
   costs about a second per gigabyte.
   """
   digest = hashlib.blake2b(digest_size=12)
-  digest.update(json.dumps([_FORMAT, *facts]).encode())
+  digest.update(json.dumps(facts).encode())
   for path in paths:
     with open(path, 'rb') as file:
       content = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
@@ -282,10 +344,11 @@ def hash_files(paths: Iterable[str], *facts: str) -> str:
 
 def prepare(source: Reader, cache_folder: str, *,
             progress: bool = True) -> RetrievalDataset:
-  """Converts a source once into `cache_folder`/<fingerprint> and maps it.
+  """Converts a source once into a folder of `cache_folder` and maps it.
 
   The fingerprint hashes the contents of the source's files, so a changed file
-  is prepared afresh and an unchanged one, wherever it is, is reused. Texts
+  is prepared afresh and an unchanged one, wherever it is, is reused. So is one
+  whose files here are damaged, with a warning; see `files.damage`. Texts
   stream; while preparing, the string ids are held in memory.
 
   Args:
@@ -300,13 +363,15 @@ def prepare(source: Reader, cache_folder: str, *,
     DataError: on malformed input: bad record, duplicate id, unknown id in the
       judgements or candidates, empty corpus, query without a positive. Nothing
       half-written stays behind.
+    OSError: naming --config.data.cache, where that folder cannot be written.
   """
   fingerprint = source.fingerprint()
-  folder = os.path.join(cache_folder, fingerprint)
-  if not os.path.isdir(folder):
-    with files.new_folder(folder) as temporary:
-      _write(source, temporary, fingerprint, progress)
-  return load(folder)
+  folder = os.path.join(cache_folder, f'{fingerprint}-{_FORMAT}')
+  cache.folder(folder, lambda temporary: _write(
+      source, temporary, fingerprint, progress))
+  dataset = load(folder)
+  dropped_lib.warn(dataset.name, dataset.dropped)
+  return dataset
 
 
 def load(folder: str) -> RetrievalDataset:
@@ -328,39 +393,56 @@ def load(folder: str) -> RetrievalDataset:
       name=facts['name'], corpus_ids=column('corpus_ids'),
       corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
       query_texts=column('query_texts'), qrels=qrels, folder=folder,
-      fingerprint=facts['fingerprint'], candidates=candidates)
+      fingerprint=facts['fingerprint'],
+      corpus_fingerprint=facts['corpus_fingerprint'], candidates=candidates,
+      copies=copies_lib.Copies(*np.load(os.path.join(folder, 'copies.npy'))),
+      dropped=facts.get('dropped', {}))
 
 
 def _write(source: Reader, folder: str, fingerprint: str, progress: bool
            ) -> None:
   """Writes all files of a prepared dataset."""
-  rows = {}
+  rows, fingerprints = {}, {}
   for column, prefix in (('corpus', 'corpus'), ('queries', 'query')):
     records = progress_lib.track(
         getattr(source, column)(), f'preparing {source.name}: {column}',
         show=progress)
-    rows[column] = _write_records(
+    rows[column], fingerprints[column] = _write_records(
         source, records, column, os.path.join(folder, prefix))
+  files.save_array(
+      os.path.join(folder, 'copies.npy'), np.stack(copies_lib.find(
+          strings.StringArray(os.path.join(folder, 'corpus_texts')))))
   for i, split in enumerate(source.splits):
     qrels = _read_qrels(source, split, rows)
-    np.save(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
+    files.save_array(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
         [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
     candidates = _read_candidates(source, split, rows)
     if len(candidates):
-      np.save(os.path.join(folder, f'candidates_{i}.npy'), candidates)
+      files.save_array(
+          os.path.join(folder, f'candidates_{i}.npy'), candidates)
   files.write_json(os.path.join(folder, 'dataset.json'), {
       'name': source.name, 'fingerprint': fingerprint,
-      'splits': list(source.splits)})
+      'corpus_fingerprint': fingerprints['corpus'],
+      'splits': list(source.splits),
+      'dropped': getattr(source, 'dropped', {})})
 
 
 def _write_records(source: Reader, records: Iterable[tuple[str, str]],
-                   column: str, prefix: str) -> dict[str, int]:
-  """Writes ids and texts of one column; returns the row of each id."""
+                   column: str, prefix: str) -> tuple[dict[str, int], str]:
+  """Writes ids and texts of one column.
+
+  Returns:
+    The row of each id, and a hash of ids and texts in their order.
+  """
   rows: dict[str, int] = {}
+  digest = hashlib.blake2b(digest_size=12)
 
   def texts() -> Iterator[str]:
     for row, (name, text) in enumerate(records):
       add_row(rows, name, row, source, column)
+      for part in (name.encode(), text.encode()):
+        digest.update(len(part).to_bytes(8, 'little'))
+        digest.update(part)
       yield text
 
   strings.write_strings(f'{prefix}_texts', texts())
@@ -370,7 +452,7 @@ def _write_records(source: Reader, records: Iterable[tuple[str, str]],
         f'{column} of {source.name}, found none. Is the file complete?')
   strings.write_strings(f'{prefix}_ids', rows)
   _warn_of_lookalikes(source.name, column, rows)
-  return rows
+  return rows, digest.hexdigest()
 
 
 def _warn_of_lookalikes(name: str, column: str, ids: Mapping[str, int]
@@ -442,8 +524,8 @@ def _read_qrels(source: Reader, split: str, rows: Rows) -> Qrels:
   qrels = read_qrels(source.qrels(split), functools.partial(row_of, rows))
   if not len(qrels.grades):
     raise errors.DataError(
-        f'split {split!r} of {source.name} has no judgements. Add some or '
-        f'remove the file.')
+        f'{getattr(source, "path", source.name)}: split {split!r} has no '
+        'judgements. Add some or remove the file.')
   judged = np.unique(qrels.query_rows)
   without = set(np.setdiff1d(judged, qrels.queries()).tolist())
   if without:

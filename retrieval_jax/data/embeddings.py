@@ -6,19 +6,24 @@
   DIR/queries.npy, DIR/query_ids.txt   the same of all queries
   DIR/qrels/SPLIT.tsv   query-id <tab> corpus-id <tab> score
 
+  DIR/embeddings.json   not needed; what they were made by
 This is what experiments/embed.py writes. For an encoder that is only a service
 returning vectors, write the same files yourself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
-import zipfile
+from typing import Any
 
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax.data import dataset
+from retrieval_jax.data import dropped as dropped_lib
 from retrieval_jax.data import errors
+from retrieval_jax.data import lenient
+from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
 from retrieval_jax.data.readers import beir
 from retrieval_jax.data.readers import lines
@@ -82,6 +87,19 @@ def read_both(folder: str) -> tuple[Embeddings, Embeddings]:
   return targets, queries
 
 
+def read_origin(folder: str) -> Mapping[str, Any] | None:
+  """Returns what the embeddings were made by, see `origins`, if it is known.
+
+  Raises:
+    ValueError: naming the file, if embeddings.json is damaged.
+  """
+  path = os.path.join(folder, 'embeddings.json')
+  if not os.path.isfile(path):
+    return None
+  facts = settings_lib.Settings(files.read_json(path), path)
+  return facts.read('origin', dict, None)
+
+
 def read_matrix(path: str) -> np.ndarray:
   """Returns the one matrix [n, D] of floats in a file.
 
@@ -103,9 +121,10 @@ def read_matrix(path: str) -> np.ndarray:
           f'{path}: expected a file that ends in one of {", ".join(_KINDS)}.')
   except FileNotFoundError:
     raise errors.DataError(f'{path}: no such file.') from None
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    if isinstance(error, errors.DataError):
-      raise
+  except errors.DataError:
+    raise
+  # Numpy reads a header as a Python literal, which fails in many ways.
+  except Exception as error:
     raise errors.DataError(f'{path}: cannot read it: {error}.') from error
   matrices = {name: a for name, a in arrays.items()
               if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)}
@@ -186,8 +205,18 @@ def _judgements(folder: str) -> dict[str, str]:
 
 
 def read_qrels(folder: str, split: str, query_ids: Sequence[str],
-               target_ids: Sequence[str]) -> dataset.Qrels:
+               target_ids: Sequence[str], *,
+               dropped: dict[str, dropped_lib.Counts] | None = None
+               ) -> dataset.Qrels:
   """Returns the judgements in FOLDER/SPLIT.tsv[.gz] as rows of the ids.
+
+  Args:
+    folder: of the judgements.
+    split: name.
+    query_ids: of the rows of the queries' embeddings.
+    target_ids: of those of the targets.
+    dropped: gets the counts of what is left out of the split, which is then
+      read leniently; None refuses it.
 
   Raises:
     DataError: with file and line, where a line is malformed, an id has no
@@ -210,12 +239,18 @@ def read_qrels(folder: str, split: str, query_ids: Sequence[str],
           'line.')
     return rows[column][name]
 
-  return dataset.read_qrels(beir.read_qrels(path), row_of)
+  records: Iterable[tuple[str, str, int, str]] = beir.read_qrels(path)
+  if dropped is not None:
+    records, dropped[split] = lenient.keep(
+        records, rows['queries'], rows['corpus'])
+    dropped_lib.warn(folder, {split: dropped[split]})
+  return dataset.read_qrels(records, row_of)
 
 
 def read_collection(folder: str, *, query_ids: Sequence[str],
                     corpus_ids: Sequence[str],
-                    splits: Sequence[str] | None = None
+                    splits: Sequence[str] | None = None,
+                    dropped: dict[str, dropped_lib.Counts] | None = None
                     ) -> dataset.Collection:
   """Returns what FOLDER/qrels judges, as a collection without texts.
 
@@ -224,6 +259,7 @@ def read_collection(folder: str, *, query_ids: Sequence[str],
     query_ids: of the rows of the queries' embeddings.
     corpus_ids: of those of the targets.
     splits: which to read; None for all.
+    dropped: as of `read_qrels`.
 
   Raises:
     DataError: as `read_splits` and `read_qrels`.
@@ -231,5 +267,7 @@ def read_collection(folder: str, *, query_ids: Sequence[str],
   judged = os.path.join(folder, 'qrels')
   return dataset.Collection(
       name=folder, corpus_ids=corpus_ids, query_ids=query_ids, qrels={
-          split: read_qrels(judged, split, query_ids, corpus_ids)
-          for split in (read_splits(judged) if splits is None else splits)})
+          split: read_qrels(
+              judged, split, query_ids, corpus_ids, dropped=dropped)
+          for split in (read_splits(judged) if splits is None else splits)},
+      dropped=dropped or {})

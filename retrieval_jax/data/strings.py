@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_jax import files
+
 _CHUNK = 4096  # strings decoded per read of the blob while iterating
 
 
@@ -29,7 +31,7 @@ def write_strings(folder_prefix: str, strings: Iterable[str]) -> int:
     for string in strings:
       end += blob.write(string.encode('utf-8'))
       offsets.append(end)
-  np.save(offsets_path, np.frombuffer(offsets, np.int64))
+  files.save_array(offsets_path, np.frombuffer(offsets, np.int64))
   return len(offsets) - 1
 
 

@@ -1,11 +1,12 @@
 """A reader's data cut down to a few targets, for quick looks and tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import functools
 import hashlib
 import itertools
 
 from retrieval_jax.data import dataset
+from retrieval_jax.data import dropped as dropped_lib
 
 
 class Subset:
@@ -27,6 +28,11 @@ class Subset:
     self._reader, self._num_targets = reader, num_targets
     self.name = f'{reader.name}[{num_targets}]'
     self.splits = reader.splits
+
+  @property
+  def dropped(self) -> Mapping[str, dropped_lib.Counts]:
+    """What the reader left out, of the whole data."""
+    return getattr(self._reader, 'dropped', {})
 
   def fingerprint(self) -> str:
     """Returns the reader's fingerprint and the size, hashed."""

@@ -1,10 +1,11 @@
 """Files of named tensors (safetensors), and what is wrong with damaged ones."""
 
+from collections.abc import Mapping
 import os
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.numpy
 
 from retrieval_jax.data import errors
 
@@ -43,6 +44,20 @@ def read_all(path: str) -> dict[str, np.ndarray]:
   file = open_file(path)
   names = file.keys()  # the file itself is no iterable
   return {name: file.get_tensor(name) for name in names}
+
+
+def write(path: str, tensors: Mapping[str, np.ndarray],
+          metadata: Mapping[str, str] | None = None) -> None:
+  """Writes a file.
+
+  Raises:
+    OSError: naming the file, if it cannot be written.
+  """
+  try:
+    safetensors.numpy.save_file(
+        dict(tensors), path, dict(metadata) if metadata else None)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'Cannot write {path}: {error}. Is the disk full?') from error
 
 
 def finite(tensor: np.ndarray, path: str, name: str) -> np.ndarray:

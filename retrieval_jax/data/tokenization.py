@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from retrieval_jax import files
+from retrieval_jax.data import cache
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import settings as settings_lib
@@ -28,11 +29,13 @@ _SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """A tokenizer.json with truncation and padding of our own.
+  """A tokenizer.json with lengths and padding of our own.
 
   Attributes:
-    definition: the JSON text, without truncation and padding.
-    pad_id: the id that fills rows up.
+    definition: the JSON text, without padding, and without truncation unless
+      that leaves out the beginning of a text.
+    pad_id: the id that pads where others read the file; here it is -1, so that
+      this may be a token of the texts, their end for instance.
     prompt: put before every text as it is, so with its space: 'query: '.
   """
   definition: str = dataclasses.field(repr=False)
@@ -58,10 +61,11 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str], max_length: int
                    ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids [n, L] int32 padded with pad_id, and lengths [n] int32.
+    """Returns ids [n, L] int32 padded with -1, and lengths [n] int32.
 
-    L is `max_length`; longer texts are cut, special tokens kept. The prompt
-    counts like the text that it becomes part of.
+    L is `max_length`; longer texts are cut, special tokens kept, at their end
+    or where the definition says so at their beginning. The prompt counts like
+    the text that it becomes part of.
     """
     texts = [self.prompt + text for text in texts]
     encoder = self._of_length(max_length)
@@ -74,7 +78,7 @@ class Tokenizer:
         [texts[i] for i in short])):
       ids[i] = e.ids
     lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-    tokens = np.full([len(ids), max_length], self.pad_id, np.int32)
+    tokens = np.full([len(ids), max_length], -1, np.int32)
     tokens[np.arange(max_length) < lengths[:, None]] = np.fromiter(
         itertools.chain.from_iterable(ids), np.int32, lengths.sum())
     return tokens, lengths
@@ -97,7 +101,7 @@ class Tokenizer:
     """
     parts = json.loads(self.definition)
     kind = lambda name: (parts.get(name) or {}).get('type')
-    return (parts.get('pre_tokenizer') in (
+    return (not parts['truncation'] and parts.get('pre_tokenizer') in (
                 {'type': 'BertPreTokenizer'}, _in_json(_words_of_letters()))
             and kind('normalizer') in (None, 'BertNormalizer', 'Lowercase')
             and kind('model') == 'WordPiece'
@@ -116,13 +120,16 @@ class Tokenizer:
     """
     if max_length not in self._encoders:
       encoder = _from_definition(self.definition)
+      truncation = encoder.truncation or {'direction': 'right'}
+      encoder.no_truncation()
       if max_length is not None:
         special = encoder.num_special_tokens_to_add(False)
         if max_length <= special:
           raise ValueError(
               f'max_length={max_length} must exceed the {special} special '
               'tokens that the tokenizer adds to each text.')
-        encoder.enable_truncation(max_length)
+        encoder.enable_truncation(
+            max_length, direction=truncation['direction'])
       self._encoders[max_length] = encoder
     return self._encoders[max_length]
 
@@ -146,13 +153,25 @@ def _from_definition(definition: str) -> Any:
   return tokenizers.Tokenizer.from_str(definition)
 
 
-def _wrap(encoder: Any, pad_token: str | None, origin: str) -> Tokenizer:
-  """Strips truncation and padding and finds the pad token."""
-  padding = encoder.padding
+def _wrap(encoder: Any, pad_token: str | None, origin: str,
+          cut: str | None = None) -> Tokenizer:
+  """Strips padding, and truncation on the right, and finds the pad token.
+
+  Args:
+    encoder: of the tokenizers library.
+    pad_token: None for the encoder's own or the usual.
+    origin: of the encoder, for errors.
+    cut: the side on which long texts are cut; None for the encoder's.
+  """
+  padding, truncation = encoder.padding, encoder.truncation
+  cut = cut or (truncation['direction'] if truncation else 'right')
   candidates = [pad_token] if pad_token else [
       *([padding['pad_token']] if padding else []), *_PAD_TOKENS]
   encoder.no_truncation()
   encoder.no_padding()
+  if cut == 'left':  # the length is the last that others cut at
+    encoder.enable_truncation(
+        truncation['max_length'] if truncation else 512, direction=cut)
   for token in candidates:
     pad_id = encoder.token_to_id(token)
     if pad_id is not None:
@@ -165,8 +184,9 @@ def _wrap(encoder: Any, pad_token: str | None, origin: str) -> Tokenizer:
 def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
   """Loads a tokenizer.json, or the one in a folder.
 
-  The truncation and padding baked into the file are dropped (all-MiniLM's is
-  128, say): lengths are given where texts are encoded.
+  The lengths and padding baked into the file are dropped (all-MiniLM's is 128,
+  say): lengths are given where texts are encoded, and padding comes behind.
+  Which side of a long text is cut stays as the folder says.
 
   Args:
     path: the file, or the folder of a model in Hugging Face's layout.
@@ -190,19 +210,27 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
     raise ValueError(
         f'{file}: expected a tokenizer.json in the format of the tokenizers '
         f'library: {error}.') from error
-  return _wrap(encoder, pad_token or _recorded_pad_token(path), file)
+  recorded, cut = _recorded(path)
+  return _wrap(encoder, pad_token or recorded, file, cut)
 
 
-def _recorded_pad_token(folder: str) -> str | None:
-  """Returns the padding token that a folder's tokenizer_config.json names."""
+def _recorded(folder: str) -> tuple[str | None, str | None]:
+  """Returns what a folder's tokenizer_config.json says, None where nothing.
+
+  It is the padding token, and the side on which long texts are cut.
+  """
   file = os.path.join(folder, 'tokenizer_config.json')
   if not os.path.isfile(file):
-    return None
+    return None, None
   settings = settings_lib.Settings(files.read_json(file), file)
+  cut = settings.read('truncation_side', str, None)
+  if cut not in (None, 'left', 'right'):
+    raise ValueError(
+        f'{file}: truncation_side is {cut!r}, expected \'left\' or \'right\'.')
   if isinstance(settings.values.get('pad_token'), dict):
     token = settings_lib.Settings(settings.values['pad_token'], file)
-    return token.read('content', str, None)
-  return settings.read('pad_token', str, None)
+    return token.read('content', str, None), cut
+  return settings.read('pad_token', str, None), cut
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *,
@@ -304,30 +332,26 @@ class TokenStore:
   """The tokens of many texts, usually memory-mapped.
 
   Attributes:
-    tokens: [n, L] uint16 or int32, padded with pad_id.
-    lengths: [n] int32, tokens of each text without padding.
-    pad_id: the padding token.
+    tokens: [n, L] uint16 or int32; what follows a text means nothing.
+    lengths: [n] int32, tokens of each text.
   """
   tokens: np.ndarray
   lengths: np.ndarray
-  pad_id: int
 
   def __len__(self) -> int:
     return len(self.lengths)
 
   def __getitem__(self, rows: slice | ArrayLike) -> np.ndarray:
-    """Returns tokens [..., L] int32; row -1 ("none") is all padding."""
-    if isinstance(rows, slice):
-      return self.tokens[rows].astype(np.int32)
-    rows = np.asarray(rows)
+    """Returns tokens [..., L] int32, padded with -1; row -1 is all padding."""
+    rows = (np.arange(*rows.indices(len(self))) if isinstance(rows, slice)
+            else np.asarray(rows))
     if rows.size and (rows.min() < -1 or rows.max() >= len(self)):
       raise IndexError(
           f'rows {rows.min()} to {rows.max()} were asked for, expected -1 to '
           f'{len(self) - 1}.')
-    tokens = self.tokens[rows].astype(np.int32)
-    if rows.size and rows.min() < 0:
-      tokens = np.where((rows >= 0)[..., None], tokens, np.int32(self.pad_id))
-    return tokens
+    lengths = np.where(rows >= 0, self.lengths[rows], 0)
+    inside = np.arange(self.tokens.shape[1]) < lengths[..., None]
+    return np.where(inside, self.tokens[rows], np.int32(-1))
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
@@ -350,9 +374,8 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   facts = json.dumps([_FORMAT, key, tokenizer.fingerprint, max_length])
   name = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
   folder = os.path.join(cache_folder, f'tokens-{name}')
-  if not os.path.isdir(folder):
-    with files.new_folder(folder) as temporary:
-      _write_tokens(texts, tokenizer, max_length, temporary, key, progress)
+  cache.folder(folder, lambda temporary: _write_tokens(
+      texts, tokenizer, max_length, temporary, key, progress))
   tokens = np.load(os.path.join(folder, 'tokens.npy'), mmap_mode='r')
   lengths = np.load(os.path.join(folder, 'lengths.npy'))
   if len(lengths) != len(texts):
@@ -360,7 +383,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
         f'{folder} holds {len(lengths)} texts under key {key!r}, but '
         f'{len(texts)} were given: the key must change with the texts. Use the '
         'dataset\'s fingerprint in it, or delete that folder.')
-  return TokenStore(tokens, lengths, tokenizer.pad_id)
+  return TokenStore(tokens, lengths)
 
 
 def _write_tokens(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
@@ -368,20 +391,14 @@ def _write_tokens(texts: Sequence[str], tokenizer: Tokenizer, max_length: int,
   """Writes tokens.npy and lengths.npy, a chunk of texts at a time."""
   n = len(texts)
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-  if n:
-    tokens = np.lib.format.open_memmap(
-        os.path.join(folder, 'tokens.npy'), 'w+', dtype, (n, max_length))
-  else:  # An empty array cannot be mapped for writing.
-    np.save(os.path.join(folder, 'tokens.npy'),
-            np.zeros([0, max_length], dtype))
   lengths = np.zeros([n], np.int32)
   chunks = progress_lib.track(
       range(0, n, _CHUNK), f'tokenising {key.rpartition("/")[2]}',
       total=-(-n // _CHUNK), unit=f'chunks of {_CHUNK} texts', show=progress)
-  for start in chunks:
-    stop = min(start + _CHUNK, n)
-    tokens[start:stop], lengths[start:stop] = tokenizer.encode_batch(
-        texts[start:stop], max_length)
-  if n:
-    tokens.flush()
-  np.save(os.path.join(folder, 'lengths.npy'), lengths)
+  with files.new_array(
+      os.path.join(folder, 'tokens.npy'), dtype, (n, max_length)) as tokens:
+    for start in chunks:
+      stop = min(start + _CHUNK, n)
+      tokens[start:stop], lengths[start:stop] = tokenizer.encode_batch(
+          texts[start:stop], max_length)
+  files.save_array(os.path.join(folder, 'lengths.npy'), lengths)

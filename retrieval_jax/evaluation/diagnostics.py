@@ -40,7 +40,8 @@ def approximation(queries: jax.Array | np.ndarray, fresh: np.ndarray,
                   view: types.View, *,
                   known_positives: np.ndarray | None = None,
                   positive_ids: np.ndarray | None = None,
-                  proposal: types.Proposal | None = None, k: int = 100,
+                  proposal: types.Proposal | None = None,
+                  copies: np.ndarray | None = None, k: int = 100,
                   mesh: jax.sharding.Mesh | None = None,
                   chunk_rows: int = 16384) -> dict[str, float]:
   """Compares the softmax over remembered targets with the one over fresh ones.
@@ -80,6 +81,8 @@ def approximation(queries: jax.Array | np.ndarray, fresh: np.ndarray,
     positive_ids: [B] int, corpus ids of the true targets; they should be among
       the known positives.
     proposal: a draw made for the same queries and view; adds the 'draw_' keys.
+    copies: [c] int, corpus ids left out of both distributions for all queries:
+      a memory holds a text once.
     k: size of the compared top lists (at most N of them).
     mesh: spreads each chunk of fresh embeddings over axis 'data'; needed when
       `view` is committed to more than one device.
@@ -136,7 +139,8 @@ def approximation(queries: jax.Array | np.ndarray, fresh: np.ndarray,
   with jax.transfer_guard('allow'):
     if known_positives is None:
       known_positives = np.full((num_queries, 1), -1, np.int32)
-    probe = _Probe(queries, fresh, view, np.asarray(known_positives), mesh,
+    probe = _Probe(queries, fresh, view, np.asarray(known_positives), copies,
+                   mesh,
                    _shrink(chunk_rows, num_targets, num_devices),
                    min(k, num_targets))
     first = probe.first_pass()
@@ -185,14 +189,17 @@ def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
 class _Probe:
   """The arrays that both passes go over, chunk by chunk."""
 
-  def __init__(self, queries, fresh, view, known_positives, mesh, chunk_rows,
-               k):
+  def __init__(self, queries, fresh, view, known_positives, copies, mesh,
+               chunk_rows, k):
     self.fresh, self.view, self.mesh = fresh, view, mesh
     self.chunk_rows, self.k = chunk_rows, k
     self.queries = self._everywhere(np.asarray(queries, np.float32))
     self.scale = self._everywhere(np.asarray(view.scale, np.float32))
     self.known_positives = self._everywhere(known_positives.astype(np.int32))
+    self.ids = np.arange(len(fresh), dtype=np.int32)
     self.row_of_id = _rows_of_all_ids(np.asarray(view.table.ids), len(fresh))
+    if copies is not None:
+      self.ids[copies] = self.row_of_id[copies] = -1
 
   def _everywhere(self, array):
     return self._put(array, jax.sharding.PartitionSpec())
@@ -206,14 +213,13 @@ class _Probe:
   def _chunks(self) -> Iterator[tuple[jax.Array, ...]]:
     """Yields ids [C], fresh [C, D], stale [C, D], moved [C, D], live [C].
 
-    Padded ids are -1; `live` says which targets are remembered.
+    Ids of padding and copies are -1; `live` says which targets are remembered.
     """
     rows_spec = jax.sharding.PartitionSpec('data')
     for start in range(0, len(self.fresh), self.chunk_rows):
       stop = min(start + self.chunk_rows, len(self.fresh))
       padding = self.chunk_rows - (stop - start)
-      ids = np.pad(np.arange(start, stop, dtype=np.int32), (0, padding),
-                   constant_values=-1)
+      ids = np.pad(self.ids[start:stop], (0, padding), constant_values=-1)
       fresh = np.pad(np.asarray(self.fresh[start:stop], np.float32),
                      ((0, padding), (0, 0)))
       rows = np.pad(self.row_of_id[start:stop], (0, padding),

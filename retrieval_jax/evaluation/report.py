@@ -45,14 +45,26 @@ def read_results(workdir: str) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if the run has not finished.
-    ValueError: with file and line, if the file is not JSON.
+    ValueError: naming the file, if it is damaged.
   """
   path = os.path.join(workdir, RESULTS_FILE)
   if not os.path.exists(path):
     raise FileNotFoundError(
         f'Expected {path}, which a run writes at its end; finish the run (the '
         'same command resumes it) or leave this folder out.')
-  return files.read_json(path)
+  results = files.read_object(path)
+  for name in ('measures', 'config', 'meter'):
+    if not isinstance(results.get(name), dict | None):
+      raise ValueError(
+          f'{path}: expected {name!r} to be an object, got '
+          f'{type(results[name]).__name__}. Remove the file; the command of '
+          'the run, given again, writes it anew.')
+  return results
+
+
+def measured_step(results: Mapping[str, Any]) -> int | None:
+  """Returns the step of the checkpoint that results are of."""
+  return (results.get('best') or {}).get('step', results.get('steps'))
 
 
 def _plain(value: Any) -> Any:
@@ -103,6 +115,57 @@ def results_table(results: Mapping[str, Any], split: str = 'test'
           _shown(values.get(name), '.3f') for name in LABELS),
           style='bold' if label == 'trained encoder' else None)
   return table
+
+
+def measures_table(title: str, rows: Mapping[str, Mapping[str, float]], *,
+                   bold: str | None = None) -> rich.table.Table:
+  """Returns a table of measures.
+
+  Args:
+    title: above it.
+    rows: {label of the row: {measure: value}}.
+    bold: label of the row that is printed in bold.
+  """
+  table = rich.table.Table(title=title)
+  table.add_column('', no_wrap=True)
+  names = list(dict.fromkeys(name for row in rows.values() for name in row))
+  for name in names:
+    table.add_column(name, justify='right')
+  for label, values in rows.items():
+    table.add_row(label, *(_shown(values.get(name), '.4f') for name in names),
+                  style='bold' if label == bold else None)
+  return table
+
+
+def encoder_tables(results: Mapping[str, Any]) -> list[rich.table.Table]:
+  """Returns the tables of an encoder that was evaluated as it is.
+
+  Of one data set it is a table per split, of several one per split and system,
+  with the mean over the sets below them.
+
+  Args:
+    results: what `jobs.evaluate.of_config` returns.
+  """
+  tables = []
+  for split in results['measures']:
+    systems = {'BM25': 'bm25', 'encoder': 'measures'}
+    of_system = {label: results[kind].get(split)
+                 for label, kind in systems.items()}
+    if 'sets' not in results:
+      tables.append(measures_table(
+          f'{results["data"]}: {split} queries, whole corpus',
+          {label: values for label, values in of_system.items() if values},
+          bold='encoder'))
+      continue
+    for label, mean in of_system.items():
+      if mean:
+        mean_of = f'mean of {len(results["sets"])}'
+        tables.append(measures_table(
+            f'{label}: {split} queries, whole corpus',
+            {name: of_set[systems[label]][split]
+             for name, of_set in results['sets'].items()} | {mean_of: mean},
+            bold=mean_of))
+  return tables
 
 
 def meter_table(results: Mapping[str, Any]) -> rich.table.Table:

@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from retrieval_jax import data
 from retrieval_jax.factory import registries
+from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import sentence_modules
 
@@ -19,7 +20,8 @@ def cache(config: config_dict.ConfigDict) -> str:
   return os.path.expanduser(config.data.cache)
 
 
-def make_reader(source: str, path: str, cache: str) -> data.Reader:
+def make_reader(source: str, path: str, cache: str, *, lenient: bool = False
+                ) -> data.Reader:
   """Returns the dataset.Reader of a format.
 
   Args:
@@ -28,6 +30,8 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
       commas; in each, ~ is the user's home. Of 'wordnet' it is the folder of
       tensorflow_datasets with its copy, by default `cache`/tfds.
     cache: folder of prepared data.
+    lenient: whether what is wrong with judgements is dropped and counted, see
+      `data.Lenient`; else it is refused when it is read.
 
   Raises:
     ValueError: for an unknown source or an empty path; a DataError for data
@@ -41,15 +45,35 @@ def make_reader(source: str, path: str, cache: str) -> data.Reader:
         f'--config.data.source={source} needs --config.data.path=DIR '
         '(--path of experiments.convert), or a file or a name; docs/data.md '
         'says which.')
-  return make(','.join(map(os.path.expanduser, path.split(','))))
+  reader = make(','.join(map(os.path.expanduser, path.split(','))))
+  return data.Lenient(reader) if lenient else reader
 
 
-def make_dataset(config: config_dict.ConfigDict) -> data.RetrievalDataset:
-  """Returns the prepared data set; prepares it on the first call."""
-  reader = make_reader(config.data.source, config.data.path, cache(config))
+def make_dataset(config: config_dict.ConfigDict, *, training: bool = True
+                 ) -> data.RetrievalDataset:
+  """Returns the prepared data set; prepares it on the first call.
+
+  Args:
+    config: ConfigDict.
+    training: whether it is to be trained on. Else it need not have the splits
+      that the config names.
+
+  Raises:
+    ValueError: for a split that training needs and that is not there.
+  """
+  reader = make_reader(config.data.source, config.data.path, cache(config),
+                       lenient=config.data.lenient)
   if config.data.num_targets:
     reader = data.Subset(reader, config.data.num_targets)
   dataset = data.prepare(reader, cache(config))
+  if training:
+    _check_splits(config, dataset)
+  return dataset
+
+
+def _check_splits(config: config_dict.ConfigDict,
+                  dataset: data.RetrievalDataset) -> None:
+  """Raises ValueError where the data lacks a split that a run reads."""
   for option in ('train_split', 'dev_split', 'test_split'):
     split = config.data[option]
     if split and split not in dataset.qrels:
@@ -61,12 +85,16 @@ def make_dataset(config: config_dict.ConfigDict) -> data.RetrievalDataset:
       raise ValueError(
           f'--config.{option} looks at the dev queries; name a split by '
           '--config.data.dev_split, or set it to 0.')
-  return dataset
 
 
 def make_tokenizer(config: config_dict.ConfigDict,
                    dataset: data.RetrievalDataset) -> data.Tokenizer:
-  """Returns the tokenizer at tokenizer.path, or one trained on the corpus."""
+  """Returns the tokenizer at tokenizer.path, or one trained on the corpus.
+
+  But the parameters of a run that is started from know its own tokens alone.
+  """
+  if config.model.start_from:
+    return run_folder.read_tokenizer(run_folder.started_from(config))
   given = os.path.expanduser(config.tokenizer.path)
   if os.path.isfile(given):
     return data.load_tokenizer(given)

@@ -28,6 +28,9 @@ def get_config() -> config_dict.ConfigDict:
   config.data.path = ''  # folder, file or name, as the format's module says
   config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
   config.data.num_targets = 0  # keep about this many targets; 0: all
+  # True drops and counts judgements of unknown ids, repeated ones and queries
+  # without a relevant target, which are refused otherwise.
+  config.data.lenient = False
   config.data.train_split = 'train'
   config.data.dev_split = 'dev'
   config.data.test_split = 'test'
@@ -129,6 +132,7 @@ def get_config() -> config_dict.ConfigDict:
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'
   config.estimator.columns = 'all'
+  config.estimator.distinct = False  # a target that several drew counts once
   config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
   config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
   # As for the sampler, but for all columns and by fresh scores.
@@ -179,7 +183,8 @@ def get_config() -> config_dict.ConfigDict:
 
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.every = 100
-  config.checkpoint.keep = 1
+  config.checkpoint.keep = 1  # of the latest
+  config.checkpoint.best = ''  # 'dev/nDCG@10': keep, and evaluate, the best
 
   config.profile = ml_collections.ConfigDict()
   config.profile.start = 10  # steps before a trace in WORKDIR/profile

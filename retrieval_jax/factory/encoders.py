@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-import os
 import warnings
 
 import jax
 from ml_collections import config_dict
+import numpy as np
 
 from retrieval_jax import data
 from retrieval_jax import keys
@@ -14,6 +14,7 @@ from retrieval_jax import runtime
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.factory import registries
+from retrieval_jax.factory import run_folder
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import sentence_modules
@@ -33,10 +34,14 @@ def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer
                ) -> tuple[dual_encoder.DualEncoder, types.Params]:
   """Returns (DualEncoder, params), the initial parameters on the host."""
   options = config.model
+  if options.start_from:
+    return _started(config)
   towers, dense = (), None
   if options.pretrained:
     architecture, towers, dense = _pretrained_towers(options)
     _check_tokens(config, tokenizer, architecture)
+    _check_lengths(config, architecture, f'--config.model.pretrained='
+                   f'{options.pretrained!r}')
   else:
     architecture = transformer.TransformerConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=options.hidden_size,
@@ -45,14 +50,8 @@ def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer
         pad_id=tokenizer.pad_id,
         max_positions=max(
             config.data.query_length, config.data.target_length))
-  dtype = options.dtype
-  if dtype == 'auto':
-    dtype = ('bfloat16' if runtime.multiplies_bfloat16_natively()
-             else 'float32')
-  architecture = dataclasses.replace(
-      architecture, dtype=dtype, remat=options.remat)
   model = dual_encoder.DualEncoder(
-      architecture, pooling=options.pooling,
+      _computing_by(options, architecture), pooling=options.pooling,
       projection=dense.kernel.shape[1] if dense else options.projection or None,
       projection_bias=dense is not None and dense.bias is not None,
       projection_activation=dense.activation if dense else 'identity',
@@ -61,9 +60,33 @@ def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer
   params = model.init(keys.of_phase(config.seed, 'model'))
   if towers:
     params = model.with_pretrained(params, *towers)
-  if options.start_from:
-    params = _started(config, model, params)
   return model, jax.device_get(params)
+
+
+def read_model(config: config_dict.ConfigDict, workdir: str
+               ) -> tuple[dual_encoder.DualEncoder, types.Params]:
+  """Returns (DualEncoder, params) of a run, the parameters being all zeros.
+
+  They are in its checkpoints.
+
+  Args:
+    config: ConfigDict of the run.
+    workdir: its folder.
+  """
+  saved = run_folder.read_model(workdir)
+  model = dataclasses.replace(
+      saved, config=_computing_by(config.model, saved.config))
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  return model, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def _computing_by(options, architecture):
+  """Returns the architecture with the numbers and memory that options ask."""
+  dtype = options.dtype
+  if dtype == 'auto':
+    dtype = ('bfloat16' if runtime.multiplies_bfloat16_natively()
+             else 'float32')
+  return dataclasses.replace(architecture, dtype=dtype, remat=options.remat)
 
 
 def _pretrained_towers(options):
@@ -104,6 +127,10 @@ def _check_tokens(config, tokenizer, architecture):
         f'{path} pads with token {tokenizer.pad_id}, but the encoder at '
         f'{encoder} with {architecture.pad_id}; use the tokenizer of the '
         'encoder.')
+
+
+def _check_lengths(config, architecture, encoder):
+  """Raises where texts are longer than the encoder named can read."""
   for option in ('query_length', 'target_length'):
     if (architecture.max_positions or math.inf) < config.data[option]:
       raise ValueError(
@@ -165,23 +192,17 @@ def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   return config
 
 
-def _started(config, model, params):
-  """Returns params with the towers of the run at model.start_from.
+def _started(config):
+  """Returns (model, params) with the towers of the run at model.start_from.
 
   Raises:
     FileNotFoundError: if that folder holds no checkpoint.
     ValueError: if its encoder or its tokens differ, naming the options.
   """
-  folder = os.path.join(
-      os.path.expanduser(config.model.start_from), 'checkpoints')
-  if not os.path.isdir(folder):
-    raise FileNotFoundError(
-        f'--config.model.start_from={config.model.start_from} holds no '
-        'checkpoints; name the --workdir of a run of experiments.train.')
-  with checkpoint.Checkpoints(folder) as saved:
-    theirs = settled(config_dict.ConfigDict(
-        saved.restore_meta()['config'])).to_dict()
-    ours = config.to_dict()
+  workdir = run_folder.started_from(config)
+  with checkpoint.Checkpoints(
+      run_folder.checkpoints(workdir), read_only=True) as saved:
+    theirs, ours = saved.restore_meta()['config'], config.to_dict()
     try:
       checkpoint.check_same_config(
           {name: theirs[name] for name in ('model', 'tokenizer')},
@@ -192,11 +213,16 @@ def _started(config, model, params):
       raise ValueError(
           f'--config.model.start_from={config.model.start_from}: another '
           f'encoder. {error}') from error
-    source = dataclasses.replace(
-        model, tied=theirs['model']['tied'],
-        learn_scale=theirs['model']['learn_scale'])
+    options, source = config.model, run_folder.read_model(workdir)
+    _check_lengths(config, source.config, f'--config.model.start_from='
+                   f'{options.start_from!r}')
+    model = dataclasses.replace(
+        source, config=_computing_by(options, source.config),
+        tied=options.tied, scale=options.scale, learn_scale=options.learn_scale)
+    params = model.init(keys.of_phase(config.seed, 'model'))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(source.init, jax.random.key(0)))
-    return model.with_towers_of(params, source, saved.restore_params(shapes))
+    return model, jax.device_get(model.with_towers_of(
+        params, source, saved.restore_params(shapes)))

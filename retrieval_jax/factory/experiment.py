@@ -15,9 +15,11 @@ from retrieval_jax import method as methods
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
+from retrieval_jax.evaluation import measures
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
+from retrieval_jax.factory import run_folder
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
@@ -39,7 +41,8 @@ class Experiment:
     query_tokens: data.TokenStore of all queries.
     target_tokens: data.TokenStore of the corpus.
     model: dual_encoder.DualEncoder.
-    params: its initial parameters.
+    params: its initial parameters; zeros where a run was opened, since they
+      are in its checkpoints.
     method: method.Method.
   """
   config: config_dict.ConfigDict
@@ -82,12 +85,14 @@ class Experiment:
     Args:
       params: of the model.
       table_embeddings: [M, D], of the run's table; read in the former case
-        only.
+        only. None before training, when no row has moved yet.
     """
-    if self.method.targets.source == 'encoder':
+    if self.method.targets.source == 'encoder' or table_embeddings is None:
       return self.embed_targets(params)
-    return np.asarray(
-        table_embeddings[:len(self.target_tokens)], np.float32)
+    num_targets, copies = len(self.target_tokens), self.dataset.copies
+    rows = (copies.firsts_of(np.arange(num_targets)) if len(copies.ids)
+            else slice(num_targets))
+    return np.asarray(table_embeddings[rows], np.float32)
 
   def embed_queries(self, params: types.Params, rows: np.ndarray | None = None
                     ) -> np.ndarray:
@@ -101,7 +106,7 @@ class Experiment:
     tokens, lengths = self.tokenize_queries(texts)
     return self._embed(
         self.model.encode_queries, params,
-        data.TokenStore(tokens, lengths, self.tokenizer.pad_id))
+        data.TokenStore(tokens, lengths))
 
   def _embed(self, encode, params, tokens, **options):
     return embedding.embed(
@@ -111,8 +116,21 @@ class Experiment:
 
   def first_ids(self) -> np.ndarray:
     """Returns the corpus ids [n] that the memory holds before step 0."""
-    return self.method.memory.first_ids(
-        len(self.target_tokens), self.config.seed)
+    ids = self.dataset.distinct_ids
+    return ids[self.method.memory.first_ids(len(ids), self.config.seed)]
+
+  def of_all_targets(self, embeddings: np.ndarray) -> np.ndarray:
+    """Returns the embeddings [N, D] of all targets from the distinct ones'.
+
+    Args:
+      embeddings: [n, D], of the first target of each text, in corpus order.
+    """
+    copies = self.dataset.copies
+    if not len(copies.ids):
+      return embeddings
+    return embeddings[np.searchsorted(
+        self.dataset.distinct_ids,
+        copies.firsts_of(np.arange(len(self.target_tokens))))]
 
   def make_table(self, embeddings: Any, step: int = 0) -> types.TargetTable:
     """Returns the memory of the method, which holds `first_ids`.
@@ -136,14 +154,18 @@ class Experiment:
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
-        buckets=tuple(options.buckets),
-        pad_id=self.model.config.pad_id, layout=self.layout)
+        buckets=tuple(options.buckets), layout=self.layout)
     encode_by = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)
+    copies, first_of_text = self.dataset.copies, None
+    if len(copies.ids) and not self.method.sampler.draws_from_memory:
+      first_of_text = copies.firsts_of(
+          np.arange(len(self.target_tokens), dtype=np.int32))
     return steps.make_train_step(
         encode_by, self.method, optimizer, mesh=self.mesh,
-        seed=self.config.seed, layout=self.layout), schedule
+        seed=self.config.seed, layout=self.layout,
+        first_of_text=first_of_text), schedule
 
   def make_gather(self) -> Callable[[jax.Array], jax.Array]:
     """Returns the function from corpus ids to target tokens."""
@@ -153,34 +175,54 @@ class Experiment:
 
   def make_batches(self) -> data.TrainBatches:
     """Returns the training batches, addressed by step."""
-    split = self.config.data.train_split
+    split, dataset = self.config.data.train_split, self.dataset.by_text
     return data.TrainBatches(
-        self.dataset.qrels[split], self.query_tokens, self.target_tokens,
+        dataset.qrels[split], self.query_tokens, self.target_tokens,
         batch_size=self.config.batch_size, seed=self.config.seed,
         num_shards=jax.process_count(), shard_index=jax.process_index(),
-        candidates=self.dataset.candidates.get(split),
+        candidates=dataset.candidates.get(split),
         num_candidates=self.method.num_candidates)
 
 
 def build(config: config_dict.ConfigDict, *,
-          num_devices: int | None = None) -> Experiment:
-  """Returns the Experiment for `config`; raises ValueError on bad options."""
+          num_devices: int | None = None, workdir: str | None = None,
+          training: bool = True) -> Experiment:
+  """Returns the Experiment for a config.
+
+  Args:
+    config: ConfigDict.
+    num_devices: devices to use; all by default.
+    workdir: folder of a run, of which `config` is the settled config: its
+      tokenizer and model are taken. Without one they are made.
+    training: whether to train it. Else the data need not have what only
+      training reads: its splits, candidates, enough targets for the memory.
+
+  Raises:
+    ValueError: for options that cannot work.
+    FileNotFoundError: if a run lacks its tokenizer or model.
+  """
   mesh = sharding.make_mesh(num_devices)
   if config.profile.num_steps and config.profile.start < 1:
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
-  config = encoders.settled(config)
+  if training:
+    _check_best(config)
+  if workdir is None:
+    config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
-  dataset = datasets.make_dataset(config)
+  dataset = datasets.make_dataset(config, training=training)
   method = methods_lib.make_method(
       config, len(dataset.corpus_ids), len(dataset.query_ids))
-  compatibility.check_setting(method, methods_lib.make_setting(
-      config, sharding.num_shards(mesh), dataset))
-  tokenizer = datasets.make_tokenizer(config, dataset)
+  if training:
+    compatibility.check_setting(method, methods_lib.make_setting(
+        config, sharding.num_shards(mesh), dataset))
+  tokenizer = (datasets.make_tokenizer(config, dataset) if workdir is None
+               else run_folder.read_tokenizer(workdir))
   query_tokens, target_tokens_ = datasets.make_tokens(
       config, dataset, tokenizer)
-  model, params = encoders.make_model(config, tokenizer)
+  model, params = (encoders.make_model(config, tokenizer) if workdir is None
+                   else encoders.read_model(config, workdir))
   for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
     section, name = option.split('.')
     matryoshka.check_dims(
@@ -189,3 +231,21 @@ def build(config: config_dict.ConfigDict, *,
       config=config, mesh=mesh, layout=layout, dataset=dataset,
       tokenizer=tokenizer, query_tokens=query_tokens,
       target_tokens=target_tokens_, model=model, params=params, method=method)
+
+
+def _check_best(config: config_dict.ConfigDict) -> None:
+  """Raises ValueError unless training measures what checkpoint.best names."""
+  best, split = config.checkpoint.best, config.data.dev_split
+  if not best:
+    return
+  if not config.evaluation.every:
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} needs measures of the dev split '
+        'during training; set --config.evaluation.every=STEPS.')
+  measured = [f'{split}/{name}{dim}' for dim in (
+      '', *(f'/{dim}' for dim in config.evaluation.dims))
+              for name in measures.MEASURES]
+  if best not in measured:
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} is not measured during training; '
+        f'name one of {", ".join(measured)}.')

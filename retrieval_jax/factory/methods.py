@@ -60,10 +60,10 @@ def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
   objective: types.Objective = registries.make(
       registries.OBJECTIVES, 'objective.name', config.objective,
       estimator=options.name, columns=options.columns,
-      ceiling=_ceiling(config, 'estimator'))
+      ceiling=_ceiling(config, 'estimator'), distinct=options.distinct)
   read = {'matryoshka_dims', 'matryoshka_weights'}
   if isinstance(objective, objectives.Contrastive):
-    read |= {'name', 'columns', 'ceiling'}
+    read |= {'name', 'columns', 'ceiling', 'distinct'}
   registries.warn_unread('estimator', options,
                          f'objective.name={config.objective.name!r}', read)
   teacher = objectives.Distillation(**config.distillation)
@@ -96,7 +96,8 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
     num_devices: S.
     dataset: of the run.
   """
-  split = config.data.train_split
+  split, num_distinct = config.data.train_split, len(dataset.distinct_ids)
+  dataset = dataset.by_text
   most, has_teacher = None, False
   if config.data.num_candidates and split in dataset.candidates:
     candidates, qrels = dataset.candidates[split], dataset.qrels[split]
@@ -108,7 +109,7 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
         scored(negatives), scored(candidates.positives(qrels))).any())
   return compatibility.Setting(
       batch_size=config.batch_size, num_devices=num_devices,
-      num_targets=len(dataset.corpus_ids), tied=config.model.tied,
+      num_targets=num_distinct, tied=config.model.tied,
       normalize=config.model.normalize, table_dtype=config.memory.dtype,
       data_name=dataset.name, split=split, num_candidates=most,
       has_teacher=has_teacher)

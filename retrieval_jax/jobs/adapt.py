@@ -17,6 +17,7 @@ from retrieval_jax.adapters import pefa_xs
 from retrieval_jax.adapters import problem as problems
 from retrieval_jax.adapters import store
 from retrieval_jax.comparison import plots
+from retrieval_jax.data import embeddings as embeddings_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Options:
   chunk_rows: int = 4096
   num_devices: int | None = None
   seed: int = 0
+  lenient: bool = False
 
   def __post_init__(self):
     for option in ('lambdas', 'neighbours', 'normalisations', 'gammas',
@@ -78,7 +80,7 @@ class Options:
         self.embeddings, qrels=self.qrels, train_split=self.train_split,
         dev_split=self.dev_split, test_split=self.test_split, share=self.share,
         dev_share=self.dev_share, pairs=self.pairs, normalize=self.normalize,
-        num_devices=self.num_devices, seed=self.seed)
+        num_devices=self.num_devices, seed=self.seed, lenient=self.lenient)
 
   def make_fitting(self, problem: problems.Problem) -> fitting_lib.Fitting:
     """Returns what chooses among the values that are asked for."""
@@ -107,6 +109,7 @@ def run(options: Options, *, say: Callable[[str], None] = print
   fitting = options.make_fitting(problem)
   for method in options.method:  # all, before hours are spent on the first
     fitting.check(method)
+  origin = embeddings_lib.read_origin(options.embeddings)
   results: dict[str, Any] = {}
   baseline: fitting_lib.Values = {}
   with files.new_folder(options.out) as folder:
@@ -131,7 +134,8 @@ def run(options: Options, *, say: Callable[[str], None] = print
         store.save(os.path.join(folder, method), index,
                    problem.targets.vectors, problem.final_pairs,
                    problem.targets.ids,
-                   {'method': method, 'embeddings': options.embeddings},
+                   {'method': method, 'embeddings': options.embeddings,
+                    'origin': origin},
                    options.knn)
       results[method] = report
       say(f'{label(method)}: {report.get("constants", "")} R@100 '
@@ -143,6 +147,7 @@ def run(options: Options, *, say: Callable[[str], None] = print
         'covered_targets': int(problem.final_pairs.covered(
             len(problem.targets.ids)).sum()),
         'num_test_queries': len(problem.test.queries()),
+        'dropped': problem.dropped,
         'options': dataclasses.asdict(options), 'methods': results}
     table = markdown(results)
     files.write_json(os.path.join(folder, 'results.json'), facts)

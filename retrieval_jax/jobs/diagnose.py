@@ -81,10 +81,11 @@ def against_brute_force(
     correct: maps slices of the table to present embeddings, as types.View.
   """
   config = experiment.config
-  qrels = experiment.dataset.qrels[config.data.dev_split]
+  dataset = experiment.dataset.by_text
+  qrels = dataset.qrels[config.data.dev_split]
   rows = qrels.queries()
   rows = rows[diagnostics.sample_queries(
-      [experiment.dataset.query_ids[row] for row in rows],
+      [dataset.query_ids[row] for row in rows],
       config.diagnostics.num_queries)]
   method = experiment.method
   queries = experiment.embed_queries(state.params, rows)
@@ -95,7 +96,7 @@ def against_brute_force(
   positives = np.array([qrels.positives(row)[0] for row in rows], np.int32)
   found = diagnostics.approximation(
       queries, fresh, view, known_positives=known, positive_ids=positives,
-      mesh=experiment.mesh)
+      copies=dataset.copies.ids, mesh=experiment.mesh)
 
   def of_sampler(state, table, queries, known, positives):
     return method.sampler.diagnose(state, types.Request(

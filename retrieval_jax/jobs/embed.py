@@ -78,7 +78,7 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
       vectors = vectors.astype(dtype)
       # As they would be refused by whatever reads them.
       embeddings_lib.check_rows(vectors, os.path.join(out, f'{name}.npy'))
-      np.save(os.path.join(folder, f'{name}.npy'), vectors)
+      files.save_array(os.path.join(folder, f'{name}.npy'), vectors)
       embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
 
     save('targets', targets, 'target_ids.txt', dataset.corpus_ids)
@@ -97,7 +97,7 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
         'dataset': dataset.name, 'workdir': retriever.workdir,
         'step': retriever.step, 'dim': dim,
         'num_targets': len(targets), 'num_queries': len(queries),
-        'dtype': dtype})
+        'dtype': dtype, 'origin': {**retriever.origin, 'dim': dim}})
   return targets, queries
 
 

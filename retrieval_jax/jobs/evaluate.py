@@ -1,6 +1,7 @@
-"""Full-corpus evaluation: of a run, of parameters, of an adapted index."""
+"""Full-corpus evaluation: of runs, encoders, parameters, adapted indexes."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import functools
 import os
 from typing import Any, NamedTuple
@@ -9,12 +10,15 @@ from ml_collections import config_dict
 import numpy as np
 
 from retrieval_jax import factory
+from retrieval_jax import files
 from retrieval_jax import matryoshka
+from retrieval_jax import origins
 from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.adapters import store
 from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.data.readers import beir
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import measures as measures_lib
 from retrieval_jax.evaluation import report
@@ -35,7 +39,10 @@ def splits(config: config_dict.ConfigDict) -> list[str]:
 def run(workdir: str, *, names: Sequence[str] | None = None,
         measures: Sequence[str] = measures_lib.MEASURES,
         dims: Sequence[int] | None = None) -> tuple[Measures, int]:
-  """Evaluates a run's last checkpoint and brings its results.json up to date.
+  """Evaluates a run's checkpoint and brings its results.json up to date.
+
+  It is the one that `trained.open` opens: the best where the run keeps it, else
+  the last.
 
   Args:
     workdir: folder of the run; SPLIT.run in TREC format goes there.
@@ -64,6 +71,103 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
     results['measures'].setdefault(split, {}).update(of_split)
   report.write_results(workdir, results)
   return found, retriever.step
+
+
+def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
+              names: Sequence[str] | None = None,
+              measures: Sequence[str] = measures_lib.MEASURES,
+              dims: Sequence[int] | None = None, out: str | None = None,
+              command: str | None = None) -> dict[str, Any]:
+  """Evaluates the encoder that a config starts from, and BM25, untrained.
+
+  The data need only have the splits that are evaluated.
+
+  Args:
+    config: ConfigDict; with evaluation.baselines=False, BM25 is left out.
+    folder: a data set in BEIR layout, or a folder of several, in place of the
+      data of the config.
+    names: splits to evaluate; None for the test split of the config, or its dev
+      split where that is empty.
+    measures: names of ir-measures.
+    dims: as of `of_params`.
+    out: folder to write, whole or not at all; None writes nothing. It gets
+      results.json, SPLIT.run of the encoder and bm25/SPLIT.run; the runs in a
+      folder per data set where there are several.
+    command: what to write down as the command of the evaluation.
+
+  Returns:
+    The content of results.json: 'measures' of the encoder and of 'bm25' by
+    split, the sizes of the data, and what was dropped. Of several data sets,
+    'sets' holds these of each, and the measures are their means, in which each
+    set counts the same.
+
+  Raises:
+    ValueError: if `out` exists, or for splits, measures or dims that do not
+      exist.
+    DataError: if there is no data set in `folder`.
+  """
+  if out is not None and os.path.exists(out):
+    raise ValueError(f'--out={out} exists; name a new folder or remove it.')
+  names = names or splits(config)[-1:]
+  if not names:
+    raise ValueError(
+        'Expected a split to evaluate, got none; name it by --splits or by '
+        '--config.data.test_split.')
+  config = config.copy_and_resolve_references()
+  if folder is not None:
+    with config.unlocked():
+      config.data.source, config.data.path = 'beir', folder
+  with contextlib.ExitStack() as stack:
+    written = out and stack.enter_context(
+        files.new_folder(os.path.abspath(out)))
+    measure = functools.partial(
+        _of_encoder, names=names, measures=measures, dims=dims)
+    if folder is not None and not beir.is_data_set(folder):
+      sets = {}
+      for name, path in beir.data_sets(folder).items():
+        with config.unlocked():
+          config.data.path = path
+        sets[name] = measure(config, written and os.path.join(written, name))
+      with config.unlocked():
+        config.data.path = folder
+      found = {kind: _means([of_set[kind] for of_set in sets.values()])
+               for kind in ('measures', 'bm25')} | {'sets': sets}
+    else:
+      found = measure(config, written)
+    results = {**found, 'steps': 0, 'seed': config.seed,
+               'command': command or '', 'config': config.to_dict()}
+    if written:
+      report.write_results(written, results)
+  return results
+
+
+def _of_encoder(config, written, *, names, measures, dims):
+  """Returns what `of_config` returns of one data set."""
+  retriever = trained.from_config(config)
+  experiment, dataset = retriever.experiment, retriever.dataset
+  if dims is not None:
+    matryoshka.check_dims(dims, retriever.model.dim, '--dims')
+  _checked_splits(names, experiment)
+  bm25_of = {}
+  if config.evaluation.baselines:
+    bm25_of = of_bm25(experiment, names, measures=measures,
+                      workdir=written and os.path.join(written, 'bm25'))
+  return {
+      'measures': of_params(
+          experiment, retriever.params, None, names, workdir=written,
+          measures=measures, dims=dims),
+      'bm25': bm25_of, 'data': dataset.name, 'dropped': dataset.dropped,
+      'num_targets': len(dataset.corpus_ids),
+      'num_queries': {name: len(dataset.qrels[name].queries())
+                      for name in names}}
+
+
+def _means(of_sets: Sequence[Measures]) -> Measures:
+  """Returns the means over data sets, which have the same measures."""
+  return {split: {name: float(np.mean([of_set[split][name]
+                                       for of_set in of_sets]))
+                  for name in of_split}
+          for split, of_split in of_sets[0].items()}
 
 
 def of_params(experiment: factory.Experiment, params: types.Params,
@@ -101,8 +205,9 @@ def of_params(experiment: factory.Experiment, params: types.Params,
         corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
         k=config.evaluation.depth + config.evaluation.drop_self_matches,
         chunk_rows=config.memory.chunk_rows)
-    return _measure(dataset, names, found, measures,
-                    config.evaluation.drop_self_matches, folder)
+    return _measure(
+        dataset, names, found, measures, depth=config.evaluation.depth,
+        drop_self_matches=config.evaluation.drop_self_matches, folder=folder)
 
   by_split = measure(queries, targets, workdir)
   for dim in config.evaluation.dims if dims is None else dims:
@@ -114,10 +219,19 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   return by_split
 
 
-def of_bm25(experiment: factory.Experiment) -> Measures:
-  """Returns BM25's measures by split."""
+def of_bm25(experiment: factory.Experiment,
+            names: Sequence[str] | None = None, *, workdir: str | None = None,
+            measures: Sequence[str] = measures_lib.MEASURES) -> Measures:
+  """Returns BM25's measures by split.
+
+  Args:
+    experiment: of which the config and the data set are read.
+    names: splits to evaluate; None for those of the config.
+    workdir: where to write SPLIT.run in TREC format; None writes nothing.
+    measures: names of ir-measures.
+  """
   config, dataset = experiment.config, experiment.dataset
-  names = splits(config)
+  names = names or splits(config)
   rows = np.concatenate([dataset.qrels[split].queries() for split in names])
   texts = [dataset.query_texts[row] for row in rows]
   found, scores = bm25.bm25_run(
@@ -126,14 +240,14 @@ def of_bm25(experiment: factory.Experiment) -> Measures:
   return _measure(
       dataset, names, runs.from_rows(
           [dataset.query_ids[row] for row in rows], found, scores,
-          dataset.corpus_ids), measures_lib.MEASURES,
-      config.evaluation.drop_self_matches)
+          dataset.corpus_ids), measures, depth=config.evaluation.depth,
+      drop_self_matches=config.evaluation.drop_self_matches, folder=workdir)
 
 
 def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
              *, workdir: str | None = None,
              config: config_dict.ConfigDict | None = None,
-             embeddings: str | None = None) -> Measures:
+             embeddings: str | None = None, lenient: bool = False) -> Measures:
   """Returns {split: {measure: value}} of an adapted index; writes SPLIT.run.
 
   Args:
@@ -144,6 +258,8 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     workdir: of the run whose encoder embeds the queries; or
     config: ConfigDict whose initial encoder does; or
     embeddings: folder of their embeddings and judgements.
+    lenient: whether what is wrong with the judgements of `embeddings` is
+      dropped, with a warning that counts it; else it is refused.
   """
   if embeddings:
     if workdir or config:
@@ -153,11 +269,15 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     mesh, drop = sharding.make_mesh(), False
     queries = embeddings_lib.read(embeddings, 'queries')
     index, state, corpus_ids = store.load(folder, mesh, 4096)
+    origins.check_same(
+        store.origin(folder), embeddings_lib.read_origin(embeddings),
+        f'--index={folder}', f'--embeddings={embeddings}')
     qrels_folder = os.path.join(embeddings, 'qrels')
     names = names or embeddings_lib.read_splits(qrels_folder)
     dataset: Any = _Judged(corpus_ids, queries.ids, {
         name: embeddings_lib.read_qrels(
-            qrels_folder, name, queries.ids, corpus_ids) for name in names})
+            qrels_folder, name, queries.ids, corpus_ids,
+            dropped={} if lenient else None) for name in names})
     embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
   else:
     retriever = trained.open_either(workdir, config)
@@ -170,7 +290,9 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
   found = retrieval.search_index(
       index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
       corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
-  return _measure(dataset, names, found, measures, drop, folder)
+  return _measure(
+      dataset, names, found, measures, depth=retrieval.NUM_RESULTS,
+      drop_self_matches=drop, folder=folder)
 
 
 def flat(measures: Measures) -> dict[str, float]:
@@ -197,9 +319,17 @@ def _checked_splits(names: Sequence[str] | None,
   return names
 
 
-def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
-  """Cuts a run (queries in the order of the splits) and measures it."""
+def _measure(dataset, names, found, measures, *, depth, drop_self_matches,
+             folder=None):
+  """Cuts a run (queries in the order of the splits) and measures it.
+
+  What is written into `folder` is what is measured: at most `depth` results of
+  a query, its self match not among them where it is dropped.
+  """
   by_split, start = {}, 0
+  if drop_self_matches:
+    found = runs.drop_self_matches(found)
+  found = found.top(depth)
   for name in names:
     qrels = dataset.qrels[name]
     stop = start + len(qrels.queries())
@@ -211,7 +341,7 @@ def _measure(dataset, names, found, measures, drop_self_matches, folder=None):
         part, measures_lib.qrels_from_rows(
             qrels.query_rows[relevant], qrels.corpus_rows[relevant],
             qrels.grades[relevant], dataset.query_ids, dataset.corpus_ids),
-        measures, drop_self_matches=drop_self_matches)
+        measures)
     if folder:
       trec.write_run(os.path.join(folder, f'{name}.run'), part)
   assert start == len(found.query_ids)
@@ -225,14 +355,18 @@ def _results_so_far(experiment: factory.Experiment, workdir: str, step: int
   Args:
     experiment: factory.Experiment.
     workdir: folder of the run.
-    step: that of the checkpoint; other results of the folder are out of date.
+    step: that of the checkpoint; results of another step or of other data are
+      out of date.
   """
   if os.path.exists(os.path.join(workdir, report.RESULTS_FILE)):
     results = report.read_results(workdir)
-    if results['steps'] == step:
+    if ('measures' in results and report.measured_step(results) == step
+        and results.get('data_fingerprint') == experiment.dataset.fingerprint):
       return results
   return {
       'measures': {}, **trained.read_baselines(workdir),
       'meter': trained.read_meter(workdir, step).as_dict(), 'steps': step,
-      'seed': experiment.config.seed, 'config': experiment.config.to_dict(),
-      'method': repr(experiment.method)}
+      'seed': experiment.config.seed,
+      'data_fingerprint': experiment.dataset.fingerprint,
+      'dropped': experiment.dataset.dropped,
+      'config': experiment.config.to_dict(), 'method': repr(experiment.method)}

@@ -4,11 +4,11 @@ import importlib.util
 import os
 
 import numpy as np
-import safetensors.numpy
 
 from retrieval_jax import files
 from retrieval_jax import indexes
 from retrieval_jax import trained
+from retrieval_jax.data import tensor_files
 from retrieval_jax.evaluation import report
 from retrieval_jax.jobs import embed
 from retrieval_jax.jobs import model_card
@@ -44,9 +44,8 @@ def run(out: str, workdir: str, *, embeddings: bool = False) -> None:
     if embeddings:
       inside = os.path.join(folder, 'embeddings')
       targets, queries = embed.write(retriever, inside)
-      safetensors.numpy.save_file(
-          {'targets': targets, 'queries': queries},
-          os.path.join(inside, 'embeddings.safetensors'))
+      tensor_files.write(os.path.join(inside, 'embeddings.safetensors'), {
+          'targets': targets, 'queries': queries})
       if can_write_faiss():
         _write_index(os.path.join(inside, 'targets.faiss'), targets)
 
@@ -57,6 +56,13 @@ def can_write_faiss() -> bool:
 
 
 def _write_index(path: str, targets: np.ndarray) -> None:
-  """Writes an exact inner-product index of targets [N, D]."""
+  """Writes an exact inner-product index of targets [N, D].
+
+  Raises:
+    OSError: naming the file, if it cannot be written.
+  """
   import faiss
-  faiss.write_index(indexes.FaissFlat().build(targets), path)
+  try:
+    faiss.write_index(indexes.FaissFlat().build(targets), path)
+  except RuntimeError as error:
+    raise OSError(f'Cannot write {path}: {error}') from error

@@ -18,7 +18,8 @@ def make_hooks(experiment: factory.Experiment,
                checkpoints: checkpoint.Checkpoints, workdir: str, *,
                schedule: Callable[[int], jax.Array],
                reencode: Callable[[states.TrainState], states.TrainState],
-               saved_config: Mapping[str, Any]) -> list[hooks.Hook]:
+               saved_config: Mapping[str, Any],
+               best: checkpoint.Best | None = None) -> list[hooks.Hook]:
   """Returns the hooks of a run: re-encoding, measuring, logging, saving.
 
   Args:
@@ -28,6 +29,7 @@ def make_hooks(experiment: factory.Experiment,
     schedule: step -> learning rate.
     reencode: state -> state with a memory that is re-encoded whole.
     saved_config: what a checkpoint keeps of the config, as plain JSON.
+    best: the best checkpoint so far, which is kept too; or None.
   """
   config = experiment.config
   chosen: list[hooks.Hook] = [hooks.LogHook(config.log.every, schedule)]
@@ -35,15 +37,19 @@ def make_hooks(experiment: factory.Experiment,
     chosen.append(hooks.ReencodeHook(
         reencode, experiment.method.refresh.reencode_every))
   if config.evaluation.every:
-    chosen.append(EvaluateDevHook(
+    # The last state may be the best, whether or not its turn has come.
+    kind = hooks.EvaluateHook if best else EvaluateDevHook
+    chosen.append(kind(
         lambda state: evaluate_dev(experiment, state), config.evaluation.every))
   if config.diagnostics.every:
     chosen.append(hooks.DiagnosticsHook(
         lambda state: diagnose_memory(experiment, state),
         config.diagnostics.every))
   chosen.append(hooks.ProgressHook(config.log.every))
-  chosen.append(hooks.CheckpointHook(
-      checkpoints, config.checkpoint.every, saved_config))
+  save = hooks.CheckpointHook(
+      checkpoints, config.checkpoint.every, saved_config, best)
+  chosen += [hooks.BestHook(save, config.evaluation.every)] if best else []
+  chosen.append(save)
   if config.profile.num_steps:
     chosen.append(hooks.ProfileHook(
         os.path.join(workdir, 'profile'), config.profile.start,

@@ -47,6 +47,8 @@ class Options:
     formats: to write, of mining.formats.FORMATS.
     drop_self_matches: whether the target with a query's own id is barred.
     batch_size: queries at a time, which bounds memory.
+    lenient: whether what is wrong with the judgements of `embeddings` is
+      dropped and counted; of a config it is data.lenient.
 
   Raises:
     ValueError: where what is mined, or by what, is not given or given twice.
@@ -63,12 +65,17 @@ class Options:
   formats: Sequence[str] = ('candidates',)
   drop_self_matches: bool = False
   batch_size: int = 256
+  lenient: bool = False
 
   def __post_init__(self) -> None:
     if bool(self.workdir) + bool(self.embeddings or self.config) != 1:
       raise ValueError(
           'Expected --workdir (a run), or --embeddings (a folder), --config (a '
           'data set) or both of these, of which the config gives the texts.')
+    if self.lenient and not self.embeddings:
+      raise ValueError(
+          '--lenient goes with --embeddings; of a config it is '
+          '--config.data.lenient=True, and a run has its own.')
     if self.index not in INDEXES:
       raise ValueError(f'--index={self.index} is not one of {list(INDEXES)}.')
     if self.index_options and (self.run or self.index == 'bm25'):
@@ -117,8 +124,8 @@ def run(options: Options,
   barred: dict[str, Any] = {}
   if options.drop_self_matches:
     barred['own'] = _own(source.data)
-  if texts is not None:
-    barred['twins'] = mining.same_texts(texts, {
+  if source.data.copies is not None:
+    barred['twins'] = source.data.copies.others({
         int(row) for one in qrels.values()
         for row in one.corpus_rows[one.grades > 0]})
   depth = max(mining.depth(one, options.rules, **barred)
@@ -133,8 +140,10 @@ def run(options: Options,
       'data': source.data.name, 'depth': depth,
       **{name: getattr(options, name) for name in (
           'workdir', 'embeddings', 'run', 'index', 'drop_self_matches')},
-      'copies_of_positives_barred': texts is not None,
-      'rules': dataclasses.asdict(options.rules), 'splits': {}}
+      'copies_of_positives_barred': source.data.copies is not None,
+      'rules': dataclasses.asdict(options.rules),
+      'dropped': {split: source.data.dropped[split] for split in splits
+                  if split in source.data.dropped}, 'splits': {}}
   with files.new_folder(options.out) as folder:
     for split in splits:
       with progress.counter(f'mining {split}', unit='queries',
@@ -209,9 +218,10 @@ def open_source(options: Options) -> Source:
   if options.embeddings:
     targets, queries = embeddings_lib.read_both(options.embeddings)
     found = embeddings_lib.read_collection(
-        options.embeddings, query_ids=queries.ids, corpus_ids=targets.ids)
+        options.embeddings, query_ids=queries.ids, corpus_ids=targets.ids,
+        dropped={} if options.lenient else None)
     if options.config:
-      dataset = factory.make_dataset(options.config)
+      dataset = factory.make_dataset(options.config, training=False)
       for column, ours, theirs in (
           ('corpus', targets.ids, dataset.corpus_ids),
           ('queries', queries.ids, dataset.query_ids)):
@@ -220,14 +230,19 @@ def open_source(options: Options) -> Source:
               f'--embeddings={options.embeddings} was not made of the data of '
               f'--config: the ids of the {column} differ ({len(ours)} and '
               f'{len(theirs)}).')
+      origin = embeddings_lib.read_origin(options.embeddings)
+      if origin and origin['corpus'] != dataset.corpus_fingerprint:
+        raise ValueError(
+            f'--embeddings={options.embeddings} was made of other texts than '
+            'those of --config, under the same ids; embed them again.')
       found = dataclasses.replace(
           found, query_texts=dataset.query_texts,
-          corpus_texts=dataset.corpus_texts)
+          corpus_texts=dataset.corpus_texts, copies=dataset.copies)
     return Source(
         found, 'train', lambda rows: (queries.vectors, targets.vectors))
   config: Any = (trained.read_config(options.workdir) if options.workdir
                  else options.config)
-  dataset = factory.make_dataset(config)
+  dataset = factory.make_dataset(config, training=False)
 
   def embed(rows):
     retriever = trained.open_either(options.workdir, options.config)

@@ -93,8 +93,9 @@ def write(retriever: trained.TrainedRetriever,
 
 def _measures(results: Mapping[str, Any], step: int) -> Iterator[str]:
   """Yields a table of every evaluated split, its baselines first."""
-  if results.get('steps') != step:
-    yield f'Measured at step {results.get("steps")}:'
+  measured = report.measured_step(results)
+  if measured != step:
+    yield f'Measured at step {measured}:'
     yield ''
   for split, measures in results['measures'].items():
     rows = [[label, *(f'{of_split[split][name]:.4f}'

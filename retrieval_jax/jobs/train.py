@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Generator, Mapping
 import contextlib
+import dataclasses
 import functools
+import glob
 import json
 import os
 import pathlib
@@ -21,6 +23,7 @@ from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import report
+from retrieval_jax.factory import run_folder
 from retrieval_jax.jobs import evaluate
 from retrieval_jax.jobs import hooks
 from retrieval_jax.training import checkpoint
@@ -35,9 +38,9 @@ from retrieval_jax.training import step as steps
 # Sections that may change when a run is resumed: none of them changes the
 # parameters that come out, but for the order of sums. `num_steps` may not: the
 # schedule depends on it.
-MAY_CHANGE = ('log', 'checkpoint', 'profile', 'diagnostics', 'evaluation',
-              'data.cache', 'data.path', 'data.tokens_on_device',
-              'encoding.batch_tokens', 'sharding')
+MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
+              'diagnostics', 'evaluation', 'data.cache', 'data.path',
+              'data.tokens_on_device', 'encoding.batch_tokens', 'sharding')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,
@@ -46,8 +49,9 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
   """Trains, or resumes training, by `config` and evaluates at the end.
 
   The same call resumes an interrupted run. A finished one leaves in `workdir`:
-  config.json, results.json (measures, baselines, cost), metrics.jsonl,
-  tensorboard/, checkpoints/ and one TREC run file per evaluated split.
+  config.json, tokenizer.json, encoder.json, results.json (measures, baselines,
+  cost), metrics.jsonl, tensorboard/, checkpoints/ and one TREC run file per
+  evaluated split.
 
   Args:
     config: ConfigDict as factory/defaults.py makes it.
@@ -57,36 +61,54 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
 
   Returns:
     The content of results.json; None if the run was stopped by a signal.
+
+  Raises:
+    OSError: if another process trains in `workdir`, or it cannot be written.
+    ValueError: for options that cannot work, or others than those of the run
+      to resume.
   """
   meter = meters.Meter()
-  os.makedirs(workdir, exist_ok=True)
-  resolved = config.to_dict()
-  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'),
-                              keep=config.checkpoint.keep) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    if not jax.process_index():
+      stack.enter_context(files.lock_folder(workdir))
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(
+        run_folder.checkpoints(workdir), keep=config.checkpoint.keep))
     resumed = checkpoints.latest_step()
     if resumed is not None:
-      meta = checkpoints.restore_meta(resumed)
+      meta = checkpoints.restore_meta()
+      config = factory.settled(config)
+      resolved = config.to_dict()
       checkpoint.check_same_config(
           meta['config'], resolved, ignore=(*MAY_CHANGE, 'data_fingerprint'))
       if resumed == config.num_steps and report.is_finished(workdir):
         results = report.read_results(workdir)
         # With other options of evaluation only the measures are left to do.
-        if results['config']['evaluation'] == json.loads(
+        if (results.get('config') or {}).get('evaluation') == json.loads(
             json.dumps(resolved['evaluation'])):
           say(f'{workdir} is finished; here is what it found.')
           return results
     say('Preparing data, tokens and model; later runs find them ready.')
     with meter.phase('prepare'):
-      experiment = factory.build(config, num_devices=num_devices)
+      experiment = factory.build(
+          config, num_devices=num_devices,
+          workdir=None if resumed is None else workdir)
+    resolved = experiment.config.to_dict()
     # Data may move to another path, but must not become other data.
     saved_config = {**resolved, 'data_fingerprint':
                     experiment.dataset.fingerprint}
     if resumed is not None:
       checkpoint.check_same_config(
           meta['config'], saved_config, ignore=MAY_CHANGE)
+    else:
+      run_folder.write(workdir, experiment.tokenizer, experiment.model)
     files.write_json(os.path.join(workdir, 'config.json'), resolved)
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
+    copies = experiment.dataset.copies
+    if len(copies.ids):
+      say(f'{len(copies.ids):,} targets are copies: {copies.num_texts:,} texts '
+          'occur more than once. Training takes the targets of one text for '
+          'one target, the first of them.')
 
     unused = experiment.dataset.candidates.get(config.data.train_split)
     if unused is not None and not config.data.num_candidates:
@@ -99,12 +121,19 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     train_step, schedule, state, baselines = start_state(
         experiment, checkpoints, resumed, cost, workdir)
     if resumed is not None:
-      meter.load_state_dict(meta['meter'])
+      resumed = int(state.step)  # where the latest is damaged, one before it
       say(f'Resumed at step {resumed} of {config.num_steps}.')
+    else:
+      _remove_results(workdir)
     start_step = resumed or 0
     meter.table_bytes = (meters.num_bytes(state.table)
                          if experiment.method.memory.num_slots else 0)
 
+    best = None
+    if config.checkpoint.best:
+      best = checkpoint.Best(config.checkpoint.best)
+      if resumed is not None:
+        best = checkpoint.Best(**meta['best'])
     writer = metric_writer.MetricWriter(
         workdir, resume_step=resumed, tensorboard=config.log.tensorboard)
     with signals.StopSignal() as stop, contextlib.closing(
@@ -116,7 +145,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               experiment, checkpoints, workdir, schedule=schedule,
               reencode=functools.partial(
                   reencode, experiment, train_step, cost),
-              saved_config=saved_config),
+              saved_config=saved_config, best=best),
           start_step=start_step, num_steps=config.num_steps, meter=meter,
           writer=writer, stop=stop)
     if int(state.step) < config.num_steps:
@@ -126,20 +155,45 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       return None
 
     say('Evaluating on the whole corpus.')
+    params, embeddings = state.params, state.table.embeddings
+    if best is not None:
+      assert best.step is not None  # the last step was measured, too
+      say(f'The best by {best.measure} is step {best.step}: {best.value:.4f}.')
+      params, embeddings = trained.restore_model(
+          experiment, checkpoints, best.step, states.abstract(params))
     with meter.phase('evaluate'):
       measures = evaluate.of_params(
-          experiment, state.params, state.table.embeddings,
-          evaluate.splits(config), workdir=workdir)
-    writer.write(config.num_steps, evaluate.flat(measures))
+          experiment, params, embeddings, evaluate.splits(config),
+          workdir=workdir)
+    # The dev measures of the last step are there already where the best has
+    # others.
+    writer.write(config.num_steps, evaluate.flat({
+        split: of_split for split, of_split in measures.items()
+        if best is None or split != config.data.dev_split}))
     writer.close()
   results = {
-      'measures': measures, **baselines, 'meter': meter.as_dict(),
+      'measures': measures,
+      **({'best': dataclasses.asdict(best)} if best else {}), **baselines,
+      'meter': meter.as_dict(),
       'steps': config.num_steps, 'seed': config.seed,
       'hardware': hardware(experiment.mesh), 'command': command or '',
-      'commit': commit(),
+      'commit': commit(), 'dropped': experiment.dataset.dropped,
+      'data_fingerprint': experiment.dataset.fingerprint,
       'config': resolved, 'method': repr(experiment.method)}
   report.write_results(workdir, results)
   return results
+
+
+def _remove_results(workdir: str) -> None:
+  """Removes what an earlier run, whose checkpoints are gone, has found.
+
+  Else it would pass for what this run finds, if that is interrupted.
+  """
+  found = [os.path.join(workdir, report.RESULTS_FILE),
+           *glob.glob(os.path.join(glob.escape(workdir), '*.run'))]
+  for path in filter(os.path.exists, found):
+    say(f'{path} is of an earlier run, whose checkpoints are gone: removed.')
+    os.remove(path)
 
 
 def make_cost(experiment: factory.Experiment, meter: meters.Meter
@@ -168,8 +222,9 @@ def start_state(experiment: factory.Experiment,
   config = experiment.config
   train_step, schedule = experiment.make_step()
   if resumed is not None:
-    state, _ = checkpoints.restore(
-        trained.abstract_state(experiment, train_step), resumed)
+    state, meta = checkpoints.restore(
+        trained.abstract_state(experiment, train_step))
+    cost.meter.load_state_dict(meta['meter'])
     return train_step, schedule, state, trained.read_baselines(workdir)
   ids, targets, baselines = experiment.first_ids(), None, {}
   if len(ids):
@@ -179,7 +234,9 @@ def start_state(experiment: factory.Experiment,
       targets = experiment.embed_targets(experiment.params, ids)
     if cost.reads_memory:
       cost.reembedding(len(ids))
-  whole = targets if experiment.method.memory.holds_corpus else None
+  whole = None
+  if targets is not None and experiment.method.memory.holds_corpus:
+    whole = experiment.of_all_targets(targets)
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
     with cost.meter.phase('evaluate'):
@@ -188,7 +245,7 @@ def start_state(experiment: factory.Experiment,
           'untrained': evaluate.of_params(
               experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
-  files.write_json(os.path.join(workdir, 'baselines.json'), baselines)
+  files.write_json(os.path.join(workdir, trained.BASELINES_FILE), baselines)
   state = train_step.init_state(
       experiment.params, experiment.make_table(targets))
   return train_step, schedule, state, baselines
@@ -236,7 +293,8 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   """
   table = state.table
   if experiment.method.memory.holds_corpus:
-    embeddings = experiment.embed_targets(state.params)
+    embeddings = experiment.embed_targets(
+        state.params, experiment.first_ids())
     cost.reembedding(len(embeddings))
     for array in jax.tree.leaves(table):
       array.delete()
@@ -246,7 +304,7 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
     cost.reembedding(len(ids))
     return experiment.embed_targets(state.params, ids)
 
-  qrels = experiment.dataset.qrels[experiment.config.data.train_split]
+  qrels = experiment.dataset.by_text.qrels[experiment.config.data.train_split]
   return train_step.refreshed(
       state, table, embed_targets=embed_targets,
       embed_queries=functools.partial(experiment.embed_queries, state.params),

@@ -15,6 +15,8 @@ from retrieval_jax.memories import on_device
 class Corpus(on_device.OnDevice):
   """Remembers all N targets from the start; row i holds target i.
 
+  A target whose text an earlier one has is never asked for; its row is empty.
+
   Attributes:
     num_targets: N.
     dtype: of the remembered embeddings, 'float32' or 'bfloat16'.
@@ -32,14 +34,21 @@ class Corpus(on_device.OnDevice):
     return self.num_targets
 
   def first_ids(self, num_targets: int, seed: int) -> np.ndarray:
-    """Returns all ids, [N] int64."""
+    """Returns all ids, [num_targets] int64."""
     del seed
     return np.arange(num_targets)
 
   def create(self, embeddings: Any, ids: Any, *, dim: int,
              mesh: jax.sharding.Mesh, step: int = 0) -> types.TargetTable:
-    """Returns the table of embeddings [N, dim], `ids` being 0 .. N - 1."""
-    del ids, dim
-    return tables.from_embeddings(
-        embeddings, mesh=mesh, chunk_rows=self.chunk_rows, dtype=self.dtype,
-        step=step)
+    """Returns the table of embeddings [n, dim] of `ids` [n], in their rows.
+
+    The rows of other targets, of copies that is, stay empty.
+    """
+    rows = np.arange(self.num_targets)
+    if len(ids) < self.num_targets:
+      every = np.zeros((self.num_targets, dim), np.float32)
+      every[ids] = embeddings
+      embeddings, rows = every, np.where(np.isin(rows, ids), rows, -1)
+    return tables.create(
+        embeddings, rows, mesh=mesh, chunk_rows=self.chunk_rows,
+        dtype=self.dtype, step=step, rows_are_ids=True)

@@ -9,4 +9,3 @@ from retrieval_jax.mining.results import Listed as Listed
 from retrieval_jax.mining.results import mine as mine
 from retrieval_jax.mining.results import Mined as Mined
 from retrieval_jax.mining.results import Results as Results
-from retrieval_jax.mining.twins import same_texts as same_texts

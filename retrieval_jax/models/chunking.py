@@ -26,6 +26,7 @@ import numpy as np
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.models import embedding
+from retrieval_jax.models import transformer
 
 _TEXTS = PartitionSpec(sharding.AXIS)
 _CHUNKS = PartitionSpec(None, sharding.AXIS)  # texts of each chunk
@@ -33,14 +34,14 @@ _WHOLE = PartitionSpec()
 
 
 def chunked(encode: types.Encode, *, chunk_size: int | None,
-            buckets: Sequence[int] = embedding.BUCKETS, pad_id: int = 0,
+            buckets: Sequence[int] = embedding.BUCKETS,
             layout: sharding.Layout | None = None) -> types.Encode:
   """Returns an `encode` with the same values and gradients, in chunks.
 
   Memory of a training step is that of `chunk_size` texts, plus the gradient
   of the parameters, whatever the number of texts; the price is one more
-  forward pass. Padding must be at the end of each text, and `encode` must not
-  depend on it.
+  forward pass. Padding, -1, must be at the end of each text, and `encode` must
+  not depend on it.
 
   Args:
     encode: (params, tokens [n, L]) -> [n, D] float32. One that can be taken
@@ -51,7 +52,6 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
       `encode` of gathered ones.
     buckets: ascending lengths that chunks are padded to; each compiles the
       encoder once.
-    pad_id: padding token.
     layout: where the parameters live; the texts of each chunk are spread over
       the devices of its mesh, which must divide `chunk_size`. None leaves both
       to the compiler.
@@ -70,7 +70,7 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
         f'chunk_size={chunk_size} must be positive and a multiple of the '
         f'{devices} devices of the mesh.')
   embedding.check_buckets(buckets, 1)
-  return _Chunked(encode, chunk_size, tuple(buckets), pad_id, layout)
+  return _Chunked(encode, chunk_size, tuple(buckets), layout)
 
 
 def _on_devices(function, layout, in_specs, out_specs):
@@ -132,10 +132,12 @@ class _Parts(_Whole):
         encode.split, encode.merge, encode.body)
 
   def look_up(self, table, tokens):
-    return table.at[tokens].get(mode='clip')
+    return transformer.look_up(table, tokens)
 
   def add_rows(self, table, tokens, values):
-    return table.at[tokens].add(values.astype(table.dtype), mode='drop')
+    # Padding, of which nothing depends, adds zeros to the first row.
+    return table.at[jnp.maximum(tokens, 0)].add(
+        values.astype(table.dtype), mode='drop')
 
 
 class _Columns(_Parts):
@@ -162,10 +164,9 @@ class _Columns(_Parts):
 class _Chunked:
   """See `chunked`; equal and hashable by what it was built from."""
 
-  def __init__(self, encode, chunk_size, buckets, pad_id, layout):
-    self._key = (encode, chunk_size, buckets, pad_id, layout)
-    (self._encode, self._chunk_size, self._buckets, self._pad_id,
-     self._layout) = self._key
+  def __init__(self, encode, chunk_size, buckets, layout):
+    self._key = (encode, chunk_size, buckets, layout)
+    self._encode, self._chunk_size, self._buckets, self._layout = self._key
     self._run = jax.custom_vjp(self._forward)
     self._run.defvjp(self._forward_and_save, self._backward)
 
@@ -288,15 +289,12 @@ class _Chunked:
     devices = 1 if self._layout is None else self._layout.mesh.size
     size = min(self._chunk_size, -(-n // devices) * devices)
     num_chunks = -(-n // size)
-    is_token = tokens != self._pad_id
-    # The place after the last token: pad ids inside a text do not count.
-    lengths = jnp.max(
-        jnp.where(is_token, jnp.arange(1, width + 1)[None], 0), axis=1)
+    lengths = jnp.sum(tokens >= 0, axis=1)
     order = jnp.argsort(lengths).astype(jnp.int32)
     # Empty texts in front keep the longest in the fullest chunks.
     order = jnp.concatenate(
         [jnp.full((num_chunks * size - n,), n, jnp.int32), order])
-    chunks = tokens.at[order].get(mode='fill', fill_value=self._pad_id)
+    chunks = tokens.at[order].get(mode='fill', fill_value=-1)
     longest = jnp.max(
         lengths.at[order].get(mode='fill', fill_value=0).reshape(
             num_chunks, size), axis=1)

@@ -39,7 +39,10 @@ class Tower:
   name: str
 
   def __call__(self, params: types.Params, tokens: jax.Array) -> jax.Array:
-    """Returns embeddings [n, D] float32 of tokens [n, L] int32."""
+    """Returns embeddings [n, D] float32 of tokens [n, L] int32.
+
+    Each text is followed by -1, padding.
+    """
     table, rest = self.split(params)
     return self.body(rest, transformer.look_up(table, tokens), tokens)
 
@@ -62,7 +65,7 @@ class Tower:
     model, params = self.model, rest[self.name]
     hidden = model.config.module().apply(
         {'params': params['transformer']}, tokens, token_vectors)
-    pooled = pool(hidden, tokens != model.config.pad_id, model.pooling)
+    pooled = pool(hidden, tokens >= 0, model.pooling)
     if model.projection is not None:
       pooled = pooled @ params['projection']['kernel']
       if model.projection_bias:

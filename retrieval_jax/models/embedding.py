@@ -28,12 +28,12 @@ class Tokens(Protocol):
 
   Attributes:
     tokens: [n, L] integers.
-    lengths: [n] integers, of each text; what follows is padding.
-    pad_id: the token of padding.
+    lengths: [n] integers, of each text; what follows means nothing.
   """
-  tokens: Any
-  lengths: Any
-  pad_id: int
+  @property
+  def tokens(self) -> Any: ...
+  @property
+  def lengths(self) -> Any: ...
 
 
 def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
@@ -44,10 +44,11 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
   """Returns embeddings [n, D] of all texts, or of `rows`, on the host.
 
   Args:
-    encode: (params, tokens [n, L]) -> [n, D] float32; hashable, and the same
-      object (or an equal one) in every call, since programs are kept by it.
+    encode: (params, tokens [n, L], -1 for padding) -> [n, D] float32;
+      hashable, and the same object (or an equal one) in every call, since
+      programs are kept by it.
     params: of `encode`, arrays on device or host.
-    tokens: the texts; anything with `tokens`, `lengths`, `pad_id`.
+    tokens: the texts; anything with `tokens` and `lengths`.
     rows: [n] rows of `tokens` to embed, in the order of the result, repeats
       allowed; None for all.
     mesh: mesh with axis 'data' whose devices share each batch; None for the
@@ -95,10 +96,12 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
         batch_tokens, length, num_devices, len(places_of_bucket))
     for start in range(0, len(places_of_bucket), size):
       places = places_of_bucket[start:start + size]
-      batch = np.full((size, length), tokens.pad_id, np.int32)
+      batch = np.full((size, length), -1, np.int32)
       # Ascending rows keep reads of a memory-mapped array local.
       places = places[np.argsort(rows[places], kind='stable')]
-      batch[:len(places)] = tokens.tokens[rows[places], :length]
+      inside = np.arange(length) < lengths[places][:, None]
+      np.copyto(batch[:len(places)], tokens.tokens[rows[places], :length],
+                where=inside)
       embeddings = run(params, jax.device_put(batch, sharding))
       if result is None:
         result = np.empty((len(rows), embeddings.shape[1]), dtype)

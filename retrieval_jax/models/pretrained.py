@@ -16,7 +16,6 @@ from typing import Any
 
 from flax import traverse_util
 import numpy as np
-import safetensors.numpy
 
 from retrieval_jax import types
 from retrieval_jax.data import settings as settings_lib
@@ -178,8 +177,8 @@ def save_pretrained(folder: str, config: Any, params: types.Params) -> None:
     tensors.update(tensor.write(np.asarray(ours.pop(tensor.ours))))
   assert not ours, f'{sorted(ours)} have no place in {config.model_type}'
   tensors.update(family.constants(config))
-  safetensors.numpy.save_file(
-      tensors, os.path.join(folder, 'model.safetensors'), {'format': 'pt'})
+  tensor_files.write(
+      os.path.join(folder, 'model.safetensors'), tensors, {'format': 'pt'})
   sentence_modules.write_json(
       folder, 'config.json', family.write_config(config))
 

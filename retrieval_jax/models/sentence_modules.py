@@ -14,7 +14,6 @@ import re
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from retrieval_jax import files
 from retrieval_jax.data import settings as settings_lib
@@ -185,8 +184,8 @@ def write(folder: str, head: Head, hidden_size: int) -> None:
     tensors = {'linear.weight': np.ascontiguousarray(head.dense.kernel.T)}
     if head.dense.bias is not None:
       tensors['linear.bias'] = head.dense.bias
-    safetensors.numpy.save_file(
-        tensors, os.path.join(path, 'model.safetensors'), {'format': 'pt'})
+    tensor_files.write(
+        os.path.join(path, 'model.safetensors'), tensors, {'format': 'pt'})
   if head.normalize:
     add('Normalize')
   write_json(folder, 'modules.json', [

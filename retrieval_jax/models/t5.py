@@ -37,7 +37,7 @@ class T5Config:
     relative_buckets: of distances between tokens.
     max_distance: from here on all distances share a bucket.
     layer_norm_eps: added to the mean square.
-    pad_id: token that is neither attended to nor pooled.
+    pad_id: what published code pads with; here padding is -1.
     dtype: of matmuls and attention, see `transformer.TransformerConfig`.
     remat: recompute each block in the backward pass instead of keeping it.
   """
@@ -170,7 +170,7 @@ class T5Encoder(nn.Module):
     """Returns hidden vectors [n, L, H] float32.
 
     Args:
-      tokens: [n, L] int32. Vectors at `pad_id` are finite and meaningless.
+      tokens: [n, L] int32. Vectors at -1, padding, are finite and meaningless.
       token_vectors: [n, L, H] float32, rows of the token table when they were
         looked up outside; the table is not touched then.
 
@@ -190,7 +190,7 @@ class T5Encoder(nn.Module):
         self.param('relative_bias', normal(cfg.hidden_size ** -0.5),
                    (cfg.relative_buckets, cfg.num_heads)),
         tokens.shape[1], cfg.max_distance)
-    mask = (tokens != cfg.pad_id)[:, None, None, :]  # [n, 1, 1, L]
+    mask = (tokens >= 0)[:, None, None, :]  # [n, 1, 1, L]
     x = token_vectors
     block = nn.remat(_Block) if cfg.remat else _Block
     for i in range(cfg.num_layers):

@@ -40,7 +40,8 @@ class TransformerConfig:
     type_vocab_size: rows of the token type table; only type 0 is used. 0 for a
       model without one.
     layer_norm_eps: added to the variance.
-    pad_id: token that is neither attended to nor pooled.
+    pad_id: what published code pads with, and counts positions from where the
+      family does; here padding is -1.
     relative_buckets: of distances between tokens, each with a bias per head
       that all layers share; 0 for none.
     model_type: what config.json calls it; a key of `families.FAMILIES`, which
@@ -255,7 +256,7 @@ class Transformer(nn.Module):
     """Returns hidden vectors [n, L, H] float32.
 
     Args:
-      tokens: [n, L] int32. Vectors at `pad_id` are finite and meaningless.
+      tokens: [n, L] int32. Vectors at -1, padding, are finite and meaningless.
       token_vectors: [n, L, H] float32, rows of the token table when they were
         looked up outside; the table is not touched then.
 
@@ -275,7 +276,7 @@ class Transformer(nn.Module):
                          (cfg.vocab_size, cfg.hidden_size))
       token_vectors = look_up(table, tokens)
     x = _Embeddings(cfg, name='embeddings')(token_vectors)
-    mask = (tokens != cfg.pad_id)[:, None, None, :]  # [n, 1, 1, L]
+    mask = (tokens >= 0)[:, None, None, :]  # [n, 1, 1, L]
     bias = None
     if cfg.relative_buckets:
       bias = relative_positions.bias(self.param(
@@ -290,7 +291,8 @@ class Transformer(nn.Module):
 def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
   """Returns rows of table [V, H] for tokens [n, L]: [n, L, H].
 
-  Tokens outside the table are clipped into it: the default of indexing would
-  spend a comparison and a select per value on turning them into nan.
+  Tokens outside the table, padding among them, are clipped into it: the default
+  of indexing would spend a comparison and a select per value on turning them
+  into nan.
   """
-  return table.at[tokens].get(mode='clip')
+  return table.at[jnp.maximum(tokens, 0)].get(mode='clip')

@@ -35,11 +35,13 @@ class Columns(NamedTuple):
 
 
 def make(kind: str, fresh: types.Fresh, batch: types.Batch,
-         proposal: types.Proposal) -> Columns:
-  """Returns the Columns of a batch; a target that is in it twice counts twice.
+         proposal: types.Proposal, *, distinct: bool = False) -> Columns:
+  """Returns the Columns of a batch.
 
   Args:
     kind: one of KINDS.
+    distinct: whether a target counts once for a query, in its first column,
+      though several queries have drawn it; else as often as it is there.
     fresh: what the step encoded.
     batch: the step's; a column whose corpus id is a known positive of the query
       (its own positive included) is masked by id, never by score.
@@ -72,8 +74,22 @@ def make(kind: str, fresh: types.Fresh, batch: types.Batch,
   every_id = jnp.concatenate(ids, axis=1)
   known = jnp.any(
       every_id[:, :, None] == batch.known_positives[:, None, :], axis=-1)
-  return Columns(scale * jnp.concatenate(logits, axis=1), every_id,
-                 (every_id >= 0) & ~known, np.concatenate(sources))
+  mask = (every_id >= 0) & ~known
+  if distinct:
+    # All queries have one list where all columns are shared.
+    mask &= is_first(every_id[:1] if len(ids) == 1 and shared else every_id)
+  return Columns(scale * jnp.concatenate(logits, axis=1), every_id, mask,
+                 np.concatenate(sources))
+
+
+def is_first(ids: jax.Array) -> jax.Array:
+  """Returns [B, J] bool, whether an id is the first of its value in a row."""
+  order = jnp.argsort(ids, axis=1, stable=True)
+  rising = jnp.take_along_axis(ids, order, axis=1)
+  new = jnp.pad(rising[:, 1:] != rising[:, :-1], ((0, 0), (1, 0)),
+                constant_values=True)
+  return jnp.put_along_axis(
+      jnp.zeros(ids.shape, bool), order, new, axis=1, inplace=False)
 
 
 def number(kind: str, batch_size: int, num_negatives: int) -> int:
@@ -120,8 +136,8 @@ def breakdown(columns: Columns, target_ids: jax.Array
     'columns', and of these 'columns_in_batch' (positives of other queries),
     'columns_drawn' and 'columns_candidates' (of the query, or of another where
     all are shared); also 'columns_masked', targets that were left out as known
-    positives or for their score. Means over the batch, [] float32; the query's
-    own positive is in none.
+    positives, for their score or as counted already. Means over the batch, []
+    float32; the query's own positive is in none.
   """
   count = lambda which: which.sum(axis=1).astype(jnp.float32).mean()
   of = lambda source: count(columns.mask & (columns.sources == source)[None])

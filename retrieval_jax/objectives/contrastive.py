@@ -22,10 +22,12 @@ class Contrastive(parameterless.Parameterless):
     columns: a name in `columns.KINDS`, which fresh targets each query's loss
       sees besides its positive.
     ceiling: what columns must stay below, by fresh scores; None for nothing.
+    distinct: whether a target that is in several columns counts once.
   """
   estimator: str
   columns: str
   ceiling: ceilings.Ceiling | None = None
+  distinct: bool = False
 
   def __post_init__(self):
     for option, value, choices in (
@@ -45,6 +47,11 @@ class Contrastive(parameterless.Parameterless):
           f'but estimator.name={self.estimator!r} is right for all that was '
           'drawn and nothing else; leave it out, or use '
           "estimator.name='truncated_softmax'.")
+    if self.distinct and 'only_draws' in self.needs:
+      raise ValueError(
+          'estimator.distinct=True leaves out draws that occur again, but '
+          f'estimator.name={self.estimator!r} is right with every draw that '
+          "was made; leave it out, or use estimator.name='truncated_softmax'.")
 
   @property
   def needs(self) -> frozenset[str]:
@@ -61,7 +68,8 @@ class Contrastive(parameterless.Parameterless):
     del params
     positive = positive_logits(fresh)
     columns = columns_lib.below(
-        columns_lib.make(self.columns, fresh, batch, proposal),
+        columns_lib.make(self.columns, fresh, batch, proposal,
+                         distinct=self.distinct),
         self.ceiling, positive, fresh.scale)
     surrogate, info = estimators.ESTIMATORS[self.estimator].loss(
         positive, columns.logits, columns.mask, proposal)

@@ -1,7 +1,10 @@
 """Training: the state, the loop and all that goes around a step."""
 
+from retrieval_jax.training.checkpoint import Best
 from retrieval_jax.training.checkpoint import check_same_config
 from retrieval_jax.training.checkpoint import Checkpoints
+from retrieval_jax.training.checkpoint import DamagedError
+from retrieval_jax.training.hooks import BestHook
 from retrieval_jax.training.hooks import CheckpointHook
 from retrieval_jax.training.hooks import DiagnosticsHook
 from retrieval_jax.training.hooks import EvaluateHook

@@ -1,57 +1,109 @@
 """Checkpoints: the only file that knows orbax."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
 import json
+import logging
 import os
-from typing import Any
+import sys
+from typing import Any, TypeVar
+import warnings
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from retrieval_jax import files
+
+T = TypeVar('T')
+
+
+class DamagedError(OSError):
+  """A checkpoint's files are not as they were written."""
+
+
+@dataclasses.dataclass
+class Best:
+  """The checkpoint with the highest value of a measure, so far.
+
+  Attributes:
+    measure: its name, such as 'dev/nDCG@10'.
+    step: of the checkpoint; None before the first measurement.
+    value: of the measure; likewise.
+  """
+  measure: str
+  step: int | None = None
+  value: float | None = None
+
+  def beaten_by(self, value: float) -> bool:
+    """Returns whether a value is higher; of equal ones the first stays."""
+    return self.value is None or value > self.value
+
 
 class Checkpoints:
   """The last few states of a run, each written whole or not at all.
 
+  One more may be kept, the best so far.
   A state is written in the background into a temporary folder that gets its
-  name when it is complete. It may be restored to another mesh or number of
-  devices.
+  name when it is complete. With it go the sizes and checksums of its files
+  (`files.seal`), which are compared whenever it is read. It may be restored to
+  another mesh or number of devices.
   """
 
-  def __init__(self, folder: str, *, keep: int = 2):
+  def __init__(self, folder: str, *, keep: int = 2, read_only: bool = False):
     """Opens or makes the folder.
 
     Args:
       folder: holds one folder per kept step.
       keep: how many of the latest are kept.
+      read_only: leaves all as it is; otherwise, what an interrupted process
+        left half-written is removed, which must not be that of a living one.
     """
+    _silence_orbax()
     # Orbax refuses relative paths; those with a scheme are absolute.
     self.folder = folder if '://' in folder else os.path.abspath(folder)
+    self._kept = _LatestAndOne(keep)
     self._manager = ocp.CheckpointManager(
         self.folder,
         # Named so that shapes can be asked for before anything was saved.
         item_handlers={'state': ocp.StandardCheckpointHandler(),
                        'meta': ocp.JsonCheckpointHandler()},
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True))
+            preservation_policy=self._kept,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only, async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._seal)))
+    self._checked: dict[int, str | None] = {}
 
   def latest_step(self) -> int | None:
     """Returns the step of the latest complete checkpoint, None if none."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+  def save(self, step: int, state: Any, meta: dict[str, Any],
+           best: int | None = None) -> None:
     """Starts to save; returns once `state` may be donated.
 
     Args:
       step: number of finished steps; nothing is done if it is saved already.
       state: pytree of arrays.
       meta: plain JSON that goes with it: the config, the meter's counts.
+      best: step of a checkpoint that is kept besides the latest; None for none.
+
+    Raises:
+      OSError: naming the folder, if this state or an earlier one cannot be
+        written.
     """
-    if step == self._manager.latest_step():
-      return
-    self._manager.save(step, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+    self._kept.step = best
+    with self._writing():
+      for damaged in self._damaged():  # the run went on from one before them
+        self._manager.delete(damaged)
+        del self._checked[damaged]
+      if step == self._manager.latest_step():
+        return
+      self._manager.save(step, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
   def restore(self, abstract_state: Any, step: int | None = None
               ) -> tuple[Any, dict[str, Any]]:
@@ -60,17 +112,20 @@ class Checkpoints:
     Args:
       abstract_state: pytree of ShapeDtypeStruct with shardings, as made by
         `state.abstract`; arrays come back with these shardings.
-      step: which; None for the latest.
+      step: which; None for the latest that is whole.
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
+      DamagedError: naming it and its first damaged file.
       ValueError: naming the arrays whose shapes differ from the saved ones.
     """
-    step = self._existing(step)
+    if step is None:
+      return self.newest(lambda step: self.restore(abstract_state, step))
     self._check_shapes(step, abstract_state)
-    restored = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state),
-        meta=ocp.args.JsonRestore()))
+    with self._reading(step):
+      restored = self._manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract_state),
+          meta=ocp.args.JsonRestore()))
     return restored.state, restored.meta
 
   def restore_params(self, abstract_params: Any, step: int | None = None
@@ -82,14 +137,17 @@ class Checkpoints:
 
     Args:
       abstract_params: pytree of ShapeDtypeStruct with shardings.
-      step: which; None for the latest.
+      step: which; None for the latest that is whole.
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
+      DamagedError: naming it and its first damaged file.
       ValueError: naming the arrays whose shapes differ from the saved ones, or
         that are not finite.
     """
-    step = self._existing(step)
+    if step is None:
+      return self.newest(
+          lambda step: self.restore_params(abstract_params, step))
     wanted = {'params': abstract_params}
     self._check_shapes(step, wanted, partial=True)
     params = self._restore_part(
@@ -104,19 +162,19 @@ class Checkpoints:
           'has diverged. Use an earlier checkpoint, or train again.')
     return params
 
-  def restore_table_embeddings(self, step: int | None = None) -> np.ndarray:
+  def restore_table_embeddings(self, step: int) -> np.ndarray:
     """Returns the embeddings [M, D] of a checkpoint's table, on the host.
 
     M is what the table was padded to when it was saved.
 
     Args:
-      step: which; None for the latest.
+      step: which.
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
+      DamagedError: naming it and its first damaged file.
     """
-    step = self._existing(step)
-    saved = self._manager.item_metadata(step).state['table']['embeddings']
+    saved = self._saved(step)['table']['embeddings']
     wanted = {'table': {'embeddings': jax.ShapeDtypeStruct(
         saved.shape, saved.dtype)}}
     on_host = jax.tree.map(
@@ -124,52 +182,135 @@ class Checkpoints:
     return self._restore_part(step, wanted, on_host)['table']['embeddings']
 
   def restore_meta(self, step: int | None = None) -> dict[str, Any]:
-    """Returns the meta of a checkpoint, None for the latest, without state."""
-    step = self.latest_step() if step is None else step
+    """Returns the meta of a checkpoint, None for the latest, without state.
+
+    Raises: as `restore`.
+    """
     if step is None:
-      raise FileNotFoundError(f'No checkpoint in {self.folder}.')
-    return self._manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+      return self.newest(self.restore_meta)
+    with self._reading(step):
+      return self._manager.restore(
+          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+  def newest(self, read: Callable[[int], T]) -> T:
+    """Returns `read(step)` of the latest checkpoint that is whole.
+
+    Each later one is named in a warning.
+
+    Args:
+      read: as the methods of this class, raises DamagedError of a damaged one.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint.
+      DamagedError: naming all, if each is damaged.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if not steps:
+      raise FileNotFoundError(
+          f'No checkpoint in {self.folder}; there is none at all.')
+    problems = []
+    for step in steps:
+      try:
+        return read(step)
+      except DamagedError as error:
+        problems.append(str(error))
+        if step != steps[-1]:
+          warnings.warn(f'{error}; the checkpoint before it is used.',
+                        stacklevel=2)
+    raise DamagedError(
+        f'No checkpoint in {self.folder} can be read: {"; ".join(problems)}. '
+        'Copy one back, or train again in another --workdir.')
 
   def wait(self) -> None:
     """Waits until everything saved is on disk, and raises what went wrong."""
-    self._manager.wait_until_finished()
-    self._manager.check_for_errors()
+    with self._writing():
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
 
   def close(self) -> None:
     """Waits, then releases the folder."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *exception):
-    self.close()
+  def __exit__(self, kind, error, traceback):
+    if error is None:
+      self.close()
+      return
+    with contextlib.suppress(Exception):  # the first error is what matters
+      self.close()
+
+  def _seal(self):
+    """Notes the files of a checkpoint that is about to get its name."""
+    if jax.process_index() or '://' in self.folder:
+      return
+    for name in os.listdir(self.folder):
+      if name.endswith('.orbax-checkpoint-tmp'):
+        files.seal(os.path.join(self.folder, name),
+                   without=('_CHECKPOINT_METADATA',))  # gets the time of commit
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Says of errors meanwhile which folder could not be written."""
+    try:
+      yield
+    except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
+      raise OSError(
+          f'A checkpoint could not be written to {self.folder}: '
+          f'{_first_line(error)}. When that is mended (is the disk full?), the '
+          'same command goes on from the last whole one.') from error
+
+  @contextlib.contextmanager
+  def _reading(self, step):
+    """Raises DamagedError if a checkpoint's files are not as written."""
+    steps = sorted(self._manager.all_steps())
+    if step not in steps:
+      raise FileNotFoundError(
+          f'No checkpoint of step {step} in {self.folder}; '
+          f'there {f"are steps {steps}" if steps else "is none at all"}.')
+    folder = os.path.join(self.folder, str(step))
+    if step not in self._checked:
+      self._checked[step] = files.damage(folder)
+    if self._checked[step]:
+      raise DamagedError(self._checked[step])
+    try:
+      yield
+    except Exception as error:
+      if os.path.exists(os.path.join(folder, files.SEAL)):
+        raise  # not for its files
+      # By an earlier version, which wrote no checksums.
+      self._checked[step] = f'{folder}: {_first_line(error)}'
+      raise DamagedError(self._checked[step]) from error
+
+  def _damaged(self):
+    """Returns the steps that were found to be damaged."""
+    return [step for step, problem in self._checked.items() if problem]
+
+  def _saved(self, step):
+    """Returns the tree of a saved state, which has shapes and dtypes."""
+    with self._reading(step):
+      saved = self._manager.item_metadata(step).state
+      if saved is None:
+        raise ValueError('there is no state in it')
+    return saved
 
   def _restore_part(self, step, wanted, restore_args):
     """Returns those arrays of a state that the tree `wanted` names."""
     # The manager restores items whole; a handler of trees takes a part.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with self._reading(step), ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler()) as reader:
       return reader.restore(
           os.path.join(self.folder, str(step), 'state'),
           args=ocp.args.PyTreeRestore(
               item=wanted, partial_restore=True, restore_args=restore_args))
 
-  def _existing(self, step):
-    """Returns `step`, or the latest for None, if there is a checkpoint."""
-    steps = sorted(self._manager.all_steps())
-    if step is None and steps:
-      step = steps[-1]
-    if step not in steps:
-      raise FileNotFoundError(
-          f'No checkpoint of step {step} in {self.folder}; '
-          f'there {f"are steps {steps}" if steps else "is none at all"}.')
-    return step
-
   def _check_shapes(self, step, abstract_state, *, partial=False):
     """Raises a ValueError in our words where orbax would name no option."""
-    saved = _leaves(self._manager.item_metadata(step).state)
+    saved = _leaves(self._saved(step))
     wanted = _leaves(abstract_state)
     wrong = [
         f'{name}: saved {_shape(saved, name)}, expected {_shape(wanted, name)}'
@@ -180,6 +321,25 @@ class Checkpoints:
           f'The checkpoint of step {step} in {self.folder} does not fit this '
           'run; use the options it was trained with, or another folder.\n  '
           + '\n  '.join(wrong))
+
+
+@dataclasses.dataclass
+class _LatestAndOne:
+  """Keeps the latest checkpoints and one more; a policy of orbax.
+
+  Attributes:
+    number: of the latest.
+    step: of the one more, None for none.
+  """
+  number: int
+  step: int | None = None
+
+  def should_preserve(self, checkpoints, *, context):
+    """Returns whether to keep each of the checkpoints, the oldest first."""
+    del context
+    first = len(checkpoints) - self.number
+    return [place >= first or one.step == self.step
+            for place, one in enumerate(checkpoints)]
 
 
 def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], *,
@@ -207,6 +367,42 @@ def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], *,
         'The run to resume has another configuration; give these options '
         'their saved values, or start again in another --workdir.\n  '
         + '\n  '.join(different))
+
+
+def _silence_orbax() -> None:
+  """Leaves errors to who raises them: orbax also prints them, with tracebacks.
+
+  Orbax 0.12 logs what it raises. After a write that failed, as on a full disk,
+  what is left of it in other threads logs or prints that it cannot go on.
+  """
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_is_no_error_of_orbax)
+  if not isinstance(sys.unraisablehook, _WithoutLeftovers):
+    sys.unraisablehook = _WithoutLeftovers(sys.unraisablehook)
+
+
+def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
+  """Returns whether to log this, which is so but for errors of orbax."""
+  if record.levelno < logging.ERROR:
+    return True
+  if record.name == 'asyncio':
+    return 'exception was never retrieved' not in record.getMessage()
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutLeftovers:
+  """A sys.unraisablehook that drops what tensorstore has to say to no one."""
+  inner: Callable[[Any], object]
+
+  def __call__(self, unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      self.inner(unraisable)
+
+
+def _first_line(error):
+  """Returns a message without the details that tensorstore appends."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _leaves(tree):

@@ -160,19 +160,47 @@ class CheckpointHook(Hook):
     checkpoints: where to.
     every: period in steps.
     config: the resolved config as plain JSON, for `check_same_config`.
+    best: what is kept besides the latest, written down with each; or None.
   """
   checkpoints: checkpoint.Checkpoints
   every: int
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  best: checkpoint.Best | None = None
   at_stop: ClassVar[bool] = True
 
   def __call__(self, run: 'loop.TrainingRun') -> None:
     fetch_metrics(run)
     with run.meter.phase('checkpoint', block=False):
-      self.checkpoints.save(run.step, run.state, {
-          'config': dict(self.config), 'meter': run.meter.state_dict()})
+      meta = {'config': dict(self.config), 'meter': run.meter.state_dict()}
+      if self.best is not None:
+        meta['best'] = dataclasses.asdict(self.best)
+      self.checkpoints.save(
+          run.step, run.state, meta, self.best.step if self.best else None)
       if run.finished or run.stopped:
         self.checkpoints.wait()
+
+
+@dataclasses.dataclass
+class BestHook(Hook):
+  """Saves a checkpoint whenever a measure is higher than ever before.
+
+  So the latest checkpoint is never older than the best, and a run that is
+  resumed from it knows both.
+
+  Attributes:
+    save: what saves, and writes down its `best`, which this hook keeps.
+    every: period in steps of what measures, a hook before this one.
+  """
+  save: CheckpointHook
+  every: int
+
+  def __call__(self, run: 'loop.TrainingRun') -> None:
+    best = self.save.best
+    assert best is not None
+    value = run.latest[best.measure]
+    if best.beaten_by(value):
+      best.step, best.value = run.step, float(value)
+      self.save(run)
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
+import numpy as np
 import optax
 
 from retrieval_jax import keys
@@ -77,7 +78,8 @@ class TrainStep(NamedTuple):
 def make_train_step(
     encoders: Encoders, method: methods.Method,
     optimizer: optax.GradientTransformation, *, mesh: jax.sharding.Mesh,
-    seed: int, layout: sharding.Layout | None = None) -> TrainStep:
+    seed: int, layout: sharding.Layout | None = None,
+    first_of_text: np.ndarray | None = None) -> TrainStep:
   """Returns the functions that train `encoders` by `method`.
 
   A step is
@@ -96,6 +98,8 @@ def make_train_step(
       the state.
     layout: of the parameters and of what the optimizer keeps of them, the one
       that `encoders` know; None replicates both.
+    first_of_text: [N] int, which target stands for each in training, for a
+      sampler that draws corpus ids, copies among them; None for itself.
   """
   memory, sampler, objective = method.memory, method.sampler, method.objective
   layout = layout or sharding.Layout(mesh)
@@ -191,6 +195,12 @@ def make_train_step(
     """Returns Draws: adds the candidates, and the rows to encode besides."""
     table = state.table
     if not sampler.draws_from_memory:
+      if first_of_text is not None:
+        ids = jnp.asarray(first_of_text)[proposal.ids]
+        mask = proposal.mask & ~jnp.any(
+            ids[:, :, None] == batch.known_positives[:, None, :], axis=-1)
+        proposal = dataclasses.replace(
+            proposal, ids=jnp.where(mask, ids, -1), mask=mask)
       rows = memory.rows_of(table, proposal.ids)
       proposal = dataclasses.replace(
           proposal, rows=jnp.where(proposal.mask, rows, -1))

@@ -1,7 +1,5 @@
 """Tokens of drawn targets, looked up on the host or on the device."""
 
-import functools
-
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -17,21 +15,19 @@ class HostTokens:
   """
 
   def __init__(self, store: data.TokenStore, mesh: jax.sharding.Mesh):
-    """Keeps `store` (`store[rows] -> [n, L] int32`, `.pad_id`)."""
+    """Keeps `store` (`store[rows] -> [n, L] int32`)."""
     self._store, self._sharding = store, sharding.batch(mesh)
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Returns tokens [n, L] int32, sharded by text, for corpus ids [n].
 
-    Id -1 gives a row of padding. `ids` must be replicated.
+    Id -1 gives a row of padding, -1. `ids` must be replicated.
     """
     ids = jax.device_get(ids)
     shape = (*ids.shape, self._store.tokens.shape[1])
 
     def rows(index):
-      local = ids[index[0]]
-      tokens = np.asarray(self._store[np.maximum(local, 0)], np.int32)
-      return np.where(local[:, None] >= 0, tokens, self._store.pad_id)
+      return self._store[ids[index[0]]]
 
     with jax.transfer_guard('allow'):  # the transfer is what this is for
       return jax.make_array_from_callback(shape, self._sharding, rows)
@@ -41,23 +37,24 @@ class DeviceTokens:
   """Looks tokens up in a device array sharded by row: no host in the step."""
 
   def __init__(self, store: data.TokenStore, mesh: jax.sharding.Mesh):
-    """Puts `store.tokens` [N, L] on the device, padded to the mesh."""
-    shards = mesh.shape['data']
-    tokens = np.asarray(store.tokens)
-    missing = -len(tokens) % shards
-    tokens = np.pad(tokens, ((0, missing), (0, 0)),
-                    constant_values=store.pad_id)
-    self._tokens = jax.make_array_from_callback(
-        tokens.shape, sharding.rows(mesh), lambda index: tokens[index])
-    self._look_up = jax.jit(
-        functools.partial(_look_up, pad_id=store.pad_id),
-        out_shardings=sharding.batch(mesh))
+    """Puts tokens [N, L] and lengths [N] on the device, padded to the mesh."""
+    missing = -len(store) % mesh.shape['data']
+
+    def put(array):
+      array = np.pad(array, ((0, missing),) + ((0, 0),) * (array.ndim - 1))
+      return jax.make_array_from_callback(
+          array.shape, sharding.rows(mesh), lambda index: array[index])
+
+    self._arrays = put(np.asarray(store.tokens)), put(store.lengths)
+    self._look_up = jax.jit(_look_up, out_shardings=sharding.batch(mesh))
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Returns tokens [n, L] int32, sharded by text; id -1 gives padding."""
-    return self._look_up(self._tokens, ids)
+    return self._look_up(*self._arrays, ids)
 
 
-def _look_up(tokens, ids, *, pad_id):
+def _look_up(tokens, lengths, ids):
   found = tokens[jnp.maximum(ids, 0)].astype(jnp.int32)
-  return jnp.where(ids[:, None] >= 0, found, pad_id)
+  lengths = jnp.where(ids >= 0, lengths[jnp.maximum(ids, 0)], 0)
+  return jnp.where(
+      jnp.arange(tokens.shape[1])[None] < lengths[:, None], found, -1)

@@ -4,17 +4,21 @@ import dataclasses
 import itertools
 import json
 import os
+import pathlib
+import shutil
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
 from retrieval_jax import adapters
+from retrieval_jax import files
 from retrieval_jax import indexes
 from retrieval_jax import sharding
 from retrieval_jax.adapters import methods
 from retrieval_jax.adapters import pairs
 from retrieval_jax.adapters import store
+from tests import disks
 
 N, M, D, K = 60, 70, 8, 12
 
@@ -77,6 +81,28 @@ class ConformanceTest(parameterized.TestCase):
     np.testing.assert_array_equal(scores[:, N:], -np.inf)
     _, ids = index.search(state, queries[:0], K)
     self.assertEqual(ids.shape, (0, K))
+
+  def test_a_damaged_folder_is_named(self, name):
+    folder = os.path.join(self.create_tempdir().full_path, 'index')
+    whole = os.path.join(self.create_tempdir().full_path, 'whole')
+    store.save(whole, make(name), *fit_to(), [f'd{i}' for i in range(N)], {})
+    for path in disks.files_in(whole):
+      for how in ('cut', 'empty', 'gone', 'changed'):
+        for sealed in (True, False):
+          if not sealed and how == 'changed':
+            continue  # nothing tells
+          shutil.rmtree(folder, ignore_errors=True)
+          shutil.copytree(whole, folder)
+          disks.damage(os.path.join(folder, os.path.basename(path)), how)
+          if not sealed:
+            pathlib.Path(folder, files.SEAL).unlink(missing_ok=True)
+          with self.subTest(f'{path} {how} {sealed}'):
+            if os.path.basename(path) == files.SEAL and (
+                how == 'gone' or not sealed):
+              store.load(folder, sharding.make_mesh(1), 64)
+              continue
+            with self.assertRaisesRegex(ValueError, folder):
+              store.load(folder, sharding.make_mesh(1), 64)
 
   def test_it_changes_what_is_found(self, name):
     targets, queries, _ = world()

@@ -5,6 +5,7 @@ import os
 from absl.testing import absltest
 import numpy as np
 
+from retrieval_jax.data import copies
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data import subset
@@ -49,6 +50,21 @@ class QrelsTest(absltest.TestCase):
                                   [[-1]])
 
 
+  def test_of_a_text_a_positive_counts_before_junk_and_that_before_nothing(
+      self):
+    grades = [[0, 0, 0], [0, 2, -1], [0, 5, 0],  # of one text: junk
+              [1, 2, 1], [1, 0, -1], [1, 5, 3], [1, 6, 2],  # and positive
+              [2, 4, 0], [2, 1, 1], [2, 6, 1]]
+    found = dataset.Qrels.from_triples(grades).by_text(COPIES)
+    np.testing.assert_array_equal(
+        np.stack([found.query_rows, found.corpus_rows, found.grades], axis=1),
+        [[0, 0, -1], [1, 0, 3], [1, 1, 2], [2, 1, 1], [2, 4, 0]])
+    self.assertIs(self.qrels.by_text(copies.NONE), self.qrels)
+
+
+COPIES = copies.Copies(np.int32([2, 5, 6]), np.int32([0, 0, 1]))
+
+
 class CandidatesTest(absltest.TestCase):
 
   def setUp(self):
@@ -68,6 +84,16 @@ class CandidatesTest(absltest.TestCase):
     positives = self.candidates.positives(self.qrels)
     np.testing.assert_array_equal(positives.query_rows, [2, 5])
     np.testing.assert_array_equal(positives.corpus_rows, [0, 1])
+
+  def test_of_a_text_the_first_candidate_with_a_score_counts(self):
+    nan = np.float32(np.nan)
+    found = dataset.CandidatePairs(
+        np.array([0, 0, 0, 0, 1, 1]), np.array([0, 2, 4, 5, 2, 6]),
+        np.array([nan, 4, 3, 5, nan, 1], np.float32)).by_text(COPIES)
+    np.testing.assert_array_equal(found.query_rows, [0, 0, 1, 1])
+    np.testing.assert_array_equal(found.corpus_rows, [0, 4, 0, 1])
+    np.testing.assert_array_equal(found.scores, [4, 3, nan, 1])
+    self.assertIs(self.candidates.by_text(copies.NONE), self.candidates)
 
   def test_places_are_padded(self):
     np.testing.assert_array_equal(
@@ -222,7 +248,24 @@ class PrepareTest(absltest.TestCase):
     before = os.stat(mark).st_mtime_ns
     self.assertEqual(self.prepare().folder, first.folder)
     self.assertEqual(os.stat(mark).st_mtime_ns, before)
-    self.assertEqual(os.listdir(self.cache), [first.fingerprint])
+    [folder] = os.listdir(self.cache)
+    self.assertStartsWith(folder, first.fingerprint)
+
+  def test_the_fingerprint_of_the_corpus_follows_its_order_and_no_more(self):
+    first = self.prepare()
+    path = os.path.join(self.source, 'queries.jsonl')
+    with open(path, encoding='utf-8') as file:
+      text = file.read()
+    fakes.write(path, text + '\n')  # a blank line
+    second = self.prepare()
+    self.assertNotEqual(first.fingerprint, second.fingerprint)
+    self.assertEqual(first.corpus_fingerprint, second.corpus_fingerprint)
+    path = os.path.join(self.source, 'corpus.jsonl')
+    with open(path, encoding='utf-8') as file:
+      lines = file.read().splitlines(keepends=True)
+    fakes.write(path, ''.join(lines[::-1]))
+    self.assertNotEqual(
+        self.prepare().corpus_fingerprint, first.corpus_fingerprint)
 
   def test_equal_size_and_time_do_not_hide_a_change(self):
     path = os.path.join(self.source, 'corpus.jsonl')

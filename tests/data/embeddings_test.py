@@ -85,6 +85,15 @@ class EmbeddingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DataError, 'x.bin: .* ends in one of'):
       embeddings.read_matrix(self.path('x.bin'))
 
+  def test_a_header_that_is_no_python_is_named(self):
+    path = self.path('targets.npy')
+    np.save(path, MATRIX)
+    with open(path, 'r+b') as file:
+      file.seek(10)
+      file.write(b'k')  # in place of {
+    with self.assertRaisesRegex(errors.DataError, 'targets.npy: cannot read'):
+      embeddings.read_matrix(path)
+
   @parameterized.parameters('npy', 'npz', 'safetensors')
   def test_a_cut_file_is_named(self, kind):
     path = self.path(f'targets.{kind}')

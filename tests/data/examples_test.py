@@ -5,6 +5,7 @@ import os
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import dpr
 from retrieval_jax.data.readers import examples
@@ -207,6 +208,26 @@ class FilesTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DataError, path + message):
       list(reader.corpus())
       list(reader.queries())
+
+  @parameterized.parameters(1, 'text', ({'b': 1},))
+  def test_a_record_is_no_list_of_records(self, value):
+    with self.assertRaisesRegex(
+        errors.DataError, 'f:1: expected "x" to be a list of records, or'):
+      examples.listed('f:1', {'x': {'a': value}}, 'x')
+
+  def test_a_file_without_records_is_named(self):
+    self.write('test.jsonl', '')
+    self.write('train.jsonl', '{"query": "a", "positive": "b"}\n')
+    with self.assertRaisesRegex(
+        errors.DataError, f"{self.folder}: split 'test' has no judgements"):
+      dataset.prepare(pairs.make_reader(self.folder),
+                      self.create_tempdir().full_path, progress=False)
+    os.remove(os.path.join(self.folder, 'test.jsonl'))
+    self.write('train.jsonl', '')
+    with self.assertRaisesRegex(
+        errors.DataError, f'{self.folder}, corpus: expected at least one'):
+      dataset.prepare(pairs.make_reader(self.folder),
+                      self.create_tempdir().full_path, progress=False)
 
   def test_lists_of_records_may_be_records_of_lists(self):
     row = {'x': {'a': [1, 2], 'b': ['c', 'd']}}

@@ -132,6 +132,17 @@ class TestTfds:
       with pytest.raises(errors.DataError, match=f'{path}: TFDS cannot load'):
         tfds_reader.make_reader(path)
 
+  @pytest.mark.parametrize('damage', [
+      lambda content: b'', lambda content: content[:-9],
+      lambda content: content.replace(b'fifth', b'FIFTH')])
+  def test_damaged_records_are_named(self, damage, tmp_path):
+    reader = formats.make_reader('tfds', str(tmp_path / 'data'))
+    [path] = (tmp_path / 'data').rglob('tiny-everything*')
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(errors.DataError, match=(
+        rf'{path.parent}: TFDS cannot read it: .*complete')):
+      list(reader.corpus())
+
   def test_the_stored_format_must_be_readable(self, tmp_path):
     folder = str(tmp_path / 'data')
     path = formats.write_tfds(folder, formats.FIRST).split(',')[0]

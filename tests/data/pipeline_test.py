@@ -23,7 +23,7 @@ def store(n, offset):
   """Token stores whose row i holds offset + i."""
   tokens = np.repeat(np.arange(n)[:, None], 3, axis=1)
   return tokenization.TokenStore(
-      (tokens + offset).astype(np.uint16), np.full([n], 3, np.int32), 0)
+      (tokens + offset).astype(np.uint16), np.full([n], 3, np.int32))
 
 
 # Query 3: targets 0 to 6 but 3, which is relevant as 8 is; query 2: 9, which is

@@ -10,6 +10,7 @@ import sys
 from unittest import mock
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from retrieval_jax.data import errors
@@ -23,7 +24,14 @@ def make_tokenizer(vocab_size=90):
   return tokenization.train_tokenizer(TEXTS, vocab_size)
 
 
-class TokenizerTest(absltest.TestCase):
+def write_settings(folder, **settings):
+  """Writes tokenizer_config.json."""
+  with open(os.path.join(folder, 'tokenizer_config.json'), 'w',
+            encoding='utf-8') as file:
+    json.dump(settings, file)
+
+
+class TokenizerTest(parameterized.TestCase):
 
   def test_trained_layout(self):
     tokenizer = make_tokenizer()
@@ -32,11 +40,11 @@ class TokenizerTest(absltest.TestCase):
     tokens, lengths = tokenizer.encode_batch(['The DOG', 'the dog', ''], 6)
     self.assertEqual((tokens.dtype, tokens.shape), (np.int32, (3, 6)))
     np.testing.assert_array_equal(tokens[0], tokens[1])
-    np.testing.assert_array_equal(tokens[2], [2, 3, 0, 0, 0, 0])
+    np.testing.assert_array_equal(tokens[2], [2, 3, -1, -1, -1, -1])
     self.assertEqual(lengths[2], 2)
     for row, length in zip(tokens, lengths):
       self.assertEqual((row[0], row[length - 1]), (2, 3))
-      self.assertTrue((row[length:] == 0).all())
+      self.assertTrue((row[length:] == -1).all())
 
   def test_long_texts_are_cut_before_the_last_special_token(self):
     tokenizer = make_tokenizer()
@@ -124,6 +132,58 @@ class TokenizerTest(absltest.TestCase):
     self.assertEqual(loaded, plain)
     self.assertGreater(loaded.encode_batch(['the quick brown'], 40)[1][0], 3)
 
+  def test_padding_on_the_left_is_undone(self):
+    import tokenizers
+    plain = make_tokenizer()
+    baked = tokenizers.Tokenizer.from_str(plain.definition)
+    baked.enable_padding(direction='left', pad_id=0, pad_token='[PAD]')
+    folder = self.create_tempdir().full_path
+    baked.save(os.path.join(folder, 'tokenizer.json'))
+    write_settings(folder, padding_side='left')
+    self.assertEqual(tokenization.load_tokenizer(folder), plain)
+
+  @parameterized.parameters('tokenizer.json', 'tokenizer_config.json')
+  def test_texts_that_are_cut_on_the_left_keep_their_end(self, where):
+    import tokenizers
+    plain = make_tokenizer()
+    folder = self.create_tempdir().full_path
+    if where == 'tokenizer.json':
+      baked = tokenizers.Tokenizer.from_str(plain.definition)
+      baked.enable_truncation(5, direction='left')
+      baked.save(os.path.join(folder, where))
+    else:
+      plain.save(folder)
+      write_settings(folder, truncation_side='left', pad_token='[PAD]')
+    loaded = tokenization.load_tokenizer(folder)
+    long = TEXTS[0] + ' dog' * 100
+    texts = [*TEXTS, long]
+    tokens, lengths = loaded.encode_batch(texts, 6)
+    whole, _ = plain.encode_batch(texts, 300)
+    for i, text in enumerate(whole):
+      text = text[text >= 0]
+      wanted = np.append(text[0], text[1:][-5:])
+      np.testing.assert_array_equal(tokens[i, :lengths[i]], wanted)
+    self.assertTrue((tokens[-1] >= 0).all())
+    self.assertNotEqual(loaded.fingerprint, plain.fingerprint)
+    again = self.create_tempdir().full_path
+    loaded.save(again)
+    self.assertEqual(tokenization.load_tokenizer(again), loaded)
+    self.assertEqual(loaded.vocab_size, plain.vocab_size)
+
+  def test_the_folder_says_first_on_which_side_texts_are_cut(self):
+    import tokenizers
+    plain = make_tokenizer()
+    baked = tokenizers.Tokenizer.from_str(plain.definition)
+    baked.enable_truncation(5, direction='left')
+    folder = self.create_tempdir().full_path
+    baked.save(os.path.join(folder, 'tokenizer.json'))
+    write_settings(folder, truncation_side='right', pad_token='[PAD]')
+    self.assertEqual(tokenization.load_tokenizer(folder), plain)
+    write_settings(folder, truncation_side='middle')
+    with self.assertRaisesRegex(
+        ValueError, "truncation_side is 'middle', expected 'left' or 'right'"):
+      tokenization.load_tokenizer(folder)
+
   def test_a_prompt_is_part_of_every_text(self):
     plain = make_tokenizer()
     prompted = dataclasses.replace(plain, prompt='the dog: ')
@@ -139,9 +199,7 @@ class TokenizerTest(absltest.TestCase):
     make_tokenizer().save(folder)
     self.assertEqual(tokenization.load_tokenizer(folder).pad_token, '[PAD]')
     for token in ('[SEP]', {'content': '[SEP]'}):
-      with open(os.path.join(folder, 'tokenizer_config.json'), 'w',
-                encoding='utf-8') as file:
-        json.dump({'pad_token': token}, file)
+      write_settings(folder, pad_token=token)
       loaded = tokenization.load_tokenizer(folder)
       self.assertEqual((loaded.pad_id, loaded.pad_token), (3, '[SEP]'))
 
@@ -180,7 +238,7 @@ class TokenizeTest(absltest.TestCase):
     with mock.patch.object(tokenization, '_CHUNK', 3):
       store = self.tokenize()
     tokens, lengths = self.tokenizer.encode_batch(TEXTS, 8)
-    np.testing.assert_array_equal(store.tokens, tokens)
+    np.testing.assert_array_equal(store[:], tokens)
     np.testing.assert_array_equal(store.lengths, lengths)
     self.assertEqual(store.tokens.dtype, np.uint16)
     self.assertIsInstance(store.tokens, np.memmap)
@@ -216,9 +274,10 @@ class TokenizeTest(absltest.TestCase):
     tokens = store[rows]
     self.assertEqual((tokens.dtype, tokens.shape), (np.int32, (2, 2, 8)))
     np.testing.assert_array_equal(tokens[0, 0], tokens[1, 1])
-    np.testing.assert_array_equal(tokens[0, 1], np.zeros([8]))
-    np.testing.assert_array_equal(store[2:4], store.tokens[2:4])
-    np.testing.assert_array_equal(store[3], store.tokens[3])
+    np.testing.assert_array_equal(tokens[0, 1], [-1] * 8)
+    np.testing.assert_array_equal(store[2:4], store[np.array([2, 3])])
+    np.testing.assert_array_equal(
+        store[3], self.tokenizer.encode_batch(TEXTS[3:4], 8)[0][0])
     for row in (-2, len(TEXTS)):
       with self.assertRaisesRegex(IndexError, 'expected -1 to 19'):
         _ = store[row]

@@ -101,6 +101,20 @@ class DiagnosticsTest(parameterized.TestCase):
         'gradient_cosine': 1, 'gradient_bias': 0, 'gradient_bias_relative': 0,
         'drift_before': 0, 'drift_after': 0})
 
+  @parameterized.parameters(False, True)
+  def test_copies_count_for_nothing_remembered_or_not(self, remembered):
+    copies = np.array([2, 11, 30])
+    ids = np.arange(37)
+    if not remembered:
+      ids[copies] = -1
+    values = diagnostics.approximation(
+        self.queries, self.fresh, make_view(self.stale, ids), copies=copies,
+        known_positives=self.known, positive_ids=self.positive_ids, k=10,
+        chunk_rows=16)
+    self.assert_close(values, self.slow(
+        self.stale, np.arange(37),
+        np.concatenate([self.known, np.tile(copies, (5, 1))], axis=1)))
+
   def test_two_targets_by_hand(self):
     # Logits 0 and ln 3 when fresh, 0 and 0 when remembered.
     fresh = np.array([[0, 1], [1, 0]], np.float32)

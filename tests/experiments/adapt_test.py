@@ -262,7 +262,7 @@ def test_an_index_of_another_corpus_is_refused(adapted, trained, tmp_path):
 
 def test_where_the_queries_come_from_must_be_said(adapted, embedded, trained):
   for arguments, message in (
-      ([], 'Expected --workdir=RUN or --index=DIR'),
+      ([], 'Expected --workdir=RUN, --config=FILE or --index=DIR'),
       ([f'--index={adapted[0]}/xs'], 'one of the two, got neither'),
       ([f'--index={adapted[0]}/xs', f'--embeddings={embedded}',
         f'--workdir={trained[0]}'], 'got several')):

@@ -4,11 +4,14 @@ import importlib
 import os
 import pathlib
 import re
+import shutil
+import sys
 
 from absl import flags
 import pytest
 
 from configs import base
+from configs import in_batch
 import experiments
 from retrieval_jax import data
 from retrieval_jax import factory
@@ -19,8 +22,8 @@ from tests.data import formats
 _SCRIPTS = sorted(
     path.stem for path in pathlib.Path(experiments.__path__[0]).glob('*.py')
     if path.stem not in ('__init__', 'process'))
-# Configs are opened by ml_collections; a cache is expanded where it is used;
-# --sweep of experiments.sweep is a function in a file.
+# A config's flag holds what is in the file; a cache is expanded where it is
+# used; --sweep of experiments.sweep is a function in a file.
 _OTHERS = {('*', 'config'), ('*', 'cache'), ('sweep', 'sweep'),
            ('embed', 'pairs')}
 
@@ -29,6 +32,20 @@ _OTHERS = {('*', 'config'), ('*', 'cache'), ('sweep', 'sweep'),
 def fixture_home(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   return str(tmp_path)
+
+
+@pytest.mark.parametrize('script, others', [
+    ('embed', ['--out=o']), ('evaluate', []), ('mine', ['--out=o']),
+    ('search', []), ('train', ['--workdir=w'])])
+def test_the_file_of_a_config_expands_it(script, others, home, monkeypatch):
+  shutil.copy('configs/in_batch.py', os.path.join(home, 'mine.py'))
+  arguments = ['x', '--config=~/mine.py:tiny', '--config.seed=5', *others]
+  monkeypatch.setattr(sys, 'argv', arguments)
+  values = flags.FlagValues()
+  importlib.import_module(f'experiments.{script}').define_flags(values)
+  values(arguments)
+  assert values.config.seed == 5
+  assert values.config.batch_size == in_batch.get_config('tiny').batch_size
 
 
 @pytest.mark.parametrize('script', _SCRIPTS)
@@ -58,7 +75,7 @@ def test_the_run_to_start_from_expands_it(home):
   config = base.get_config('tiny')
   config.model.start_from = '~/run'
   with pytest.raises(FileNotFoundError, match=f'No checkpoint in {home}'):
-    encoders._started(config, None, None)
+    encoders._started(config)
 
 
 def test_files_of_pairs_to_embed_expand_it(home):

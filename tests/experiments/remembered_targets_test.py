@@ -1,6 +1,7 @@
 """Runs whose targets are the rows of the table, from training to search."""
 
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -92,7 +93,7 @@ def test_a_run_is_searched_by_its_trained_rows(runs, tmp_path):
   assert ids == [experiment.dataset.corpus_ids[int(row)] for row in best]
   assert texts == [experiment.dataset.corpus_texts[int(row)] for row in best]
   np.testing.assert_allclose(scores, targets[best] @ vector, atol=1e-5)
-  os.remove(os.path.join(workdir, 'targets-4.npy'))
+  shutil.rmtree(os.path.join(workdir, 'targets'))
 
 
 @pytest.mark.parametrize('name', ['adore', 'direct_gradient'])

@@ -72,15 +72,17 @@ def test_a_small_difference_is_returned():
 
 
 @pytest.mark.parametrize('theirs', [
-    [[2, 5]], [[2, 6, 3]], [[2, 5, 3, 0, 0]]])
+    [[2, 5]], [[2, 6, 3]], [[2, 5, 3, 0, 0]], [[2, 5, 0]]])
 def test_other_tokens_are_refused(theirs):
   with pytest.raises(ValueError, match='tokenise the same texts differently'):
-    beside.check_same_tokens(np.array([[2, 5, 3, 0]]), np.array(theirs), 0)
+    beside.check_same_tokens(
+        np.array([[2, 5, 3, -1]]), np.array(theirs), np.sign(theirs))
 
 
 def test_the_same_tokens_may_be_padded_less():
   beside.check_same_tokens(
-      np.array([[2, 5, 3, 0]]), np.array([[2, 5, 3]]), 0)
+      np.array([[2, 5, 3, -1, -1]]), np.array([[2, 5, 3, 3]]),
+      np.array([[1, 1, 1, 0]]))
 
 
 def test_arms_take_turns_and_rates_are_of_the_same_round():

@@ -17,15 +17,18 @@ from experiments import process
 from experiments import train as train_script
 from retrieval_jax import data
 from retrieval_jax import factory
+from retrieval_jax import files
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
-from retrieval_jax import trained
+from retrieval_jax import trained as trained_lib
 from retrieval_jax.evaluation import measures
+from retrieval_jax.evaluation import report
 from retrieval_jax.jobs import evaluate
 from retrieval_jax.jobs import train
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import cost
 from retrieval_jax.training import signals
+from tests import disks
 from tests.experiments import tiny
 
 CONFIGS = sorted(
@@ -44,9 +47,9 @@ def stop_after(step):
 
 def final_state(workdir):
   """Returns the TrainState of a run's last checkpoint."""
-  config = trained.read_config(workdir)
+  config = trained_lib.read_config(workdir)
   experiment = factory.build(config, num_devices=1)
-  abstract = trained.abstract_state(experiment, experiment.make_step()[0])
+  abstract = trained_lib.abstract_state(experiment, experiment.make_step()[0])
   with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as kept:
     return kept.restore(abstract)[0]
 
@@ -164,6 +167,87 @@ def test_a_stopped_and_resumed_run_equals_a_straight_one(
   for name, count in results['meter'].items():
     if name != 'seconds':
       assert resumed['meter'][name] == count, name
+
+
+def test_a_run_goes_on_before_a_damaged_checkpoint(
+    trained, make_config, tmp_path, capfd):
+  straight, _ = trained
+  workdir = str(tmp_path / 'damaged')
+  config = make_config('stale', **tiny.MOVING, checkpoint__every=1,
+                       checkpoint__keep=3)
+  with stop_after(3):
+    train.run(config, workdir, num_devices=1)
+  folder = os.path.join(workdir, 'checkpoints', '3')
+  disks.damage(max(disks.files_in(folder), key=os.path.getsize), 'changed')
+  with pytest.warns(UserWarning, match=r'checkpoints/3.*other bytes.*before'):
+    train.run(config, workdir, num_devices=1)
+  assert 'Resumed at step 2 of 4' in capfd.readouterr().err
+  jax.tree.map(np.testing.assert_array_equal, final_state(workdir),
+               final_state(straight))
+  assert tiny.losses(workdir) == tiny.losses(straight)
+  assert [line['step'] for line in tiny.read_metrics(workdir)
+          if 'train/nll' in line] == [1, 2, 3, 4]
+
+
+def test_what_uses_a_run_takes_the_checkpoint_before_a_damaged_one(
+    trained, tmp_path):
+  workdir = str(tmp_path / 'copy')
+  shutil.copytree(trained[0], workdir)
+  for step in '24':
+    shutil.copytree(os.path.join(trained[0], 'checkpoints', '4'),
+                    os.path.join(workdir, 'checkpoints', step),
+                    dirs_exist_ok=True)
+  disks.damage(os.path.join(
+      workdir, 'checkpoints', '4', 'state', 'manifest.ocdbt'), 'empty')
+  with pytest.warns(UserWarning, match=r'checkpoints/4.*manifest.*has 0 bytes'):
+    retriever = trained_lib.open(workdir)
+  assert retriever.step == 2
+  shutil.rmtree(os.path.join(workdir, 'checkpoints', '2', 'state'))
+  with pytest.raises(OSError, match=(
+      r'(?s)No checkpoint in .*copy/checkpoints can be read')):
+    trained_lib.open(workdir)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'results.json',
+                                  'baselines.json'])
+@pytest.mark.parametrize('content', ['', '{"a":', '[]', '{"config": 3}'])
+def test_a_damaged_file_of_a_run_is_named(
+    name, content, trained, make_config, tmp_path):
+  workdir = str(tmp_path / 'copy')
+  shutil.copytree(trained[0], workdir)
+  path = os.path.join(workdir, name)
+  with open(path, 'w', encoding='utf-8') as f:
+    f.write(content)
+  read = {'config.json': trained_lib.read_config,
+          'results.json': report.read_results,
+          'baselines.json': trained_lib.read_baselines}[name]
+  if content == '{"config": 3}' and name != 'results.json':
+    read(workdir)  # options and measures may come and go
+    return
+  with pytest.raises(ValueError, match=f'copy/{name}'):
+    read(workdir)
+  if name == 'results.json':
+    with pytest.raises(ValueError, match=f'copy/{name}'):
+      train.run(make_config('stale', **tiny.MOVING), workdir, num_devices=1)
+
+
+def test_a_second_run_in_a_workdir_is_refused_before_it_writes(
+    trained, make_config, tmp_path):
+  workdir = str(tmp_path / 'copy')
+  shutil.copytree(trained[0], workdir)
+  os.makedirs(os.path.join(workdir, 'checkpoints/5.orbax-checkpoint-tmp'))
+  with files.lock_folder(workdir):
+    before = {path: os.stat(path).st_mtime_ns
+              for path in disks.files_in(workdir)}
+    with pytest.raises(OSError, match=(
+        rf'copy is in use by process {os.getpid()} on .*another folder')):
+      train.run(make_config('stale', **tiny.MOVING, num_steps=6), workdir,
+                num_devices=1)
+    assert {path: os.stat(path).st_mtime_ns
+            for path in disks.files_in(workdir)} == before
+    assert len(os.listdir(os.path.join(workdir, 'checkpoints'))) == 2
+  train.run(make_config('stale', **tiny.MOVING), workdir, num_devices=1)
+  assert not os.path.exists(os.path.join(workdir, '.lock'))
 
 
 def test_another_method_is_refused_by_name(trained, make_config):

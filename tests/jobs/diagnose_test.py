@@ -31,8 +31,8 @@ class DiagnoseTest(absltest.TestCase):
         200, 'float32', 64).create(
             np.zeros((200, 2)), np.arange(200), dim=2,
             mesh=sharding.make_mesh(1)))
-    experiment.dataset = types.SimpleNamespace(
-        qrels={'dev': qrels}, query_ids=ids)
+    experiment.dataset.by_text = types.SimpleNamespace(
+        qrels={'dev': qrels}, query_ids=ids, copies=data.NO_COPIES)
     with mock.patch.object(
         diagnostics, 'approximation', return_value={}) as compare:
       found = diagnose.against_brute_force(experiment, state, None, None)

@@ -45,6 +45,19 @@ class CreateTest(parameterized.TestCase):
           [step] * len(ids))
 
 
+  @parameterized.parameters(1, 4)
+  def test_a_corpus_without_copies_leaves_their_rows_empty(self, devices):
+    ids = [0, 1, 4, 5, 9]
+    embeddings = np.arange(10, dtype=np.float32).reshape(5, 2)
+    table = memories.Corpus(N, 'float32', 4).create(
+        embeddings, ids, dim=2, mesh=sharding.make_mesh(devices))
+    self.assertTrue(table.rows_are_ids)
+    self.assertFalse(table.full)
+    np.testing.assert_array_equal(
+        table.ids[:N], [0, 1, -1, -1, 4, 5, -1, -1, -1, 9])
+    np.testing.assert_array_equal(table.embeddings[np.array(ids)], embeddings)
+
+
 class NothingTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 4)

@@ -183,14 +183,5 @@ class ChooseTest(parameterized.TestCase):
     self.assertEqual(mining.Rules(3, **options).end, end)
 
 
-class TwinsTest(absltest.TestCase):
-
-  def test_equal_texts_are_found_and_no_others(self):
-    texts = ['a', 'b', 'a', 'c', 'a', 'b ', 'd', 'd']
-    found = mining.same_texts(texts, [0, 1, 4, 3])
-    self.assertEqual({key: value.tolist() for key, value in found.items()},
-                     {0: [2, 4], 4: [0, 2]})
-
-
 if __name__ == '__main__':
   absltest.main()

@@ -17,9 +17,9 @@ MODEL = dual_encoder.DualEncoder(transformer.TransformerConfig(
 def texts(num, width, seed=0):
   """Returns tokens [num, width] of texts of all lengths, empty ones too."""
   random = np.random.default_rng(seed)
-  tokens = random.integers(1, 40, (num, width))
+  tokens = random.integers(0, 40, (num, width))
   lengths = random.integers(0, width + 1, num)
-  return np.where(np.arange(width) < lengths[:, None], tokens, 0).astype(
+  return np.where(np.arange(width) < lengths[:, None], tokens, -1).astype(
       np.int32)
 
 
@@ -31,7 +31,7 @@ def mesh(num_devices):
 
 def bag(params, tokens):
   """Encodes as a nonlinear bag of tokens: an encoder without parts."""
-  mask = (tokens != 0)[:, :, None]
+  mask = (tokens >= 0)[:, :, None]
   return jnp.tanh(jnp.sum(params['table'][tokens] * mask, 1) @ params['out'])
 
 
@@ -51,7 +51,7 @@ class ChunkedTest(parameterized.TestCase):
     tower = MODEL.encode_targets
     direct = tower if has_parts else lambda p, t: tower(p, t)
     chunks = chunking.chunked(
-        direct, chunk_size=chunk_size, buckets=(4, 12), pad_id=0)
+        direct, chunk_size=chunk_size, buckets=(4, 12))
     weights = np.random.default_rng(1).normal(size=(num, 8)).astype('f')
     np.testing.assert_allclose(jax.jit(chunks)(params, tokens),
                                jax.jit(direct)(params, tokens), atol=1e-6)
@@ -68,7 +68,7 @@ class ChunkedTest(parameterized.TestCase):
       params = {'table': random.normal(size=(40, 6)),
                 'out': random.normal(size=(6, 3))}
       tokens, weights = texts(11, 9), random.normal(size=(11, 3))
-      chunks = chunking.chunked(bag, chunk_size=4, buckets=(3, 6), pad_id=0)
+      chunks = chunking.chunked(bag, chunk_size=4, buckets=(3, 6))
       jax.tree.map(
           lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12),
           value_and_grad(chunks, tokens, weights)(params),
@@ -81,7 +81,7 @@ class ChunkedTest(parameterized.TestCase):
     params = jax.jit(MODEL.init)(jax.random.key(0))
     devices = mesh(4)
     chunks = chunking.chunked(
-        MODEL.encode_targets, chunk_size=8, buckets=(6,), pad_id=0,
+        MODEL.encode_targets, chunk_size=8, buckets=(6,),
         layout=sharding.Layout(devices) if with_mesh else None)
     loss = lambda p, t: jnp.sum(weights * chunks(p, t))
     gradient = jax.jit(jax.grad(loss))(params, jax.device_put(
@@ -101,7 +101,7 @@ class ChunkedTest(parameterized.TestCase):
       return bag(params, tokens)
 
     step = jax.jit(jax.grad(lambda p, t: jnp.sum(chunking.chunked(
-        counted, chunk_size=4, buckets=(3, 6), pad_id=0)(p, t))))
+        counted, chunk_size=4, buckets=(3, 6))(p, t))))
     step(params, texts(8, 9, seed=0))
     before = len(traces)
     for seed in range(3):
@@ -117,7 +117,7 @@ class ChunkedTest(parameterized.TestCase):
       return step.lower(params).compile().memory_analysis().temp_size_in_bytes
 
     chunks = chunking.chunked(
-        MODEL.encode_targets, chunk_size=16, buckets=(12,), pad_id=0)
+        MODEL.encode_targets, chunk_size=16, buckets=(12,))
     self.assertLess(temporary_bytes(chunks),
                     temporary_bytes(MODEL.encode_targets) / 4)
 
@@ -126,7 +126,7 @@ class ChunkedTest(parameterized.TestCase):
 
   def test_equal_when_built_from_equal_parts(self):
     make = lambda size: chunking.chunked(
-        MODEL.encode_targets, chunk_size=size, buckets=(4,), pad_id=0)
+        MODEL.encode_targets, chunk_size=size, buckets=(4,))
     self.assertEqual(make(4), make(4))
     self.assertEqual(hash(make(4)), hash(make(4)))
     self.assertNotEqual(make(4), make(8))

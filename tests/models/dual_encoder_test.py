@@ -12,7 +12,8 @@ from retrieval_jax.models import transformer
 CONFIG = transformer.TransformerConfig(
     vocab_size=30, hidden_size=8, num_layers=2, num_heads=2,
     intermediate_size=12, max_positions=10, type_vocab_size=2)
-TOKENS = np.array([[3, 4, 5, 0, 0, 0], [7, 8, 9, 10, 11, 12], [0] * 6])
+TOKENS = np.array(
+    [[3, 4, 5, -1, -1, -1], [7, 8, 9, 10, 11, 12], [-1] * 6])
 
 
 class DualEncoderTest(parameterized.TestCase):

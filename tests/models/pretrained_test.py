@@ -66,7 +66,7 @@ class PretrainedTest(parameterized.TestCase):
     model = dual_encoder.DualEncoder(config)
     ours = jax.jit(model.encode_targets)(
         {'tower': {'transformer': params}},
-        jnp.array([[5, 7, 9, 3, 0, 0], [8, 0, 0, 0, 0, 0]]))
+        jnp.array([[5, 7, 9, 3, -1, -1], [8, -1, -1, -1, -1, -1]]))
     for row, tokens in zip(ours, ([5, 7, 9, 3], [8])):
       pooled = bert_slowly(
           bert_folder.tensors(), bert_folder.SETTINGS, tokens).mean(0)
@@ -81,7 +81,8 @@ class PretrainedTest(parameterized.TestCase):
     model = dual_encoder.DualEncoder(
         config, pooling=head.pooling, normalize=head.normalize)
     ours = jax.jit(model.encode_targets)(
-        {'tower': {'transformer': params}}, fixture['tokens'])
+        {'tower': {'transformer': params}},
+        np.where(fixture['tokens'] == 0, -1, fixture['tokens']))
     np.testing.assert_allclose(ours, fixture[name], atol=1e-5)
 
   def test_first_layers_are_those_of_the_whole(self):

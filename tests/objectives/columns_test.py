@@ -110,11 +110,14 @@ class ColumnsTest(parameterized.TestCase):
         candidates and tables.rows_of(table, candidates.ids))
     negatives = ENCODE(
         helpers.params(), helpers.gather(proposal.ids.reshape(-1)))
-    columns = columns_lib.make(
-        kind, types.Fresh(
-            queries, ENCODE(helpers.params(), batch.target_tokens),
-            negatives.reshape(8, 2 + num_candidates, -1), jnp.float32(5.0)),
-        batch, proposal)
+    fresh = types.Fresh(
+        queries, ENCODE(helpers.params(), batch.target_tokens),
+        negatives.reshape(8, 2 + num_candidates, -1), jnp.float32(5.0))
+    columns, once = (
+        columns_lib.make(kind, fresh, batch, proposal, distinct=distinct)
+        for distinct in (False, True))
+    np.testing.assert_array_equal(columns.logits, once.logits)
+    repeated = 0
     self.assertEqual(columns.mask.shape[1],
                      columns_lib.number(kind, 8, 2 + num_candidates))
     names = {columns_lib.IN_BATCH: 'in_batch', columns_lib.DRAWN: 'drawn',
@@ -123,8 +126,13 @@ class ColumnsTest(parameterized.TestCase):
       self.assertEqual(
           [(names[source], i) for source, i in zip(columns.sources, ids)
            if i >= 0], listed(kind, b, host, np.asarray(draws.ids)))
-      np.testing.assert_array_equal(
-          columns.mask[b], (ids >= 0) & ~np.isin(ids, host.known_positives[b]))
+      counts = (ids >= 0) & ~np.isin(ids, host.known_positives[b])
+      np.testing.assert_array_equal(columns.mask[b], counts)
+      first = [i not in ids[:place] for place, i in enumerate(ids)]
+      np.testing.assert_array_equal(once.mask[b], counts & first)
+      repeated += (counts & ~np.array(first)).sum()
+    # A query's own draws are without replacement, its candidates distinct.
+    self.assertTrue(repeated > 0 or kind == 'own')
     fresh = ENCODE(helpers.params(), helpers.gather(columns.ids.reshape(-1)))
     wanted = 5.0 * np.einsum(
         'bd,bjd->bj', queries, fresh.reshape(*columns.ids.shape, -1))

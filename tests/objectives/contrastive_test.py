@@ -47,13 +47,16 @@ class ContrastiveTest(parameterized.TestCase):
 
   @parameterized.parameters(('truncated_softmax', 'all', False),
                             ('cache_gradient', 'own', True))
-  def test_a_ceiling_is_for_estimators_of_any_columns(
+  def test_a_ceiling_and_distinct_columns_are_for_estimators_of_any_columns(
       self, name, kind, refused):
     ceiling = ceilings.Ceiling(0.9, None, 'estimator')
     if not refused:
-      self.assertEqual(objectives.Contrastive(name, kind, ceiling).ceiling,
-                       ceiling)
+      objective = objectives.Contrastive(name, kind, ceiling, distinct=True)
+      self.assertEqual(objective.ceiling, ceiling)
+      self.assertTrue(objective.distinct)
       return
+    with self.assertRaisesRegex(ValueError, 'estimator.distinct=True leaves'):
+      objectives.Contrastive(name, kind, distinct=True)
     with self.assertRaisesRegex(ValueError, 'estimator.max_share or min_mar'):
       objectives.Contrastive(name, kind, ceiling)
 

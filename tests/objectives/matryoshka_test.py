@@ -109,7 +109,7 @@ class MatryoshkaTest(parameterized.TestCase):
 
     def trace(dims):
       encode = chunking.chunked(counted, chunk_size=4,
-                                buckets=(helpers.LENGTH,), pad_id=-1)
+                                buckets=(helpers.LENGTH,))
       train_step = steps.make_train_step(
           steps.Encoders(encode, encode, lambda params: jnp.float32(5.0)),
           dataclasses.replace(method(dims), sampler=helpers.gumbel(3)),

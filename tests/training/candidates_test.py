@@ -88,7 +88,7 @@ class CachedGradientTest(parameterized.TestCase):
         if (method.sampler.num_negatives, method.num_candidates) == (
             num_draws, num_candidates)))
     chunks = chunking.chunked(
-        ENCODE, chunk_size=3, buckets=(helpers.LENGTH,), pad_id=-1)
+        ENCODE, chunk_size=3, buckets=(helpers.LENGTH,))
     with jax.enable_x64(True):
       batch, proposal, tokens = drawn(num_draws, num_candidates)
 

@@ -1,6 +1,9 @@
 """Checkpoints: exact round trips, donation, and refusals."""
 
 import os
+import shutil
+import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax import files
 from retrieval_jax import training
+from tests import disks
 from tests.training import toy
 
 
@@ -97,6 +102,109 @@ class CheckpointsTest(parameterized.TestCase):
       self.assertEqual(
           float(again.restore(training.abstract({'x': jnp.float32(0)}))[0][
               'x']), 1)
+
+  def three(self):
+    """Saves steps 1 to 3, of which the last two are kept."""
+    rng = np.random.default_rng(0)
+    states = [{'x': jnp.asarray(rng.standard_normal((50, 50)), jnp.float32)}
+              for _ in range(4)]
+    for step in (1, 2, 3):
+      self.checkpoints.save(step, states[step], {'step': step})
+    self.checkpoints.wait()
+    return states
+
+  @parameterized.product(
+      how=('cut', 'empty', 'gone', 'changed'), sealed=(True, False))
+  def test_the_one_before_a_damaged_checkpoint_is_used(self, how, sealed):
+    if how == 'changed' and not sealed:
+      self.skipTest('nothing tells')
+    states = self.three()
+    folder = os.path.join(self.folder, 'ckpt', '3')
+    if not sealed:  # as one of an earlier version
+      os.remove(os.path.join(folder, files.SEAL))
+    largest = max(disks.files_in(folder), key=os.path.getsize)
+    disks.damage(largest, how)
+    abstract = training.abstract(states[0])
+    with training.Checkpoints(self.folder + '/ckpt') as again:
+      with self.assertWarnsRegex(UserWarning, 'ckpt/3.*the checkpoint before'):
+        state, meta = again.restore(abstract)
+      self.assertEqual(meta, {'step': 2})
+      np.testing.assert_array_equal(state['x'], states[2]['x'])
+      with self.assertRaisesRegex(training.DamagedError, 'ckpt/3'):
+        again.restore(abstract, 3)
+      again.save(3, states[3], {'step': 3})  # where the run comes by again
+    with training.Checkpoints(self.folder + '/ckpt', read_only=True) as last:
+      state, meta = last.restore(abstract)
+      self.assertEqual(meta, {'step': 3})
+      np.testing.assert_array_equal(state['x'], states[3]['x'])
+
+  @parameterized.parameters('state', 'meta', 'state/d', 'state/_METADATA', '.')
+  def test_a_checkpoint_that_is_half_there_is_damaged(self, part):
+    states = self.three()
+    folder = os.path.join(self.folder, 'ckpt', '3')
+    for name in disks.files_in(folder):  # with and without a seal
+      if part == '.' and name.endswith(files.SEAL) or (
+          part != '.' and name.startswith(os.path.join(folder, part))):
+        os.remove(name)
+    if part == '.':
+      shutil.rmtree(os.path.join(folder, 'state'))
+    with training.Checkpoints(self.folder + '/ckpt') as again:
+      with self.assertWarnsRegex(UserWarning, 'ckpt/3'):
+        _, meta = again.restore(training.abstract(states[0]))
+    self.assertEqual(meta, {'step': 2})
+
+  def test_all_are_named_where_none_can_be_read(self):
+    states = self.three()
+    for step in '23':
+      for path in disks.files_in(os.path.join(self.folder, 'ckpt', step)):
+        if not path.endswith(files.SEAL):
+          disks.damage(path, 'empty')
+    with training.Checkpoints(self.folder + '/ckpt') as again:
+      with self.assertRaisesRegex(
+          training.DamagedError, 'No checkpoint in .*ckpt can be read: '
+          '.*ckpt/3.*; .*ckpt/2.*has 0 bytes.* train again'):
+        again.restore(training.abstract(states[0]))
+      with self.assertRaisesRegex(training.DamagedError, 'No checkpoint in'):
+        again.restore_meta()
+
+  def test_a_full_disk_is_named_and_the_last_whole_one_stays(self):
+    states = self.three()
+    big = {'x': jnp.asarray(np.random.default_rng(0).standard_normal(10**5))}
+    with training.Checkpoints(self.folder + '/ckpt') as again:
+      with disks.files_of_at_most(10**4), self.assertNoLogs('absl', 'ERROR'):
+        with self.assertRaisesRegex(
+            OSError, 'could not be written to .*ckpt.*same command goes on'):
+          again.save(4, big, {})
+          again.wait()
+    with training.Checkpoints(self.folder + '/ckpt') as again:
+      self.assertEqual(again.latest_step(), 3)
+      state, _ = again.restore(training.abstract(states[0]))
+      np.testing.assert_array_equal(state['x'], states[3]['x'])
+
+  def test_only_what_tensorstore_leaves_behind_is_not_shown(self):
+    shown = mock.Mock()
+    self.enter_context(mock.patch.object(sys, 'unraisablehook', shown))
+    training.Checkpoints(self.folder + '/hook').close()
+    for text in ('Event loop is closed', 'another'):
+      sys.unraisablehook(mock.Mock(exc_value=RuntimeError(text)))
+    [call] = shown.call_args_list
+    self.assertEqual(str(call.args[0].exc_value), 'another')
+
+  def test_an_error_is_not_hidden_by_what_closing_finds(self):
+    with self.assertRaisesRegex(KeyError, 'first'):
+      with training.Checkpoints(self.folder + '/other') as other:
+        with disks.files_of_at_most(10**4):
+          other.save(1, {'x': jnp.asarray(
+              np.random.default_rng(0).standard_normal(10**5))}, {})
+          raise KeyError('first')
+
+  def test_a_reader_leaves_what_a_living_run_is_writing(self):
+    self.three()
+    unfinished = self.folder + '/ckpt/4.orbax-checkpoint-tmp'
+    os.makedirs(unfinished)
+    with training.Checkpoints(self.folder + '/ckpt', read_only=True) as reader:
+      self.assertEqual(reader.latest_step(), 3)
+    self.assertTrue(os.path.exists(unfinished))
 
   def test_empty_folder_says_so(self):
     self.assertIsNone(self.checkpoints.latest_step())

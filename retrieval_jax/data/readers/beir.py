@@ -113,14 +113,41 @@ class BeirReader:
     return path
 
   def _file(self, column: str) -> str:
-    found = list(lines.named_files(
-        self.path, rf'(?P<name>{column}\.jsonl{lines.COMPRESSED})').values())
+    found = _files(self.path, column)
     if len(found) != 1:
       count = ' and '.join(map(os.path.basename, found)) or 'neither'
       raise errors.DataError(
           f'{self.path}: expected {column}.jsonl or {column}.jsonl.gz, found '
           f'{count}.')
     return found[0]
+
+
+def is_data_set(folder: str) -> bool:
+  """Returns whether a folder holds a corpus, and so is meant as a data set."""
+  return bool(_files(folder, 'corpus'))
+
+
+def data_sets(folder: str) -> dict[str, str]:
+  """Returns {name: path} of the data sets that are folders of `folder`.
+
+  Raises:
+    DataError: if there is none.
+  """
+  found = {name: os.path.join(folder, name)
+           for name in (sorted(os.listdir(folder))
+                        if os.path.isdir(folder) else ())}
+  found = {name: path for name, path in found.items() if is_data_set(path)}
+  if not found:
+    raise errors.DataError(
+        f'{folder}: expected a data set in BEIR layout (corpus.jsonl, '
+        'queries.jsonl, qrels/SPLIT.tsv) or a folder of such, found neither.')
+  return found
+
+
+def _files(folder: str, column: str) -> list[str]:
+  """Returns the files of 'corpus' or 'queries', compressed or not."""
+  return list(lines.named_files(
+      folder, rf'(?P<name>{column}\.jsonl{lines.COMPRESSED})').values())
 
 
 def read_qrels(path: str) -> Iterator[tuple[str, str, int, str]]:

@@ -47,9 +47,14 @@ class Rows(Protocol):
   """Where rows come from.
 
   Attributes:
+    path: of the data, by which errors name it.
     name: short name for reports.
     parts: names of the splits, and CORPUS if there is one.
   """
+  @property
+  def path(self) -> str:
+    ...
+
   @property
   def name(self) -> str:
     ...
@@ -78,6 +83,10 @@ class ExamplesReader(located.LocatedReader):
   """
   source: Rows
   parse: Callable[[str, Row], Example]
+
+  @property
+  def path(self) -> str:  # type: ignore[override]
+    return self.source.path
 
   @property
   def name(self) -> str:
@@ -166,6 +175,11 @@ def listed(where: str, row: Row, name: str) -> list[Any]:
   if value is None:
     return []
   if isinstance(value, Mapping):
+    for column in value.values():
+      if not isinstance(column, list):
+        raise errors.DataError(
+            f'{where}: expected "{name}" to be a list of records, or a record '
+            f'of lists, got {lines.shown(value)}.')
     if len({len(column) for column in value.values()}) > 1:
       raise errors.DataError(
           f'{where}: the columns of "{name}" differ in length.')

@@ -17,6 +17,9 @@ class LocatedReader(abc.ABC):
   def name(self) -> str:
     """Short name for reports."""
 
+  path: str
+  """Of the data, by which errors name it."""
+
   @abc.abstractmethod
   def records(self, column: str) -> Iterator[Record]:
     """Yields the records of 'corpus' or 'queries'."""
@@ -34,7 +37,7 @@ class LocatedReader(abc.ABC):
     for i, (_, _, where) in enumerate(self.records(column)):
       if i == row:
         return where
-    return f'{self.name}, {column}'
+    return f'{self.path}, {column}'
 
 
 def once(records: Iterable[Record], column: str) -> Iterator[Record]:

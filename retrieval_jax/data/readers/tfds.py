@@ -9,7 +9,7 @@ both generations) or pairs. Sets must be stored as array_record: TFRecord, the
 default, cannot be read without TensorFlow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import os
@@ -65,11 +65,27 @@ class TfdsRows:
 
   def rows(self, part: str) -> Iterator[tuple[str, examples.Row]]:
     builder, split = self._sources[part]
-    source = builder.as_data_source(split=split)
-    for start in range(0, len(source), _READ):
-      rows = range(start, min(start + _READ, len(source)))
-      for row, record in zip(rows, source.__getitems__(list(rows))):
-        yield f'{builder.data_path}:{split}[{row}]', _plain(record)
+    source = _read(builder, lambda: builder.as_data_source(split=split))
+    number = _read(builder, lambda: len(source))
+    for start in range(0, number, _READ):
+      rows = range(start, min(start + _READ, number))
+      records = _read(builder, functools.partial(_records, source, rows))
+      for row, record in zip(rows, records):
+        yield f'{builder.data_path}:{split}[{row}]', record
+
+
+def _records(source: Any, rows: Sequence[int]) -> list[Any]:
+  return [_plain(record) for record in source.__getitems__(list(rows))]
+
+
+def _read(builder: Any, read: Callable[[], Any]) -> Any:
+  """Returns read(); raises a DataError that names the folder if it cannot."""
+  try:
+    return read()
+  except Exception as error:  # of many kinds: RuntimeErrors of array_record
+    raise errors.DataError(
+        f'{builder.data_path}: TFDS cannot read it: {error}. Are the files '
+        'complete? Prepare or copy them again.') from error
 
 
 def _load(path: str) -> dict[str, tuple[Any, str]]:

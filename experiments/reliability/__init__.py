@@ -1,0 +1,1 @@
+"""What happens when a machine fails: kills, full caches, damaged inputs."""

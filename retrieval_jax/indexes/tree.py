@@ -97,8 +97,7 @@ def _search(queries, state, exclude, *, k, index):
 
 
 def _near(queries, tree, beam):
-  """Returns the leaves [B, n] of the best parents, all leaves without a beam.
-  """
+  """Returns leaves [B, n] of the best parents; without a beam, all."""
   if not beam:
     return jnp.broadcast_to(
         jnp.arange(tree.num_leaves, dtype=jnp.int32)[None],

@@ -24,7 +24,7 @@ from retrieval_jax import tree as trees
 from retrieval_jax import tree_bounds
 from retrieval_jax import types
 from retrieval_jax.samplers import tree as tree_sampler
-from retrieval_jax.training import step as steps
+from retrieval_jax.training import step as training_step
 from tests import helpers
 
 N, D, CHUNK = 900, 4, 64  # of leaves of 4 rows: several parents
@@ -529,7 +529,7 @@ class StateTest(parameterized.TestCase):
     mesh = sharding.make_mesh(2)
     learned, _ = helpers.train(
         method, mesh, num_steps=3, stale_params=helpers.params(1))
-    train_step = steps.make_train_step(
+    train_step = training_step.make_train_step(
         helpers.ENCODERS, method, optax.sgd(0.1), mesh=mesh, seed=0)
     now = helpers.table(mesh, helpers.params(2))
     new = train_step.refreshed(learned, now)

@@ -579,7 +579,7 @@ def applier(corrector):
 
 def learned(corrector, *observations):
   """Returns the state after observations, and what was logged of the last."""
-  state, info = corrector.init(jax.random.key(0), D), {}
+  state, info = corrector.init(jax.random.key(0), slice_of(STALE)), {}
   for step, seen in enumerate(observations):
     state, info = updater(corrector)(
         state, seen._replace(step=jnp.int32(step)))
@@ -682,7 +682,7 @@ class CorrectorTest(parameterized.TestCase):
       state, _ = learned(corrector, observation())
       key = jax.random.key(0)
       wanted = learned(corrector)[0] if reset else state
-      rebuilt = corrector.rebuild(state, key, D)
+      rebuilt = corrector.rebuild(state, key, slice_of(STALE))
       self.assertEqual(looks(rebuilt), looks(state))
       jax.tree.map(np.testing.assert_array_equal, rebuilt, wanted)
 

@@ -83,13 +83,14 @@ class Linear(learned.Learned):
     learned.check_range('num_anchors', self.num_anchors, 0)
     learned.check_range('use_after', self.use_after, 0)
 
-  def init(self, key: jax.Array, dim: int) -> LinearState:
+  def init(self, key: jax.Array, table: types.TargetTable) -> LinearState:
     """Returns the state that has seen nothing: the identity.
 
     Raises:
       ValueError: if `ridge` is too small for this many dimensions.
     """
     del key
+    dim = table.embeddings.shape[-1]
     if self.ridge < least_ridge(dim):
       raise ValueError(
           f'corrector.ridge={self.ridge} must be at least '

@@ -85,9 +85,9 @@ class Linear(learned.Learned):
     if self.ridge < ridges.least_ridge(dim):
       raise ValueError(
           f'corrector.ridge={self.ridge} must be at least '
-          f'{ridges.least_ridge(dim):.1e} for embeddings of {dim} dimensions, what '
-          'float32 resolves: before D pairs are seen nothing else fixes the '
-          'map.')
+          f'{ridges.least_ridge(dim):.1e} for embeddings of {dim} dimensions, '
+          'what float32 resolves: before D pairs are seen nothing else fixes '
+          'the map.')
     return LinearState(
         matrix=jnp.zeros((dim + 1, dim)),
         inputs=jnp.zeros((dim + 1, dim + 1)),

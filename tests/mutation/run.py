@@ -82,6 +82,7 @@ GUARDS = {
     'retrieval_jax/samplers/*.py': _SAMPLERS,
     'retrieval_jax/correctors/*.py': (
         'tests/correctors/correctors_test.py::DriftTest',
+        'tests/correctors/nystrom_test.py',
         'tests/conformance_test.py::CorrectorTest',
         'tests/conformance_test.py::ValueTest',
         'tests/training/cost_test.py',

@@ -10,6 +10,8 @@ encodes anyway. Variants:
                the network knows how old a row is [ours]
   ring         a ring of recent targets in place of the corpus, likewise [ours]
   linear       the best linear map in closed form in place of the network
+  nystrom      kernel regression from 2,048 landmarks, each encoded every 16
+               steps (the update of Monath et al., AISTATS 2023; numbers [ours])
   tiny, and every other name with _tiny
 
   python -m experiments.train --config=configs/corrector.py \
@@ -26,7 +28,7 @@ retrieval_jax/factory/defaults.py are ours.
 from configs import base
 from configs.base import seeds
 
-VARIANTS = ('', 'refreshed', 'write_back', 'ring', 'linear')
+VARIANTS = ('', 'refreshed', 'write_back', 'ring', 'linear', 'nystrom')
 
 
 def get_config(variant=''):
@@ -38,7 +40,11 @@ def get_config(variant=''):
         f"Unknown config variant {variant!r}; there are {VARIANTS[1:]}, "
         "'tiny', and each with _tiny.")
   config = base.get_config('tiny' if tiny else '').unlock()
-  config.corrector.name = 'linear' if kind == 'linear' else 'mlp'
+  config.corrector.name = kind if kind in ('linear', 'nystrom') else 'mlp'
+  if kind == 'nystrom':
+    config.corrector.num_landmarks = 2048 if not tiny else 64
+    config.corrector.num_anchors = 128 if not tiny else 16
+    config.corrector.ridge = 0.1
   if kind == 'refreshed':
     config.refresh.reencode_every = 150 if not tiny else 2
   if kind in ('write_back', 'ring'):

@@ -83,6 +83,28 @@ def check_method(method: 'methods.Method') -> None:
     raise ValueError(
         f'corrector.num_anchors={method.corrector.num_anchors} exceeds the '
         f'{memory.num_slots} rows of the memory; lower it.')
+  if isinstance(method.corrector, correctors.Nystrom):
+    _check_nystrom(method)
+
+
+def _check_nystrom(method):
+  """Raises unless the table stays as it was when landmarks were chosen."""
+  if not method.memory.holds_corpus:
+    raise ValueError(
+        "corrector.name='nystrom' needs landmarks that stay in the memory; set "
+        "memory.kind='corpus'.")
+  for option in ('write_back', 'push', 'fraction'):
+    value = getattr(method.refresh, option)
+    if value:
+      raise ValueError(
+          f"refresh.{option}={value} overwrites rows, but corrector.name="
+          "'nystrom' predicts from rows as they were first embedded; leave it "
+          'out (refresh.reencode_every may be set).')
+  num_landmarks = method.corrector.num_landmarks
+  if num_landmarks > method.memory.num_slots:
+    raise ValueError(
+        f'corrector.num_landmarks={num_landmarks} exceeds the '
+        f'{method.memory.num_slots} rows of the memory; lower it.')
 
 
 def _check_none(method):

@@ -352,13 +352,18 @@ class Memory(Protocol):
 class Corrector(Protocol):
   """Moves stale rows to the present. Frozen and hashable; state is a pytree.
 
-  `num_anchors` uniform rows are encoded at each step for `update` alone.
+  At each step `num_anchors` rows, its `anchor_rows`, are encoded for `update`
+  alone.
   """
   @property
   def num_anchors(self) -> int: ...
 
-  def init(self, key: jax.Array, dim: int) -> Any:
-    """Returns the state for embeddings of dimension `dim`; identity at init."""
+  def init(self, key: jax.Array, table: TargetTable) -> Any:
+    """Returns the state before step 0 for this table; identity at init."""
+
+  def anchor_rows(self, state: Any, key: jax.Array, table: TargetTable,
+                  step: jax.Array) -> jax.Array:
+    """Returns the rows [num_anchors] int32 to encode at `step`, -1 for none."""
 
   def apply(self, state: Any, stale: TargetTable) -> jax.Array:
     """Returns present embeddings [..., D] float32 of a slice of the table."""
@@ -370,7 +375,7 @@ class Corrector(Protocol):
     An observation whose mask is all False leaves an identity the identity.
     """
 
-  def rebuild(self, state: Any, key: jax.Array, dim: int) -> Any:
+  def rebuild(self, state: Any, key: jax.Array, table: TargetTable) -> Any:
     """Returns the state to go on with after the whole table was re-encoded."""
 
   def flops_per_row(self, dim: int) -> float:

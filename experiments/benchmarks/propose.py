@@ -48,19 +48,19 @@ def _unit(key, num, dim):
   return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _corrector(dim):
-  """Returns (corrector, state), a state that moves every row."""
+def _corrector(rows):
+  """Returns (corrector, state), a state that moves every row of a table."""
   corrector = correctors.MLP(
       hidden=_HIDDEN.value, learning_rate=1e-3, warmup_steps=0,
       updates_per_step=1, use_after=0, weight_decay=0.,
       distribution_weight=0.,
       average_decay=0., condition_on_age=False, num_anchors=0, keep_norm=True,
       reset_on_refresh=True)
-  state = corrector.init(jax.random.key(0), dim)
+  state = corrector.init(jax.random.key(0), rows)
   return corrector, jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state)
 
 
-def _kernels(mesh, dim):
+def _kernels(mesh, rows):
   """Returns name -> jitted function of (key, queries, table, exclude)."""
   k = _NUM_NEGATIVES.value
   scan = types.Scan(mesh, _CHUNK_ROWS.value)
@@ -97,7 +97,7 @@ def _kernels(mesh, dim):
       f'top_k K={k}': lambda key, queries, table, exclude: scoring.top_k(
           queries, view(table), k, exclude_rows=exclude)}
   if _HIDDEN.value:
-    corrector, state = _corrector(dim)
+    corrector, state = _corrector(rows)
     corrected = lambda table: types.View(
         table, functools.partial(corrector.apply, state),
         jnp.float32(_SCALE.value), scan)
@@ -109,11 +109,11 @@ def _kernels(mesh, dim):
 def _measure(num_rows: int, dim: int):
   """Times all kernels on one table and prints a line for each."""
   mesh = sharding.make_mesh(1)
-  kernels = _kernels(mesh, dim)
   key = jax.random.key(0)
   rows = table.from_embeddings(
       np.asarray(_unit(key, num_rows, dim)), mesh, _CHUNK_ROWS.value,
       _DTYPE.value)
+  kernels = _kernels(mesh, rows)
   queries = _unit(jax.random.key(1), _NUM_QUERIES.value, dim)
   exclude = jax.random.randint(
       jax.random.key(2), (_NUM_QUERIES.value, _NUM_EXCLUDED.value), 0, num_rows)

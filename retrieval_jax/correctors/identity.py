@@ -14,10 +14,16 @@ class Identity:
   """Leaves stale rows where they are: what every corrector must beat."""
   num_anchors = 0
 
-  def init(self, key: jax.Array, dim: int) -> tuple[()]:
+  def init(self, key: jax.Array, table: types.TargetTable) -> tuple[()]:
     """Returns the empty state."""
-    del key, dim
+    del key, table
     return ()
+
+  def anchor_rows(self, state: tuple[()], key: jax.Array,
+                  table: types.TargetTable, step: jax.Array) -> jax.Array:
+    """Returns no rows, [0] int32."""
+    del state, key, table, step
+    return jnp.zeros([0], jnp.int32)
 
   def apply(self, state: tuple[()], stale: types.TargetTable) -> jax.Array:
     """Returns `stale.embeddings` [..., D] as float32."""
@@ -30,9 +36,10 @@ class Identity:
     del observation
     return state, {}
 
-  def rebuild(self, state: tuple[()], key: jax.Array, dim: int) -> tuple[()]:
+  def rebuild(self, state: tuple[()], key: jax.Array,
+              table: types.TargetTable) -> tuple[()]:
     """Returns the empty state."""
-    del key, dim
+    del key, table
     return state
 
   def flops_per_row(self, dim: int) -> float:

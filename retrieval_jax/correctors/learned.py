@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 
+from retrieval_jax import table as tables
 from retrieval_jax import types
 
 
@@ -39,11 +40,18 @@ class Learned:
     return jnp.where(state.num_updates >= self.use_after, moved,
                      stale.embeddings.astype(jnp.float32))
 
-  def rebuild(self, state: Any, key: jax.Array, dim: int) -> Any:
-    """Returns a new state, or the same if it is not to be reset."""
-    return self.init(key, dim) if self.reset_on_refresh else state
+  def anchor_rows(self, state: Any, key: jax.Array, table: types.TargetTable,
+                  step: jax.Array) -> jax.Array:
+    """Returns distinct live rows, each equally likely, [num_anchors] int32."""
+    del state, step
+    return tables.systematic_rows(key, table, self.num_anchors)
 
-  def init(self, key: jax.Array, dim: int) -> Any:
+  def rebuild(self, state: Any, key: jax.Array, table: types.TargetTable
+              ) -> Any:
+    """Returns a new state, or the same if it is not to be reset."""
+    return self.init(key, table) if self.reset_on_refresh else state
+
+  def init(self, key: jax.Array, table: types.TargetTable) -> Any:
     """Returns the state that is the identity."""
     raise NotImplementedError
 

@@ -9,18 +9,9 @@ from jax import numpy as jnp
 from retrieval_jax import types
 from retrieval_jax.correctors import learned
 from retrieval_jax.correctors import maps
+from retrieval_jax.correctors import ridge as ridges
 
 FITS = ('ridge', 'procrustes')
-
-
-def least_ridge(dim: int) -> float:
-  """Returns the least penalty that float32 resolves at D = `dim`, 1e-6 D.
-
-  Below about 2e-7 D the Cholesky factorisation of sums of few pairs fails
-  (measured: D = 16 to 1024, 2 to D / 4 pairs, on a line or in general
-  position).
-  """
-  return 1e-6 * dim
 
 
 @types.register
@@ -59,7 +50,7 @@ class Linear(learned.Learned):
 
   Attributes:
     fit: 'ridge' or 'procrustes'.
-    ridge: penalty, relative; at least `least_ridge(D)`.
+    ridge: penalty, relative; at least `ridge.least_ridge(D)`.
     decay: weight that the sums keep from one step to the next, in (0, 1].
     num_anchors, use_after, keep_norm, reset_on_refresh: see `Learned`.
   """
@@ -83,19 +74,20 @@ class Linear(learned.Learned):
     learned.check_range('num_anchors', self.num_anchors, 0)
     learned.check_range('use_after', self.use_after, 0)
 
-  def init(self, key: jax.Array, dim: int) -> LinearState:
+  def init(self, key: jax.Array, table: types.TargetTable) -> LinearState:
     """Returns the state that has seen nothing: the identity.
 
     Raises:
       ValueError: if `ridge` is too small for this many dimensions.
     """
     del key
-    if self.ridge < least_ridge(dim):
+    dim = table.embeddings.shape[-1]
+    if self.ridge < ridges.least_ridge(dim):
       raise ValueError(
           f'corrector.ridge={self.ridge} must be at least '
-          f'{least_ridge(dim):.1e} for embeddings of {dim} dimensions, what '
-          'float32 resolves: before D pairs are seen nothing else fixes the '
-          'map.')
+          f'{ridges.least_ridge(dim):.1e} for embeddings of {dim} dimensions, '
+          'what float32 resolves: before D pairs are seen nothing else fixes '
+          'the map.')
     return LinearState(
         matrix=jnp.zeros((dim + 1, dim)),
         inputs=jnp.zeros((dim + 1, dim + 1)),
@@ -114,10 +106,10 @@ class Linear(learned.Learned):
     """Returns the state that also fits this observation; nothing to log."""
     stale = observation.stale.embeddings.astype(jnp.float32)
     inputs = jnp.concatenate([stale, jnp.ones((len(stale), 1))], axis=1)
-    weighted = jnp.where(observation.mask[:, None], inputs, 0.0)
-    inputs = self.decay * state.inputs + weighted.T @ inputs
-    outputs = self.decay * state.outputs + weighted.T @ (
-        observation.fresh - stale)
+    inputs, outputs = ridges.added(
+        state.inputs, state.outputs, features=inputs,
+        displacements=observation.fresh - stale, mask=observation.mask,
+        decay=self.decay)
     # Without a pair there is no scale for the penalty, and no map to find.
     seen = jnp.trace(inputs) > 0
     matrix = self._solve(
@@ -127,11 +119,9 @@ class Linear(learned.Learned):
         state.num_updates + observation.mask.any()), {}
 
   def _solve(self, inputs, outputs):
-    size = len(inputs)
-    penalty = self.ridge * jnp.trace(inputs) / size
     if self.fit == 'ridge':
-      return jax.scipy.linalg.solve(
-          inputs + penalty * jnp.eye(size), outputs, assume_a='pos')
+      return ridges.solved(inputs, outputs, self.ridge)
+    size, penalty = len(inputs), ridges.penalty(inputs, self.ridge)
     # sum v g^T = sum v (g - v)^T + sum v v^T; without the row of ones.
     cross = outputs[:-1] + inputs[:-1, :-1] + penalty * jnp.eye(size - 1)
     left, _, right = jnp.linalg.svd(cross, full_matrices=False)
@@ -146,13 +136,11 @@ class Linear(learned.Learned):
                        ) -> float:
     """Returns the FLOPs of `update` on `num_rows` observed rows.
 
-    Two sums of outer products, and the solution: a Cholesky decomposition with
-    D right-hand sides, or a singular value decomposition (22 D^3 in Golub & Van
-    Loan's count) and a product.
+    Those of Procrustes' solution are a singular value decomposition (22 D^3 in
+    Golub & Van Loan's count) and a product.
     """
     del num_queries
-    size = dim + 1
-    sums = 2. * num_rows * size * (size + dim)
+    sums = ridges.flops_of_sums(num_rows, dim + 1, dim)
     if self.fit == 'ridge':
-      return sums + size**3 / 3 + 2. * size**2 * dim
+      return sums + ridges.flops_of_solution(dim + 1, dim)
     return sums + 24. * dim**3

@@ -94,8 +94,9 @@ class MLP(learned.Learned):
         ('use_after', 0, None)):
       learned.check_range(name, getattr(self, name), low, high)
 
-  def init(self, key: jax.Array, dim: int) -> MLPState:
+  def init(self, key: jax.Array, table: types.TargetTable) -> MLPState:
     """Returns the state whose network is the identity."""
+    dim = table.embeddings.shape[-1]
     params = {
         'hidden': {
             'kernel': jax.random.normal(key, (dim, self.hidden)) * dim**-0.5,

@@ -175,7 +175,7 @@ def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
   dim = table.embeddings.shape[1]
   update = jax.jit(corrector.update)
   with jax.transfer_guard('allow'):
-    state = corrector.init(jax.random.key(seed), dim)
+    state = corrector.init(jax.random.key(seed), table)
     for step in range(num_steps):
       rows = rng.choice(live, num_rows).astype(np.int32)
       state, _ = update(state, types.Observation(

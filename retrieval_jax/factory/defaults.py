@@ -83,8 +83,9 @@ def get_config() -> config_dict.ConfigDict:
   config.memory.chunk_rows = 4096  # C, rows scored at a time on each device
 
   config.corrector = ml_collections.ConfigDict()
-  config.corrector.name = 'identity'  # or 'linear', 'mlp'; all numbers [ours]
-  config.corrector.num_anchors = 0  # uniform rows per step to learn from
+  # Or 'linear', 'mlp', 'nystrom'; all numbers [ours].
+  config.corrector.name = 'identity'
+  config.corrector.num_anchors = 0  # rows encoded per step to learn from
   config.corrector.use_after = 0  # steps of learning before it corrects
   config.corrector.reset_on_refresh = True  # start over when all is re-encoded
   config.corrector.keep_norm = True  # False where model.normalize is
@@ -96,9 +97,13 @@ def get_config() -> config_dict.ConfigDict:
   config.corrector.distribution_weight = 0.1
   config.corrector.average_decay = 0.0
   config.corrector.condition_on_age = False
-  config.corrector.fit = 'ridge'  # or 'procrustes'; of 'linear', as the rest
-  config.corrector.ridge = 1e-2
+  config.corrector.fit = 'ridge'  # or 'procrustes'; of 'linear'
+  config.corrector.ridge = 1e-2  # this and the next: also of 'nystrom'
   config.corrector.decay = 0.95
+  config.corrector.num_landmarks = 1024  # m; this and the rest: of 'nystrom'
+  config.corrector.landmarks = 'uniform'  # or 'greedy': far from each other
+  config.corrector.kernel = 'rbf'  # or 'linear'
+  config.corrector.bandwidth = 1.0  # of 'rbf', in mean distances of landmarks
 
   config.sampler = ml_collections.ConfigDict()
   config.sampler.name = 'gumbel'

@@ -41,6 +41,7 @@ CORRECTORS = {
     'identity': correctors.Identity,
     'linear': correctors.Linear,
     'mlp': correctors.MLP,
+    'nystrom': correctors.Nystrom,
 }
 
 SAMPLERS = {

@@ -141,7 +141,7 @@ def make_train_step(
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table, sampler=(),
           corrector=method.corrector.init(
-              keys.of_phase(seed, 'corrector'), table.embeddings.shape[1]))
+              keys.of_phase(seed, 'corrector'), table))
       if not sampler.on_host:
         state = dataclasses.replace(state, sampler=sampler.init(
             keys.of_phase(seed, 'sampler'), view_of(state)))
@@ -167,13 +167,10 @@ def make_train_step(
 
   def refreshed(state, table, *, embed_queries=None, embed_targets=None,
                 known_positives=None):
-    dim = table.embeddings.shape[1]
     step = int(state.step)
     key = keys.of_rebuild(seed, step)
-    corrector = jax.jit(method.corrector.rebuild, static_argnums=2,
-                        out_shardings=replicated)(
-                            state.corrector, keys.of_phase(seed, 'corrector'),
-                            dim)
+    corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
+        state.corrector, keys.of_phase(seed, 'corrector'), table)
     state = dataclasses.replace(state, table=table, corrector=corrector)
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
@@ -208,12 +205,11 @@ def make_train_step(
     proposal = with_candidates(
         proposal, candidates,
         None if candidates is None else memory.rows_of(table, candidates.ids))
-    _, probe_key = step_keys(state)
-    refresh_rows, anchor_rows = (
-        padded(tables.systematic_rows(key, table, num_rows))
-        for key, num_rows in zip(jax.random.split(probe_key), (
-            method.refresh.num_rows(memory.num_slots),
-            method.corrector.num_anchors)))
+    refresh_key, anchor_key = jax.random.split(step_keys(state)[1])
+    refresh_rows = padded(tables.systematic_rows(
+        refresh_key, table, method.refresh.num_rows(memory.num_slots)))
+    anchor_rows = padded(method.corrector.anchor_rows(
+        state.corrector, anchor_key, table, state.step))
     return Draws(
         proposal, refresh_rows, anchor_rows,
         proposal.ids.reshape(-1)[:None if asks_for_tokens else 0],

@@ -76,7 +76,7 @@ def divergence(queries, fresh, approximate):
 def learn(corrector, stale, drift, num_steps, size=64, seed=0):
   """Returns the state after `num_steps` observations of random rows."""
   rng = np.random.default_rng(seed)
-  state = corrector.init(jax.random.key(seed), DIM)
+  state = corrector.init(jax.random.key(seed), some_rows(stale))
   update = jax.jit(corrector.update)
   for step in range(num_steps):
     rows = rng.integers(0, len(stale), size)
@@ -139,10 +139,10 @@ class LinearTest(parameterized.TestCase):
     fresh = stale + 0.1 * unit(rng.normal(size=stale.shape))
     with self.assertRaisesRegex(
         ValueError, f'must be at least .* for embeddings of {dim} dimensions'):
-      linear(ridge=0.9e-6 * dim).init(jax.random.key(0), dim)
+      linear(ridge=0.9e-6 * dim).init(jax.random.key(0), some_rows(stale))
     ridge = 1.01e-6 * dim
     corrector = linear(ridge=ridge, keep_norm=False)
-    state = corrector.init(jax.random.key(0), dim)
+    state = corrector.init(jax.random.key(0), some_rows(stale))
     for step in range(20):
       state, _ = corrector.update(state, observation(stale, fresh, step=step))
     inputs = np.append(stale, np.ones((len(stale), 1)), axis=1)
@@ -171,7 +171,8 @@ class LinearTest(parameterized.TestCase):
     fresh = stale + stale @ (rng.normal(size=(dim, dim)) / dim) + 0.01
     corrector = linear(ridge=1e-2, keep_norm=False)
     state, _ = corrector.update(
-        corrector.init(jax.random.key(0), dim), observation(stale, fresh))
+        corrector.init(jax.random.key(0), some_rows(stale)),
+        observation(stale, fresh))
     inputs = np.append(stale, np.ones((len(stale), 1)), axis=1)
     moment = inputs.T @ inputs
     wanted = np.linalg.solve(
@@ -240,7 +241,7 @@ class MlpTest(parameterized.TestCase):
     moved = {}
     for warmup_steps in (0, 2):
       corrector = network(learning_rate=1e-3, warmup_steps=warmup_steps)
-      first = corrector.init(jax.random.key(0), DIM)
+      first = corrector.init(jax.random.key(0), some_rows(stale))
       state, _ = corrector.update(first, observation(stale, np.roll(stale, 1)))
       moved[warmup_steps] = max(
           float(jnp.abs(one - other).max()) for one, other in zip(
@@ -267,7 +268,7 @@ class MlpTest(parameterized.TestCase):
     velocity = 0.02 * rng.normal(size=DIM)
     age = rng.integers(0, 50, 64)
     corrector = network(condition_on_age=True)
-    state = corrector.init(jax.random.key(0), DIM)
+    state = corrector.init(jax.random.key(0), some_rows(stale))
     update = jax.jit(corrector.update)
     for _ in range(200):
       state, _ = update(state, observation(
@@ -290,7 +291,7 @@ class MlpTest(parameterized.TestCase):
     corrector = network(condition_on_age=True, learning_rate=0.1)
     written = rng.integers(-40, 9, 20)
     state, _ = corrector.update(
-        corrector.init(jax.random.key(0), DIM),
+        corrector.init(jax.random.key(0), some_rows(stale)),
         observation(some_rows(stale, written), fresh, step=8))
     self.assertEqual(state.step, 9)
     age = ((9 - written) / (9 - written + 100))[:, None]
@@ -312,7 +313,7 @@ class MlpTest(parameterized.TestCase):
     for weight in (0.0, 0.7):
       corrector = network(distribution_weight=weight)
       _, metrics = corrector.update(
-          corrector.init(jax.random.key(0), DIM),
+          corrector.init(jax.random.key(0), some_rows(stale)),
           observation(stale, fresh, queries=queries))
       losses.append(float(metrics['corrector_loss']))
     drift = np.mean(np.sum(np.square(stale - fresh), axis=1))
@@ -329,7 +330,7 @@ class MlpTest(parameterized.TestCase):
       corrector = network(warmup_steps=warmup, updates_per_step=1,
                           learning_rate=0.01)
       state, _ = corrector.update(
-          corrector.init(jax.random.key(0), DIM), seen)
+          corrector.init(jax.random.key(0), seen.stale), seen)
       change[warmup] = np.abs(state.params['output']['bias']).max()
     np.testing.assert_allclose(change[0], 0.01, rtol=1e-3)
     np.testing.assert_allclose(change[10], 0.001, rtol=1e-3)
@@ -338,7 +339,7 @@ class MlpTest(parameterized.TestCase):
     rng = np.random.default_rng(10)
     seen = observation(*unit(rng.normal(size=(2, 20, DIM))))
     corrector = network(average_decay=0.75)
-    first = corrector.init(jax.random.key(0), DIM)
+    first = corrector.init(jax.random.key(0), seen.stale)
     state, _ = corrector.update(first, seen)
     jax.tree.map(
         lambda average, old, new: np.testing.assert_allclose(

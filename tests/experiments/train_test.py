@@ -36,7 +36,8 @@ CONFIGS = sorted(
     if not path.endswith('__init__.py')) + [
         'negative_cache:full_tiny', 'corrector:refreshed_tiny',
         'corrector:write_back_tiny', 'corrector:ring_tiny',
-        'corrector:linear_tiny', 'dynamic_index:static_tiny']
+        'corrector:linear_tiny', 'corrector:nystrom_tiny',
+        'dynamic_index:static_tiny']
 
 
 def stop_after(step):
@@ -449,6 +450,9 @@ def test_re_encoding_makes_room_before_it_makes_the_new_table(make_config):
     ('stale', {'corrector.name': 'mpl'}, "corrector.name='mpl' is not one of"),
     ('corrector', {'corrector.hidden': '0'}, 'corrector.hidden=0 must be'),
     ('in_batch', {'corrector.name': 'linear'}, 'nothing to correct'),
+    ('corrector', {'corrector.name': 'nystrom', 'corrector.num_anchors': '8',
+                   'corrector.num_landmarks': '121'},
+     'num_landmarks=121 exceeds the 120 rows'),
     ('corrector', {'model.normalize': 'false'},
      'set --config.corrector.keep_norm=False'),
     ('stale', {'profile.num_steps': '2', 'profile.start': '0'},

@@ -88,6 +88,7 @@ GUARDS = {
         'tests/tree_test.py', 'tests/samplers/tree_test.py'),
     'retrieval_jax/correctors/*.py': (
         'tests/correctors/correctors_test.py::DriftTest',
+        'tests/correctors/nystrom_test.py',
         'tests/conformance_test.py::CorrectorTest',
         'tests/conformance_test.py::ValueTest',
         'tests/training/cost_test.py',

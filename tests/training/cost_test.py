@@ -223,6 +223,20 @@ class CorrectorCostTest(absltest.TestCase):
     self.assertEqual(make('procrustes').flops_per_update(10, B, 8),
                      sums + 22 * 8**3 + 2 * 8**3)
 
+  def test_nystrom(self):
+    make = lambda kernel: correctors.Nystrom(
+        num_landmarks=12, landmarks='uniform', kernel=kernel, bandwidth=1.,
+        ridge=0.01, decay=0.9, num_anchors=3, use_after=0, keep_norm=True)
+    self.assertEqual(make('linear').flops_per_row(8), 2 * 8 * 8)
+    self.assertEqual(make('rbf').flops_per_row(8), 2 * (2 * 12 * 8))
+    for kernel, size, values in (('linear', 9, 0), ('rbf', 12, 2 * 12 * 8)):
+      features = 10 * (values + size**2)  # and a triangular solution
+      sums = 2 * (10 + 12) * size * (size + 8)  # of rows and landmarks
+      solution = size**3 / 3 + 2 * size**2 * 8
+      self.assertAlmostEqual(
+          make(kernel).flops_per_update(10, B, 8),
+          features + sums + solution + size**2 * 8)
+
   def test_mlp(self):
     make = lambda weight: correctors.MLP(
         hidden=6, learning_rate=1e-3, warmup_steps=0, updates_per_step=3,

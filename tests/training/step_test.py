@@ -132,6 +132,11 @@ def many_methods():
           gumbel, columns='all', corrector=correctors.Linear(
               fit='ridge', ridge=1e-2, decay=0.9, num_anchors=3, use_after=1,
               keep_norm=True, reset_on_refresh=True)),
+      'nystrom': helpers.method(
+          gumbel, columns='all', corrector=correctors.Nystrom(
+              num_landmarks=24, landmarks='greedy', kernel='rbf',
+              bandwidth=1.0, ridge=1e-2, decay=0.9, num_anchors=5, use_after=0,
+              keep_norm=True)),
   }
 
 
@@ -177,7 +182,7 @@ class InvarianceTest(parameterized.TestCase):
 
   @parameterized.parameters(
       'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'mlp', 'stochastic',
-      'shortlist', 'ring', 'small_ring', 'linear', 'candidates',
+      'shortlist', 'ring', 'small_ring', 'linear', 'nystrom', 'candidates',
       'candidates_only')
   def test_nothing_depends_on_the_device_count(self, name):
     """Draws, rows encoded besides, losses, memory and corrector."""
@@ -189,7 +194,7 @@ class InvarianceTest(parameterized.TestCase):
 
   @parameterized.parameters(
       'in_batch', 'stale', 'cache', 'uniform', 'ring', 'mlp', 'linear',
-      'candidates')
+      'nystrom', 'candidates')
   def test_nothing_is_compiled_after_the_first_step(self, name):
     mesh = sharding.make_mesh(2)
     method = many_methods()[name]

@@ -41,7 +41,7 @@ def looks(workdir, ridge):
   linear = correctors.Linear(
       fit='ridge', ridge=ridge, decay=1.0, num_anchors=0, use_after=0,
       keep_norm=experiment.config.model.normalize, reset_on_refresh=False)
-  untouched = linear.init(None, experiment.model.dim)
+  untouched = linear.init(None, state.table)
   yield 'none', [look(functools.partial(linear.apply, untouched))]
   yield "the run's corrector", [look(functools.partial(
       experiment.method.corrector.apply, state.corrector))]

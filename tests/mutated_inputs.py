@@ -9,6 +9,7 @@ model folders, that every tensor is one of the file. Hypothesis draws the
 mutations, by a fixed seed, and shrinks what fails.
 """
 
+import argparse
 import atexit
 import collections
 import functools
@@ -22,8 +23,6 @@ import tempfile
 import types
 import warnings
 
-from absl import app
-from absl import flags
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -367,17 +366,12 @@ def run(examples, see, inputs=INPUTS):
   each()
 
 
-def define_flags(values):
-  """Adds the flags; not at import, where those of scripts would clash."""
-  flags.DEFINE_integer(
-      'examples', 1000, 'How many inputs.', flag_values=values)
-  flags.DEFINE_string(
-      'out', None, 'JSON file for the counts.', flag_values=values)
-
-
-def main(argv, values=flags.FLAGS):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--examples', type=int, default=1000,
+                      help='how many inputs')
+  parser.add_argument('--out', help='JSON file for the counts')
+  values = parser.parse_args()
   # Those of Hugging Face's datasets would be kept, and a bar shown for each.
   os.environ['HF_DATASETS_CACHE'] = tempfile.mkdtemp(prefix='datasets_')
   atexit.register(shutil.rmtree, os.environ['HF_DATASETS_CACHE'])
@@ -404,5 +398,4 @@ def main(argv, values=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags(flags.FLAGS)
-  app.run(main)
+  main()

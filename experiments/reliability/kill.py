@@ -60,7 +60,9 @@ _OPTIONS = ('--config.data.source=beir', '--config.data.num_targets=0',
             '--config.checkpoint.every=3', '--config.log.every=1',
             '--config.refresh.write_back=True')
 _SECONDS = re.compile(r'seconds|.*_seconds|latency_ms')  # keys of JSON
-_NOT_COMPARED = re.compile(r'tensorboard/.*|checkpoints/.*|results\.md')
+# Vectors that mine and search keep with a run are not training's.
+_NOT_COMPARED = re.compile(
+    r'tensorboard/.*|checkpoints/.*|targets/.*|results\.md')
 _TEMPORARY = re.compile(r'\..*|.*\btmp\b.*')
 
 
@@ -214,23 +216,23 @@ def kill_and_compare(command: Command, root: pathlib.Path, kills: int,
   seconds = command.run(second)  # with all programs compiled
   wanted = contents(first / 'out')
   found = [f'undisturbed: {problem}' for problem in problems(second, wanted)]
-  done, killed, moments = 0, 0, []
-  while done < kills:
-    folder = root / command.name / f'killed-{done}'
+  moments: list[float] = []
+  for number in range(5 * kills):  # it may end before its moment
+    if len(moments) == kills:
+      break
+    folder = root / command.name / f'killed-{number}'
     folder.mkdir()
-    for _ in range(min(chain, kills - done)):
+    for _ in range(min(chain, kills - len(moments))):
       moment = random_moment.uniform(0, seconds)
-      moments.append(round(moment, 2))
-      done += 1
       if not command.kill(folder, moment):
         break
-      killed += 1
+      moments.append(round(moment, 2))
     if not (folder / 'out').exists() or command.name == 'train':
       command.run(folder)
     found += [f'{folder.name}: {problem}'
               for problem in problems(folder, wanted)]
     shutil.rmtree(folder)
-  return {'seconds': round(seconds, 1), 'kills': killed,
+  return {'seconds': round(seconds, 1), 'kills': len(moments),
           'moments': moments, 'problems': found}
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from jax import numpy as jnp
 
-from retrieval_jax import products
+from retrieval_jax import scoring
 from retrieval_jax import table as tables
 from retrieval_jax import types
 
@@ -75,6 +75,6 @@ def positive_scores(request: types.Request, view: types.View
     known: [B] bool, whether the positive is remembered.
   """
   known = request.positive_rows >= 0
-  positives = view.correct(tables.take(view.table, request.positive_rows))
-  scores = products.inner('bd,bd->b', request.queries, positives)
+  positives = tables.take(view.table, request.positive_rows)
+  scores = scoring.inner('bd,bd->b', request.queries, view, positives)
   return jnp.where(known, scores, 0.0), known

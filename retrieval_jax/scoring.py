@@ -52,6 +52,27 @@ _TOP_K_BLOCK_ROWS = 16
 _NEVER = -jnp.inf
 
 
+def inner(subscripts: str, queries: jax.Array, view: View,
+          rows: TargetTable) -> jax.Array:
+  """Returns <query, corrected row>, unscaled, float32, of any slice.
+
+  Args:
+    subscripts: of an einsum of queries and rows, in which b are queries: such
+      as 'bd,bkd->bk'.
+    queries: [B, D].
+    view: its corrector and, if there is one, its fold.
+    rows: slice of the table.
+  """
+  if view.fold is None:
+    return products.inner(subscripts, queries, view.correct(rows))
+  moved, constants = view.fold(queries)
+  axes = [i for i, letter in enumerate(subscripts.partition('->')[2])
+          if letter != 'b']
+  return products.inner(
+      subscripts, moved, rows.embeddings.astype(jnp.float32)
+      ) + jnp.expand_dims(constants, axes)
+
+
 def top_k(queries: jax.Array, view: View, k: int, *,
           exclude_rows: jax.Array | None = None,
           ceiling: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -321,8 +342,12 @@ def _on_shards(select: Callable, key, queries, view, exclude_rows,
 
   def on_shard(key, queries, table, scale, exclude_rows, ceiling):
     scaled = queries.astype(jnp.float32) * scale  # cheaper than scaling [B, C]
-    return select(_Shard(scaled, table, view.correct, exclude_rows, ceiling,
-                         chunk_rows, block_rows), key)
+    correct, constants = view.correct, None
+    if view.fold is not None:
+      scaled, constants = view.fold(scaled)
+      correct = lambda piece: piece.embeddings.astype(jnp.float32)
+    return select(_Shard(scaled, constants, table, correct, exclude_rows,
+                         ceiling, chunk_rows, block_rows), key)
 
   everywhere, by_row = PartitionSpec(), PartitionSpec(sharding.AXIS)
   run = jax.shard_map(
@@ -345,11 +370,13 @@ class _Shard:
   Row and block numbers are global wherever they leave this class.
   """
 
-  def __init__(self, queries: jax.Array, table: TargetTable,
+  def __init__(self, queries: jax.Array, constants: jax.Array | None,
+               table: TargetTable,
                correct: Callable[[TargetTable], jax.Array],
                exclude_rows: jax.Array, ceiling: jax.Array | None,
                chunk_rows: int, block_rows: int):
-    self.queries, self.table, self.correct = queries, table, correct
+    self.queries, self.constants = queries, constants
+    self.table, self.correct = table, correct
     self.exclude_rows, self.ceiling = exclude_rows, ceiling
     self.chunk_rows, self.num_rows = chunk_rows, table.ids.shape[0]
     self.block_rows = block_rows
@@ -383,6 +410,8 @@ class _Shard:
           self.table)
       logits = products.inner(
           'cd,bd->cb', self.correct(piece), self.queries)
+      if self.constants is not None:
+        logits += self.constants[None]
       # Rows of other chunks, and -1, become negative or too large; negative
       # indices would wrap around, so both go past the end and are dropped.
       inside = self.exclude_rows - (self.first_row + start)
@@ -458,6 +487,8 @@ class _Shard:
           lambda a: a[jnp.clip(block, 0, self.num_blocks - 1)], table)
       found = products.inner(
           'bgd,bd->bg', self.correct(piece), self.queries)
+      if self.constants is not None:
+        found += self.constants[:, None]
       row = jnp.take_along_axis(rows, which[:, :, None], axis=1)  # [B, 1, g]
       excluded = jnp.any(
           row == self.exclude_rows[:, :, None], axis=1)  # [B, g]

@@ -115,11 +115,15 @@ class View(NamedTuple):
       leading shape [...]) to its present embeddings [..., D] float32.
     scale: [] float32, beta: fixed or learned.
     scan: how to go over the rows.
+    fold: where `correct` is affine, a function of queries x [B, D] that returns
+      x' [B, D] and c [B] with <x, correct(row)> = <x', row> + c, so that no row
+      has to be moved; else None.
   """
   table: TargetTable
   correct: Callable[[TargetTable], jax.Array]
   scale: jax.Array
   scan: Scan
+  fold: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
 class Request(NamedTuple):
@@ -368,6 +372,13 @@ class Corrector(Protocol):
   def apply(self, state: Any, stale: TargetTable) -> jax.Array:
     """Returns present embeddings [..., D] float32 of a slice of the table."""
 
+  @property
+  def folds(self) -> bool: ...
+
+  def fold(self, state: Any, queries: jax.Array
+           ) -> tuple[jax.Array, jax.Array]:
+    """Returns what `View.fold` does; only where `folds` says that it can."""
+
   def update(self, state: Any, observation: Observation
              ) -> tuple[Any, Mapping[str, jax.Array]]:
     """Returns the state after one observation, and scalars to log.
@@ -379,7 +390,7 @@ class Corrector(Protocol):
     """Returns the state to go on with after the whole table was re-encoded."""
 
   def flops_per_row(self, dim: int) -> float:
-    """Returns the FLOPs of `apply` per row, for the meter."""
+    """Returns the FLOPs of `apply` per row, or of `fold` per query."""
 
   def flops_per_update(self, num_rows: int, num_queries: int, dim: int
                        ) -> float:

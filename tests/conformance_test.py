@@ -688,6 +688,22 @@ class CorrectorTest(parameterized.TestCase):
             applier(late)(state, rows), applier(corrector)(state, rows))
         self.assertFalse(np.array_equal(applier(late)(state, rows), STALE))
 
+  def test_queries_may_be_moved_in_place_of_rows_where_it_folds(self, case):
+    for keep_norm in (True, False):
+      corrector = make_corrector(case, keep_norm=keep_norm, use_after=2)
+      queries = jnp.asarray(vectors(3, B))
+      self.assertIsInstance(corrector.folds, bool)
+      if not corrector.folds:
+        continue
+      for times in range(4):
+        state, _ = learned(corrector, *[observation()] * times)
+        moved, constants = corrector.fold(state, queries)
+        self.assertEqual((moved.shape, constants.shape), ((B, D), (B,)))
+        np.testing.assert_allclose(
+            moved @ STALE.T + constants[:, None],
+            queries @ applier(corrector)(state, slice_of(STALE)).T,
+            rtol=1e-5, atol=1e-5)
+
   def test_goes_on_after_a_refresh_or_starts_anew(self, case):
     for reset in (True, False):
       corrector = make_corrector(case, reset_on_refresh=reset)

@@ -95,6 +95,49 @@ class BruteForceTest(parameterized.TestCase):
     np.testing.assert_allclose(log_z, expected, rtol=2e-6)
     np.testing.assert_allclose(alone, expected, rtol=2e-6)
 
+  @parameterized.parameters(1, 4)
+  def test_moved_queries_find_what_moved_rows_do(self, devices):
+    """Of an affine map, with -1 and gaps as elsewhere; by all kernels."""
+    targets, queries, exclude, weight = _data()
+    bias = np.random.default_rng(9).normal(size=weight.shape[1])
+    mesh = sharding.make_mesh(devices)
+    rows = table.from_embeddings(targets, mesh, 64, 'float32')
+    correct = lambda rows: rows.embeddings @ weight + jnp.broadcast_to(
+        bias, rows.embeddings.shape)
+    fold = lambda queries: (queries @ weight.T, queries @ bias)
+    found = []
+    for folded in (False, True):
+      view = View(rows, correct, jnp.float32(BETA), Scan(mesh, 64),
+                  fold if folded else None)
+      ceiling = jnp.full(len(queries), BETA / 2)
+      found.append(jax.device_get((
+          scoring.top_k(queries, view, 9, exclude_rows=exclude,
+                        ceiling=ceiling),
+          scoring.gumbel_top_k(jax.random.key(5), queries, view, 9,
+                               exclude_rows=exclude),
+          scoring.bucket_maxima(queries, view, 8, exclude_rows=exclude),
+          scoring.log_partition(queries, view, exclude_rows=exclude))))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(
+        one, other, rtol=1e-4, atol=1e-4), *found)
+
+  @parameterized.parameters('bd,ud->bu', 'bd,ud->ub', 'bd,bd->b')
+  def test_scores_of_a_slice_are_those_of_corrected_rows(self, subscripts):
+    targets, queries, _, weight = _data()
+    bias = np.random.default_rng(9).normal(size=weight.shape[1])
+    mesh = sharding.make_mesh(1)
+    rows = table.take(table.from_embeddings(targets, mesh, 64, 'float32'),
+                      np.arange(len(queries)) + 3)
+    view = plain_view(rows, mesh)._replace(
+        correct=lambda rows: rows.embeddings @ weight + bias[None])
+    folded = view._replace(
+        correct=None, fold=lambda x: (x @ weight.T, x @ bias))
+    wanted = np.einsum(
+        subscripts, queries, np.asarray(rows.embeddings) @ weight + bias)
+    for seen in (view, folded):
+      np.testing.assert_allclose(
+          scoring.inner(subscripts, queries, seen, rows), wanted, rtol=1e-4,
+          atol=1e-4)
+
   def test_gumbel_returns_logits_without_noise(self):
     _, (rows, logits, _), _ = _kernels(4, 64)
     np.testing.assert_allclose(

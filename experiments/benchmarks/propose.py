@@ -6,6 +6,8 @@ Times the kernels of `retrieval_jax.scoring` and a scan that only multiplies
 the same chunks, in turns, and prints medians and ratios of medians. 'corrected'
 kernels move every row by an MLP corrector of width --hidden first; next to them
 is the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
+'linear' kernels move every row by a linear map, 'folded' ones the queries in
+place of the rows.
 On a GPU it also prints how long reading the table once takes (its bytes over
 --memory_bandwidth), which bounds every exact kernel from below.
 """
@@ -60,6 +62,15 @@ def _corrector(rows):
   return corrector, jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state)
 
 
+def _linear(rows):
+  """Returns the same of a linear map."""
+  corrector = correctors.Linear(
+      fit='ridge', ridge=1e-2, decay=1., num_anchors=0, use_after=0,
+      keep_norm=False, reset_on_refresh=True)
+  state = corrector.init(jax.random.key(0), rows)
+  return corrector, jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state)
+
+
 def _kernels(mesh, rows):
   """Returns name -> jitted function of (key, queries, table, exclude)."""
   k = _NUM_NEGATIVES.value
@@ -103,6 +114,13 @@ def _kernels(mesh, rows):
         jnp.float32(_SCALE.value), scan)
     named |= {f'corrected K={size}': gumbel(size, corrected)
               for size in (1, k)}
+  linear, matrix = _linear(rows)
+  moved = lambda table: types.View(
+      table, functools.partial(linear.apply, matrix),
+      jnp.float32(_SCALE.value), scan)
+  folded = lambda table: moved(table)._replace(
+      fold=functools.partial(linear.fold, matrix))
+  named |= {'linear K=1': gumbel(1, moved), 'folded K=1': gumbel(1, folded)}
   return {name: jax.jit(kernel) for name, kernel in named.items()}
 
 

@@ -13,6 +13,7 @@ from retrieval_jax import types
 class Identity:
   """Leaves stale rows where they are: what every corrector must beat."""
   num_anchors = 0
+  folds = False  # there is nothing to fold
 
   def init(self, key: jax.Array, table: types.TargetTable) -> tuple[()]:
     """Returns the empty state."""
@@ -29,6 +30,12 @@ class Identity:
     """Returns `stale.embeddings` [..., D] as float32."""
     del state
     return stale.embeddings.astype(jnp.float32)
+
+  def fold(self, state: tuple[()], queries: jax.Array
+           ) -> tuple[jax.Array, jax.Array]:
+    """Returns the queries, and zeros."""
+    del state
+    return queries, jnp.zeros(len(queries))
 
   def update(self, state: tuple[()], observation: types.Observation
              ) -> tuple[tuple[()], Mapping[str, jax.Array]]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 
+from retrieval_jax import products
 from retrieval_jax import table as tables
 from retrieval_jax import types
 
@@ -46,6 +47,23 @@ class Learned:
     del state, step
     return tables.systematic_rows(key, table, self.num_anchors)
 
+  @property
+  def folds(self) -> bool:
+    """Whether queries can be moved in place of rows."""
+    return False
+
+  def fold(self, state: Any, queries: jax.Array
+           ) -> tuple[jax.Array, jax.Array]:
+    """Returns x' = x + M x [B, D] and c = <x, b> [B] of queries x.
+
+    With h(v) = v + v M + b this is <x, h(v)> = <x', v> + c.
+    """
+    matrix = self.affine(state)
+    if self.use_after:
+      matrix = jnp.where(state.num_updates >= self.use_after, matrix, 0.0)
+    moved = products.inner('bd,ed->be', queries, matrix)  # [B, D + 1]
+    return queries + moved[:, :-1], moved[:, -1]
+
   def rebuild(self, state: Any, key: jax.Array, table: types.TargetTable
               ) -> Any:
     """Returns a new state, or the same if it is not to be reset."""
@@ -53,6 +71,10 @@ class Learned:
 
   def init(self, key: jax.Array, table: types.TargetTable) -> Any:
     """Returns the state that is the identity."""
+    raise NotImplementedError
+
+  def affine(self, state: Any) -> jax.Array:
+    """Returns M with b as its last row, [D + 1, D], where it `folds`."""
     raise NotImplementedError
 
   def moved(self, state: Any, stale: types.TargetTable) -> jax.Array:

@@ -101,6 +101,15 @@ class Linear(learned.Learned):
     return (maps.moved(vectors, residual) if self.keep_norm
             else vectors + residual)
 
+  @property
+  def folds(self) -> bool:
+    """Whether rows are moved by the map alone."""
+    return not self.keep_norm
+
+  def affine(self, state: LinearState) -> jax.Array:
+    """Returns the map, minus the identity, [D + 1, D]."""
+    return state.matrix
+
   def update(self, state: LinearState, observation: types.Observation
              ) -> tuple[LinearState, Mapping[str, jax.Array]]:
     """Returns the state that also fits this observation; nothing to log."""

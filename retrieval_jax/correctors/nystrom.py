@@ -160,6 +160,15 @@ class Nystrom(learned.Learned):
     return (maps.moved(vectors, residual) if self.keep_norm
             else vectors + residual)
 
+  @property
+  def folds(self) -> bool:
+    """Whether rows are moved by an affine map alone."""
+    return self.kernel == 'linear' and not self.keep_norm
+
+  def affine(self, state: NystromState) -> jax.Array:
+    """Returns W [D + 1, D], of the kernel 'linear'."""
+    return state.weights
+
   def update(self, state: NystromState, observation: types.Observation
              ) -> tuple[NystromState, Mapping[str, jax.Array]]:
     """Returns the state that also fits this observation; nothing to log."""

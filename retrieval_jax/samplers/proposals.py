@@ -3,7 +3,7 @@
 import jax
 from jax import numpy as jnp
 
-from retrieval_jax import products
+from retrieval_jax import scoring
 from retrieval_jax import table as tables
 from retrieval_jax import types
 
@@ -46,8 +46,8 @@ def described(rows: jax.Array, log_q: jax.Array, request: types.Request,
   known = jnp.any(
       rows[:, :, None] == request.exclude_rows[:, None, :], axis=-1)
   chosen = tables.take(view.table, rows)
-  logits = view.scale * products.inner(
-      'bd,bkd->bk', request.queries, view.correct(chosen))
+  logits = view.scale * scoring.inner(
+      'bd,bkd->bk', request.queries, view, chosen)
   mask = (rows >= 0) & (chosen.ids >= 0) & ~known
   return types.Proposal(
       rows=jnp.where(mask, rows, -1), ids=jnp.where(mask, chosen.ids, -1),

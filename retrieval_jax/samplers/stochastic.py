@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from jax import numpy as jnp
 
-from retrieval_jax import products
+from retrieval_jax import scoring
 from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.samplers import proposals
@@ -40,8 +40,8 @@ class StochasticNegativeMining(stateless.Stateless):
     repeated = jnp.concatenate([jnp.zeros(1, bool), ranks[1:] == ranks[:-1]])
     pool = tables.live_rows(view.table, ranks)
     chosen = tables.take(view.table, pool)
-    logits = view.scale * products.inner(
-        'bd,ud->bu', request.queries, view.correct(chosen))
+    logits = view.scale * scoring.inner(
+        'bd,ud->bu', request.queries, view, chosen)
     known = jnp.any(
         pool[None, :, None] == request.exclude_rows[:, None, :], axis=-1)
     allowed = ~known & ((chosen.ids >= 0) & ~repeated)[None, :]

@@ -99,6 +99,8 @@ class Cost:
   def _correcting(self, corrected, num_observed):
     """Counts the rows that a proposal corrects and those a step observes."""
     corrector = self.method.corrector
+    if corrector.folds and corrected:
+      corrected = self.batch_size  # it moves queries in place of rows
     # Observed rows are corrected once more, to log their drift.
     self.meter.count('flops_correcting', corrected + num_observed,
                      corrector.flops_per_row(self.dim))

@@ -113,9 +113,12 @@ def make_train_step(
   # --- What a sampler sees.
 
   def view_of(state, apply=method.corrector.apply):
+    fold = None
+    if method.corrector.folds:
+      fold = functools.partial(method.corrector.fold, state.corrector)
     return types.View(
         table=state.table, scale=encoders.scale(state.params), scan=scan,
-        correct=functools.partial(apply, state.corrector))
+        correct=functools.partial(apply, state.corrector), fold=fold)
 
   def request_of(state, batch):
     excluded = batch.known_positives

@@ -4,6 +4,7 @@ What all of them promise: tests/conformance_test.py.
 """
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -382,6 +383,31 @@ class InTheStepTest(parameterized.TestCase):
       draws.append(seen[0])
     jax.tree.map(np.testing.assert_array_equal, *draws[:2])
     jax.tree.map(np.testing.assert_array_equal, draws[0], draws[2])
+
+  @parameterized.parameters(
+      helpers.gumbel(), helpers.samplers.TopK(2),
+      helpers.samplers.StochasticNegativeMining(2, 32),
+      helpers.samplers.TopK(2, ceiling=helpers.samplers.Ceiling(None, 0.1)))
+  def test_a_linear_map_of_queries_draws_what_one_of_rows_does(self, sampler):
+    """In the third step, after two that move the map."""
+    corrector = linear(keep_norm=False, num_anchors=8, ridge=1e-2)
+    self.assertTrue(corrector.folds)
+    self.assertFalse(linear().folds)
+    found = []
+    for folds in (True, False):
+      draws = []
+      with mock.patch.object(correctors.Linear, 'folds', folds):
+        helpers.train(
+            dataclasses.replace(method(corrector), sampler=sampler),
+            sharding.make_mesh(2), num_steps=3, stale_params=helpers.params(5),
+            each=lambda state, proposal, probes, draws=draws: draws.append(
+                jax.device_get(proposal)))
+      found.append(draws[-1])
+    np.testing.assert_array_equal(found[0].rows, found[1].rows)
+    for name in ('logits', 'log_q', 'log_z'):
+      np.testing.assert_allclose(
+          getattr(found[0], name), getattr(found[1], name), atol=1e-4)
+    self.assertFalse(np.array_equal(found[0].logits, found[1].logits))
 
   def test_nothing_of_the_corrector_reaches_the_encoder(self):
     """With draws that ignore the view, parameters agree.

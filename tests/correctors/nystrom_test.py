@@ -330,6 +330,12 @@ class LandmarksTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f'corrector.{name}='):
       nystrom(**{name: value})
 
+  def test_only_an_affine_map_folds(self):
+    folds = lambda **options: nystrom(**options).folds
+    self.assertTrue(folds(kernel='linear', keep_norm=False))
+    self.assertFalse(folds(kernel='linear', keep_norm=True))
+    self.assertFalse(folds(kernel='rbf', keep_norm=False))
+
   @parameterized.parameters(('linear', 17), ('rbf', 20))
   def test_refuses_a_penalty_that_is_lost_in_rounding(self, kernel, size):
     stale, _ = drifting(120)

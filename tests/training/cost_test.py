@@ -37,6 +37,7 @@ class Sampler:
 
 class Corrector:
   """Costs 1000 FLOPs a row to apply and 10 a row and query to update."""
+  folds = False
 
   def flops_per_row(self, dim):
     assert dim == D
@@ -80,6 +81,16 @@ class CostTest(parameterized.TestCase):
         # 100 rows per query; own column and K others, forward and back.
         'flops_scoring': 2 * D * B * 100 + 3 * 2 * D * B * (1 + K),
         'flops_correcting': (70 + observed) * 1000 + 10 * observed * B})
+
+  @parameterized.parameters((100, B), (0, 0))
+  def test_queries_are_corrected_in_place_of_rows(self, scored, corrected):
+    corrector = Corrector()
+    corrector.folds = True
+    got = count(sampler=Sampler(scored=scored), corrector=corrector)
+    observed = B * (1 + K)
+    self.assertEqual(
+        got['flops_correcting'],
+        (corrected + observed) * 1000 + 10 * observed * B)
 
   def test_padding_is_no_text(self):
     got = count(negative_ids=(3, -1, -1, 5, 6, 7, -1, 8),

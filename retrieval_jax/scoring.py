@@ -52,6 +52,11 @@ _TOP_K_BLOCK_ROWS = 16
 _NEVER = -jnp.inf
 
 
+def uncorrected(rows: TargetTable) -> jax.Array:
+  """Returns the embeddings [..., D] of a slice as they are, float32."""
+  return rows.embeddings.astype(jnp.float32)
+
+
 def inner(subscripts: str, queries: jax.Array, view: View,
           rows: TargetTable) -> jax.Array:
   """Returns <query, corrected row>, unscaled, float32, of any slice.
@@ -69,7 +74,7 @@ def inner(subscripts: str, queries: jax.Array, view: View,
   axes = [i for i, letter in enumerate(subscripts.partition('->')[2])
           if letter != 'b']
   return products.inner(
-      subscripts, moved, rows.embeddings.astype(jnp.float32)
+      subscripts, moved, uncorrected(rows)
       ) + jnp.expand_dims(constants, axes)
 
 
@@ -345,7 +350,7 @@ def _on_shards(select: Callable, key, queries, view, exclude_rows,
     correct, constants = view.correct, None
     if view.fold is not None:
       scaled, constants = view.fold(scaled)
-      correct = lambda piece: piece.embeddings.astype(jnp.float32)
+      correct = uncorrected
     return select(_Shard(scaled, constants, table, correct, exclude_rows,
                          ceiling, chunk_rows, block_rows), key)
 
@@ -513,6 +518,8 @@ class _Shard:
       piece = jax.tree.map(lambda a: a[jnp.where(here, at, 0)], self.table)
       found = products.inner(
           'bgd,bd->bg', self.correct(piece), self.queries)
+      if self.constants is not None:
+        found += self.constants[:, None]
       excluded = jnp.any(
           row[:, None, :] == self.exclude_rows[:, :, None], axis=1)
       found = jnp.where(here & (piece.ids >= 0) & ~excluded, found, _NEVER)

@@ -205,15 +205,20 @@ class ListedTest(parameterized.TestCase):
     listed = np.random.default_rng(1).integers(
         -1, NUM_TARGETS, (NUM_QUERIES, 3, 50)).astype(np.int32)
     listed[:, 0, :4], listed[:, 1, :2] = exclude, -1
-    found = jax.jit(lambda rows: scoring.logits_of(
-        queries, plain_view(rows, mesh, scale=BETA)._replace(
-            correct=lambda rows: rows.embeddings @ weight), listed,
-        exclude_rows=exclude,
-        num_lists=None if num_lists is None else jnp.int32(num_lists)))(rows)
+    bias = np.random.default_rng(9).normal(size=weight.shape[1])
     wanted = np.where(listed >= 0, np.take_along_axis(
         _logits()[:, None], np.maximum(listed, 0), axis=2), -np.inf)
     wanted[:, 3 if num_lists is None else num_lists:] = -np.inf
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for seen, added in (
+        (dict(correct=lambda rows: rows.embeddings @ weight), 0.),
+        (dict(correct=None, fold=lambda x: (x @ weight.T, x @ bias)),
+         BETA * queries @ bias)):
+      found = jax.jit(lambda rows, seen=seen: scoring.logits_of(
+          queries, plain_view(rows, mesh, scale=BETA)._replace(**seen), listed,
+          exclude_rows=exclude,
+          num_lists=None if num_lists is None else jnp.int32(num_lists)))(rows)
+      np.testing.assert_allclose(
+          found, wanted + np.reshape(added, (-1, 1, 1)), rtol=1e-4, atol=1e-4)
 
   @parameterized.parameters(1, 8)
   def test_a_function_of_every_row_is_of_its_own_vector(self, devices):

@@ -12,7 +12,7 @@ from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import table
 from retrieval_jax.indexes import arguments
-from retrieval_jax.types import Scan, TargetTable, View
+from retrieval_jax.types import Scan, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,8 @@ class ExactIndex:
                    chunk_rows=self.chunk_rows)
 
 
-def as_they_are(stale: TargetTable) -> jax.Array:
-  """Returns the embeddings [..., D] float32 of a table's slice, uncorrected."""
-  return stale.embeddings.astype(jnp.float32)
-
-
 @functools.partial(jax.jit, static_argnames=('k', 'mesh', 'chunk_rows'))
 def _search(queries, state, exclude, *, k, mesh, chunk_rows):
-  view = View(state, as_they_are, jnp.ones(()), Scan(mesh, chunk_rows))
+  view = View(state, scoring.uncorrected, jnp.ones(()), Scan(mesh, chunk_rows))
   # Row i of a corpus table holds id i, so rows need no translation.
   return scoring.top_k(queries, view, k, exclude_rows=exclude)

@@ -63,7 +63,7 @@ class TreeIndex(exact.ExactIndex):
             leaf_size=self.leaf_size, rank=0))(table))
 
   def _view(self, table):
-    return types.View(table, exact.as_they_are, jnp.ones(()),
+    return types.View(table, scoring.uncorrected, jnp.ones(()),
                       types.Scan(self.mesh, self.chunk_rows))
 
   def _found(self, queries, state, exclude, k):

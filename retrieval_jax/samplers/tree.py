@@ -107,8 +107,10 @@ class Tree:
   is not, and draws are with replacement: `log_z` would not be what estimators
   rely on.
 
-  In a step the tree follows what the memory overwrites; with a learned
-  corrector it stays one of the rows as they were corrected when it was built.
+  In a step the tree follows what the memory overwrites. With a corrector that
+  folds it is over the rows as they are remembered, and queries are moved; with
+  another that learns it stays one of the rows as they were corrected when it
+  was built.
   When the memory is renewed it is brought up to date, by
   `tree_building.maintain`.
 
@@ -197,7 +199,7 @@ class Tree:
   def init(self, key: jax.Array, view: types.View) -> trees.Tree:
     """Returns a tree over the rows of the memory, as they are corrected."""
     return tree_building.build(
-        key, tree_building.OnDevice(view), leaf_size=self.leaf_size,
+        key, tree_building.OnDevice(_unmoved(view)), leaf_size=self.leaf_size,
         rank=self.moments)
 
   def update(self, state: trees.Tree, observation: types.Observation
@@ -226,7 +228,8 @@ class Tree:
 
     def maintained(key, state, table):
       return tree_building.maintain(
-          key, state, tree_building.OnDevice(view._replace(table=table)),
+          key, state,
+          tree_building.OnDevice(_unmoved(view)._replace(table=table)),
           margin=self.move_margin, degraded=self.regrow_share)
 
     where = jax.tree.map(lambda array: array.sharding, state)
@@ -242,6 +245,7 @@ class Tree:
   def propose(self, state: trees.Tree, key: jax.Array, request: types.Request,
               view: types.View) -> types.Proposal:
     """Returns K draws; log_z is nan, and log_q 0 where it is not known."""
+    request, view, constants = _with_queries_moved(request, view)
     draw_key, accept_key, row_key = jax.random.split(key, 3)
     draws = self._draw(state, draw_key, request, view)
     at, found = self._ends(accept_key, draws)
@@ -272,14 +276,15 @@ class Tree:
     return types.Proposal(
         rows=jnp.where(mask, rows, -1),
         ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
-        logits=jnp.where(mask, logits, _NEVER),
+        logits=jnp.where(mask, logits + constants[:, None], _NEVER),
         log_q=jnp.where(mask, log_q, 0.),
         log_z=jnp.full(shape[:1], jnp.nan), mask=mask)
 
   def estimate_log_z(self, state: trees.Tree, key: jax.Array,
                      request: types.Request, view: types.View) -> jax.Array:
     """Returns the log of an unbiased estimate of Z, [B], by all proposals."""
-    return self._draw(state, key, request, view).log_z
+    request, view, constants = _with_queries_moved(request, view)
+    return self._draw(state, key, request, view).log_z + constants
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, vector>, rows corrected) of one `propose`.
@@ -456,6 +461,7 @@ class Tree:
           and above it.
         tree_opened: share of the rows that were opened.
     """
+    request, view, _ = _with_queries_moved(request, view)
     queries = request.queries.astype(jnp.float32) * view.scale
     num_queries, num_leaves = len(queries), state.num_leaves
     every = jnp.arange(num_queries)[:, None]
@@ -521,6 +527,26 @@ class Tree:
         every, jnp.where(beam >= 0, beam, tree.num_leaves)].set(
             True, mode='drop')
     return jnp.where(in_beam, leaves, scaled)
+
+
+def _unmoved(view):
+  """Returns the view whose rows the tree is over.
+
+  Where a corrector is affine, that is of rows as they are remembered, which no
+  step of the corrector moves, and queries are moved in place of them.
+  """
+  if view.fold is None:
+    return view
+  return view._replace(correct=scoring.uncorrected, fold=None)
+
+
+def _with_queries_moved(request, view):
+  """Returns (request, view, c [B]) with the same logits, but for c."""
+  if view.fold is None:
+    return request, view, jnp.zeros(len(request.queries))
+  queries, constants = view.fold(request.queries.astype(jnp.float32))
+  return (request._replace(queries=queries), _unmoved(view),
+          view.scale * constants)
 
 
 def _weigh_leaves(tree, queries, counts, parents):

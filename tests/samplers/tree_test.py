@@ -290,6 +290,31 @@ class ProposalTest(parameterized.TestCase):
     self.assertGreater(
         p_value(found.rows.reshape(-1), np.exp(truth.log_q)), 1e-3)
 
+  def test_queries_are_moved_in_place_of_rows_where_a_corrector_folds(self):
+    """As if other queries had come, but for a constant in the logits."""
+    sampler, asked, plain = make(opened=2), request(64), view(2.0)
+    rng = np.random.default_rng(3)
+    turn = rng.normal(size=(D, D)).astype(np.float32)
+    shift = rng.normal(size=D).astype(np.float32)
+    folded = plain._replace(
+        correct=None, fold=lambda x: (x @ turn, x @ shift))
+    tree, key = state(sampler), jax.random.key(0)
+    found = jax.jit(sampler.propose)(tree, key, asked, folded)
+    like = call(sampler.propose, tree, key, asked._replace(
+        queries=asked.queries @ turn), plain)
+    np.testing.assert_array_equal(found.rows, like.rows)
+    np.testing.assert_allclose(found.log_q, like.log_q, rtol=1e-5, atol=1e-5)
+    corrected = vectors() @ turn.T + shift
+    np.testing.assert_allclose(
+        found.logits, 2 * (corrected @ QUERY[0])[found.rows], rtol=1e-4,
+        atol=1e-4)
+    opened = make(opened=1000)
+    log_z = jax.jit(opened.estimate_log_z)(tree, key, asked, folded)
+    logits = 2 * corrected @ QUERY[0]
+    logits[~LIVE], logits[EXCLUDED[EXCLUDED >= 0]] = -np.inf, -np.inf
+    np.testing.assert_allclose(
+        log_z, np.logaddexp.reduce(logits), rtol=1e-5)
+
   @parameterized.product(devices=(2, 8), case=('some_opened', 'beam'))
   def test_number_of_devices_does_not_matter(self, devices, case):
     sampler = make(**PROPOSALS[case], chain_steps=2)
@@ -521,11 +546,12 @@ class StateTest(parameterized.TestCase):
             jax.device_get(state.sampler)))
     jax.tree.map(np.testing.assert_array_equal, trees_seen[0], trees_seen[-1])
 
-  @parameterized.parameters(0.0, 100.0)
-  def test_is_made_of_rows_as_they_are_corrected(self, share):
+  @parameterized.product(share=(0.0, 100.0), folds=(False, True))
+  def test_is_made_of_rows_as_they_are_corrected(self, share, folds):
+    """Or, where queries can be moved in their place, as remembered."""
     method = helpers.method(
         make(leaf_size=4, regrow_share=share), push=True,
-        corrector=helpers.linear(reset_on_refresh=False))
+        corrector=helpers.linear(reset_on_refresh=False, keep_norm=not folds))
     mesh = sharding.make_mesh(2)
     learned, _ = helpers.train(
         method, mesh, num_steps=3, stale_params=helpers.params(1))
@@ -535,8 +561,9 @@ class StateTest(parameterized.TestCase):
     new = train_step.refreshed(learned, now)
     corrected = np.asarray(method.corrector.apply(new.corrector, now))
     self.assertGreater(np.abs(corrected - now.embeddings).max(), 0.01)
-    trees.check(new.sampler, corrected[:helpers.NUM_TARGETS],
-                np.ones(helpers.NUM_TARGETS, bool))
+    trees.check(
+        new.sampler, np.asarray(now.embeddings if folds else corrected)[
+            :helpers.NUM_TARGETS], np.ones(helpers.NUM_TARGETS, bool))
 
   @parameterized.parameters(0.0, 0.1, 100.0)
   def test_is_brought_up_to_date_with_a_new_memory(self, share):

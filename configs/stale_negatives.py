@@ -4,7 +4,7 @@ A small encoder (one layer of width 128) is trained from scratch, so that it
 moves far from the table that its initial parameters made. Every run of a seed
 has the same batches; a step encodes 128 queries, their positives and 128
 negatives (none in 'in_batch', none but 256 queries and positives in
-'in_batch_256'; no targets at all in 'adore' and 'direct_gradient'). Four
+'in_batch_256'; no targets at all in 'adore' and 'direct_gradient'). Five
 sweeps:
 
   python -m experiments.sweep --config=configs/stale_negatives.py \
@@ -18,12 +18,15 @@ sweeps:
 
   python -m experiments.sweep --config=configs/stale_negatives.py:landmarks \
       --sweep=landmarks --workdir=runs/landmarks
+  python -m experiments.sweep --config=configs/stale_negatives.py \
+      --sweep=distinct --workdir=runs/distinct
 
 The third starts from an encoder that in-batch negatives have trained, whose
 table is good at first and moves less: the only start that makes sense for
 'adore' and 'direct_gradient', which never train the target tower. The fourth
 has the quick start's encoder, the first layer of a pretrained one, and
-correctors that learn from landmarks: rows drawn uniformly at each step.
+correctors that learn from landmarks: rows drawn uniformly at each step. The
+fifth asks how often a target counts that several queries of a batch have drawn.
 
 experiments/results/stale_negatives/README.md has the results, the command that
 draws them, and where to get the Wikipedia data (configs/links.py). All numbers
@@ -160,6 +163,15 @@ def landmarks():
   for seed in SEEDS:
     for name, overrides in arms.items():
       yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
+
+
+def distinct():
+  """Yields a target that several queries drew, counted often or once."""
+  for seed in SEEDS:
+    for name, once in (('repeated', False), ('once', True)):
+      yield {'name': f'{name}-seed{seed}', 'seed': seed, **_KEPT,
+             'sampler.num_negatives': 4, 'estimator.distinct': once,
+             'data.num_targets': 10_000, 'num_steps': 160}
 
 
 def _runs(arms):

@@ -6,8 +6,9 @@ Rows are synthetic: unit vectors around centres of clusters whose sizes follow a
 power law, made on the device from a seed. For each number
 of rows it builds the tree, then times in turns, for one batch of queries,
 'tree' (draws for each beam and length of the chain) and 'exact' (Gumbel draws
-from all rows), and prints medians, the bytes that the tree and the table hold, and at the end the exponent of each
-time in the number of rows, by least squares of the logarithms.
+from all rows), and prints medians, the bytes that the tree and the table hold,
+and at the end the exponent of each time in the number of rows, by least squares
+of the logarithms.
 """
 
 import json
@@ -120,7 +121,8 @@ def _measure(num_rows):
   start = time.perf_counter()
   tree = jax.block_until_ready(build(jax.random.key(1), table))
   numbers = {'num_rows': num_rows, 'build_seconds': time.perf_counter() - start,
-             'compile_seconds': compiled, 'table_bytes': _bytes(table), 'tree_bytes': _bytes(tree)}
+             'compile_seconds': compiled, 'table_bytes': _bytes(table),
+             'tree_bytes': _bytes(tree)}
   calls = {}
   for beam in _BEAM.value:
     for steps in _CHAIN_STEPS.value:
@@ -144,8 +146,8 @@ def _measure(num_rows):
                           for name, values in seconds.items()}}
   print(f'\nN={num_rows:,} D={_DIM.value} B={_NUM_QUERIES.value} '
         f'{_DTYPE.value} on {jax.devices()[0].device_kind}: built in '
-        f'{numbers["build_seconds"]:.1f} s, compiled in {compiled:.1f} s; table '
-        f'{numbers["table_bytes"] / 2**20:,.0f} MiB, tree '
+        f'{numbers["build_seconds"]:.1f} s, compiled in {compiled:.1f} s; '
+        f'table {numbers["table_bytes"] / 2**20:,.0f} MiB, tree '
         f'{numbers["tree_bytes"] / 2**20:,.1f} MiB')
   exact = numbers['seconds']['exact']
   for name, median in numbers['seconds'].items():

@@ -8,6 +8,7 @@ import jax
 
 from retrieval_jax import factory
 from retrieval_jax.jobs import diagnose
+from retrieval_jax.jobs import episodes
 from retrieval_jax.jobs import evaluate
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import hooks
@@ -18,6 +19,7 @@ def make_hooks(experiment: factory.Experiment,
                checkpoints: checkpoint.Checkpoints, workdir: str, *,
                schedule: Callable[[int], jax.Array],
                reencode: Callable[[states.TrainState], states.TrainState],
+               restart: Callable[[states.TrainState], states.TrainState],
                saved_config: Mapping[str, Any],
                best: checkpoint.Best | None = None) -> list[hooks.Hook]:
   """Returns the hooks of a run: re-encoding, measuring, logging, saving.
@@ -28,14 +30,18 @@ def make_hooks(experiment: factory.Experiment,
     workdir: folder of the run.
     schedule: step -> learning rate.
     reencode: state -> state with a memory that is re-encoded whole.
+    restart: state -> state with the encoder of step 0.
     saved_config: what a checkpoint keeps of the config, as plain JSON.
     best: the best checkpoint so far, which is kept too; or None.
   """
   config = experiment.config
-  chosen: list[hooks.Hook] = [hooks.LogHook(config.log.every, schedule)]
-  if experiment.method.refresh.reencode_every:
-    chosen.append(hooks.ReencodeHook(
-        reencode, experiment.method.refresh.reencode_every))
+  chosen: list[hooks.Hook] = [hooks.LogHook(
+      config.log.every, episodes.schedule_of(experiment, schedule))]
+  every, ends = (experiment.method.refresh.reencode_every,
+                 episodes.end_steps(experiment))
+  until = ends[-1] if ends else 0
+  if every:
+    chosen.append(hooks.ReencodeHook(reencode, every, until))
   if config.evaluation.every:
     # The last state may be the best, whether or not its turn has come.
     kind = hooks.EvaluateHook if best else EvaluateDevHook
@@ -45,6 +51,8 @@ def make_hooks(experiment: factory.Experiment,
     chosen.append(hooks.DiagnosticsHook(
         lambda state: diagnose_memory(experiment, state),
         config.diagnostics.every))
+  if experiment.plan.restart:
+    chosen.append(hooks.RestartHook(restart, every, until))
   chosen.append(hooks.ProgressHook(config.log.every))
   save = hooks.CheckpointHook(
       checkpoints, config.checkpoint.every, saved_config, best)

@@ -243,7 +243,7 @@ def start_state(experiment: factory.Experiment,
     if are_read:
       cost.reembedding(len(ids))
   whole = distinct = None
-  if len(ids) == len(experiment.dataset.distinct_ids):
+  if targets is not None and len(ids) == len(experiment.dataset.distinct_ids):
     distinct, whole = targets, experiment.of_all_targets(targets)
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')

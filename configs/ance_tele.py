@@ -102,7 +102,6 @@ def _published(config, variant):
   config.encoding.buckets = (32, 64, 96, 128, 160)
   config.optimizer.learning_rate = 5e-6
   config.optimizer.weight_decay = 0.0
-  config.corrector.keep_norm = False
   if variant == 'msmarco':
     config.data.source = 'msmarco'
     config.data.target_length = 128

@@ -68,8 +68,8 @@ class MineTest(parameterized.TestCase):
       known = KNOWN[place].tolist()
       self.assertCountEqual(listed(lists.neighbours[place]), [
           i for i in nearest(QUERIES_OF[place]) if i not in known])
-      ahead = [p for p in listed(POSITIVES[place])][
-          :1 if positives == 'first' else None]
+      ahead = listed(POSITIVES[place])
+      ahead = ahead[:1] if positives == 'first' else ahead
       wanted = [i for p in ahead for i in nearest(vector_of(p))
                 if i not in known]
       self.assertContainsSubset(listed(lists.lookahead[place]), wanted)
@@ -109,13 +109,12 @@ class MineTest(parameterized.TestCase):
     some = 0
     for place, query in enumerate(QUERIES_OF):
       lowest = min(query @ vector_of(p) for p in listed(POSITIVES[place]))
-      fits = lambda i: (
-          i not in KNOWN[place] and i % 2 == 0
-          and query @ vector_of(i) <= lowest - 0.1 * abs(lowest))
       for found, vector in (
           (lists.neighbours, query),
           (lists.lookahead, vector_of(POSITIVES[place, 0]))):
-        wanted = [i for i in nearest(vector) if fits(i)]
+        wanted = [i for i in nearest(vector) if (
+            i not in KNOWN[place] and i % 2 == 0
+            and query @ vector_of(i) <= lowest - 0.1 * abs(lowest))]
         self.assertCountEqual(listed(found[place]), wanted)
         some += len(wanted)
     self.assertGreater(some, 10)

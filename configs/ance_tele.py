@@ -58,6 +58,7 @@ def get_config(variant=''):
     config.refresh.reencode_every = 1
     config.episodes.depth = 20
     config.episodes.per_list = 4
+    config.forgetting.every = 1
   elif variant in ('msmarco', 'nq'):
     _published(config, variant)
   else:
@@ -76,6 +77,7 @@ def _ours(config, variant):
   config.encoding.buckets = (12, 16, 20, 24, 32)
   config.encoding.chunk_size = 0
   config.evaluation.every = EARLY // 3
+  config.forgetting.every = EARLY
   config.evaluation.baselines = False
   config.checkpoint.every = 1000
   config.log.tensorboard = False

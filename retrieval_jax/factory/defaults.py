@@ -198,6 +198,9 @@ def get_config() -> config_dict.ConfigDict:
   config.diagnostics.every = 0  # steps between looks against brute force
   config.diagnostics.num_queries = 64
 
+  config.forgetting = ml_collections.ConfigDict()
+  config.forgetting.every = 0  # steps between looks at what is forgotten
+
   config.log = ml_collections.ConfigDict()
   config.log.every = 20
   config.log.tensorboard = True

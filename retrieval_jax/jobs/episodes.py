@@ -95,7 +95,10 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
     ahead = positives[:, :1] if plan.positives == 'first' else positives
     cost.mining(len(rows), len(embeddings), searches=len(rows) + (
         int((ahead >= 0).sum()) if plan.lookahead else 0))
-    with _searchable(experiment, embeddings, table) as search, progress.counter(
+    with searchable(
+        experiment, embeddings,
+        table if experiment.method.memory.holds_corpus else None
+    ) as search, progress.counter(
         f'mining episode {episode}', unit='queries', total=len(rows),
         show=not jax.process_index()) as add:
       lists = episodes.mine(
@@ -113,13 +116,19 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
 
 
 @contextlib.contextmanager
-def _searchable(experiment: factory.Experiment, embeddings: np.ndarray,
-                table: types.TargetTable) -> Iterator[
-                    Callable[[np.ndarray, int], np.ndarray]]:
-  """Yields the `search` of an episodes.Corpus; what it needs is freed then."""
-  memory, mesh = experiment.method.memory, experiment.mesh
-  chunk_rows, own = experiment.config.memory.chunk_rows, None
-  if not memory.holds_corpus:
+def searchable(experiment: factory.Experiment, embeddings: np.ndarray,
+               table: types.TargetTable | None = None) -> Iterator[
+                   Callable[[np.ndarray, int], np.ndarray]]:
+  """Yields the `search` of an episodes.Corpus; what it needs is freed then.
+
+  Args:
+    experiment: of the run.
+    embeddings: [m, D] float32, of the distinct targets.
+    table: that holds them already; None makes one.
+  """
+  mesh, chunk_rows = experiment.mesh, experiment.config.memory.chunk_rows
+  own = None
+  if table is None:
     own = table = memories.Corpus(
         len(experiment.target_tokens), 'float32', chunk_rows).create(
             embeddings, experiment.dataset.distinct_ids,

@@ -1,6 +1,7 @@
 """The hooks of a training run."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from retrieval_jax import factory
 from retrieval_jax.jobs import diagnose
 from retrieval_jax.jobs import episodes
 from retrieval_jax.jobs import evaluate
+from retrieval_jax.jobs import forgetting
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import hooks
 from retrieval_jax.training import state as states
@@ -51,6 +53,8 @@ def make_hooks(experiment: factory.Experiment,
     chosen.append(hooks.DiagnosticsHook(
         lambda state: diagnose_memory(experiment, state),
         config.diagnostics.every))
+  if config.forgetting.every:
+    chosen.append(ForgettingHook(experiment, workdir, config.forgetting.every))
   if experiment.plan.restart:
     chosen.append(hooks.RestartHook(restart, every, until))
   chosen.append(hooks.ProgressHook(config.log.every))
@@ -68,6 +72,27 @@ def make_hooks(experiment: factory.Experiment,
 class EvaluateDevHook(hooks.EvaluateHook):
   """Dev evaluation on its period only: at the end all splits are evaluated."""
   at_finish = False
+
+
+@dataclasses.dataclass
+class ForgettingHook(hooks.Hook):
+  """Looks at what the run has forgotten.
+
+  Attributes:
+    experiment: of the run.
+    workdir: of the run.
+    every: period in steps.
+  """
+  experiment: factory.Experiment
+  workdir: str
+  every: int
+
+  def __call__(self, run) -> None:
+    with run.meter.phase('forgetting'):
+      found = forgetting.look(
+          self.experiment, self.workdir, run.step, run.state.params,
+          run.state.table.embeddings)
+    run.write(found)
 
 
 def evaluate_dev(experiment: factory.Experiment, state: states.TrainState

@@ -26,6 +26,7 @@ from retrieval_jax.evaluation import report
 from retrieval_jax.factory import run_folder
 from retrieval_jax.jobs import episodes
 from retrieval_jax.jobs import evaluate
+from retrieval_jax.jobs import forgetting
 from retrieval_jax.jobs import hooks
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import cost as costs
@@ -263,6 +264,10 @@ def start_state(experiment: factory.Experiment,
                               state.table, step=0)))
   if experiment.plan.restart:
     episodes.keep_start(experiment, workdir)
+  forgetting.start(workdir)
+  if config.forgetting.every:
+    with cost.meter.phase('forgetting'):
+      forgetting.look(experiment, workdir, 0, experiment.params, None)
   return train_step, schedule, state, baselines
 
 

@@ -211,6 +211,17 @@ def mine(plan: Plan, corpus: Corpus, queries: np.ndarray,
   return Lists(joined[0], joined[1] if plan.lookahead else None)
 
 
+def choose_random(ids: np.ndarray, count: int, *, known: np.ndarray,
+                  query_rows: np.ndarray, seed: int, episode: int
+                  ) -> np.ndarray:
+  """Returns `count` random ones [n, count] of results that are not known.
+
+  Arguments are as of `choose`; -1 behind those of a query with fewer.
+  """
+  return _drawn(np.where(arguments.listed(ids, known), -1, ids), count, seed,
+                episode, _NEIGHBOURS, query_rows)
+
+
 def choose(plan: Plan, ids: np.ndarray, query_rows: np.ndarray, *,
            known: np.ndarray, seed: int, unfit: Unfit | None = None) -> Lists:
   """Returns the lists of the first episode from results [n, depth] of a search.

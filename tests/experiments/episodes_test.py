@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax import factory
+from retrieval_jax.jobs import compare
 from retrieval_jax.jobs import episodes
 from retrieval_jax.jobs import train
 from tests.experiments import tiny
@@ -35,6 +36,12 @@ def check_same(workdir, straight):
                train_test.final_state(workdir),
                train_test.final_state(straight))
   assert tiny.losses(workdir) == tiny.losses(straight)
+  assert forgotten(workdir) == forgotten(straight)
+
+
+def forgotten(workdir):
+  with open(os.path.join(workdir, 'forgetting.json'), encoding='utf-8') as f:
+    return json.load(f)
 
 
 def counts(workdir):
@@ -139,6 +146,53 @@ def test_what_is_embedded_is_counted(straight):
   assert found['target_encoder_calls_reembedding'] == 3 * tiny.NUM_TARGETS
   assert found['query_encoder_calls'] == steps * batch + 3 * train_queries
   assert found['table_bytes'] == 0
+
+
+def test_forgetting_is_looked_at_before_an_episode_starts_again(straight):
+  workdir, _ = straight
+  found = forgotten(workdir)
+  assert found['steps'] == list(range(8))
+  # After two steps the encoder is that of two steps, not of none.
+  of_first = found['accuracy'][0]
+  assert of_first[2] != of_first[0] != of_first[4]
+  of_step = {line['step']: line for line in tiny.read_metrics(workdir)
+             if 'forgetting/swap' in line}
+  assert sorted(of_step) == list(range(1, 8))
+  assert of_step[5]['forgetting/swap'] == found['swap'][5]
+  assert of_step[5]['forgetting/learned'] == found['learned'][4]
+
+
+def test_comparing_draws_what_is_forgotten(straight, tmp_path):
+  out = str(tmp_path)
+  compare.run([straight[0]], out)
+  with open(os.path.join(out, 'comparison.md'), encoding='utf-8') as f:
+    assert '(forgetting.png)' in f.read()
+  assert os.path.getsize(os.path.join(out, 'forgetting.png')) > 10_000
+
+
+def test_only_looks_after_the_same_steps_have_a_mean():
+  found = {'steps': [0, 2], 'accuracy': [[.5, .7], [None, .2]]}
+  other = {'steps': [0, 2], 'accuracy': [[.3, .9], [None, .4]]}
+  group = lambda *of: [mock.Mock(forgetting=one) for one in of]
+  drawn = compare.of_forgetting({
+      'two': group(found, other), 'none': group({}),
+      'others': group(found, {**other, 'steps': [0, 3]})})
+  assert list(drawn) == ['two']
+  steps, matrix = drawn['two']
+  assert steps == [0, 2]
+  np.testing.assert_allclose(matrix[0], [.4, .8])
+  assert matrix[1][0] is None
+  np.testing.assert_allclose(matrix[1][1], .3)
+
+
+def test_other_methods_are_looked_at_too(make_config, tmp_path):
+  config = make_config('stale', forgetting__every=2, num_steps=5,
+                       evaluation__baselines=False)
+  train.run(config, str(tmp_path), num_devices=1)
+  found = forgotten(str(tmp_path))
+  assert found['steps'] == [0, 2, 4, 5]
+  meter = counts(str(tmp_path))  # a look is no part of training
+  assert meter['target_encoder_calls_reembedding'] == tiny.NUM_TARGETS
 
 
 def test_a_memory_is_embedded_once_for_both(

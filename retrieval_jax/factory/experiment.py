@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
 from retrieval_jax.factory import run_folder
+from retrieval_jax.mining import episodes
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
@@ -55,6 +57,11 @@ class Experiment:
   model: dual_encoder.DualEncoder
   params: types.Params
   method: methods.Method
+
+  @functools.cached_property
+  def plan(self) -> episodes.Plan:
+    """Which episodes there are, and what each of them mines."""
+    return methods_lib.make_plan(self.config)
 
   def tokenize_queries(self, texts: Sequence[str]
                        ) -> tuple[np.ndarray, np.ndarray]:
@@ -147,8 +154,12 @@ class Experiment:
   def make_step(self) -> tuple[
       steps.TrainStep, Callable[[int], jax.Array]]:
     """Returns (TrainStep, optimizer schedule)."""
+    given = dict(self.config.optimizer)
+    if self.plan.restart:
+      given['total_steps'] = self.plan.longest(
+          self.config.num_steps, self.method.refresh.reencode_every)
     optimizer, schedule = optimizers.make_optimizer(
-        **self.config.optimizer,
+        **given,
         frozen=(() if self.method.targets.source == 'encoder'
                 else self.model.tower_names[-1:]))
     options = self.config.encoding
@@ -212,11 +223,16 @@ def build(config: config_dict.ConfigDict, *,
     config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
   dataset = datasets.make_dataset(config, training=training)
+  split = config.data.train_split
   method = methods_lib.make_method(
-      config, len(dataset.corpus_ids), len(dataset.query_ids))
+      config, len(dataset.corpus_ids), len(dataset.query_ids),
+      len(dataset.qrels[split].queries()) if split in dataset.qrels else None)
   if training:
     compatibility.check_setting(method, methods_lib.make_setting(
         config, sharding.num_shards(mesh), dataset))
+    compatibility.check_episodes(
+        methods_lib.make_plan(config), method, num_steps=config.num_steps,
+        best=config.checkpoint.best)
   tokenizer = (datasets.make_tokenizer(config, dataset) if workdir is None
                else run_folder.read_tokenizer(workdir))
   query_tokens, target_tokens_ = datasets.make_tokens(

@@ -64,9 +64,9 @@ class TrainStep(NamedTuple):
     propose: (state, batch) -> Draws.
     update: (state, batch, draws, negative_tokens [B * K, L], probe_tokens
       [P + A, L]) -> (state, metrics). Donates the state.
-    refreshed: (state, table, embed_queries=, embed_targets=, known_positives=)
-      -> state, with the table replaced by a new one of the present parameters,
-      and corrector and sampler rebuilt; the functions are those of a
+    refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
+      pools=) -> state, with the table replaced by a new one of the present
+      parameters, and corrector and sampler rebuilt; the rest is as of a
       types.Episode.
   """
   init_state: Callable[..., states.TrainState]
@@ -169,7 +169,7 @@ def make_train_step(
         opt_state=layout.shardings(state.opt_state))
 
   def refreshed(state, table, *, embed_queries=None, embed_targets=None,
-                known_positives=None):
+                known_positives=None, pools=None):
     step = int(state.step)
     key = keys.of_rebuild(seed, step)
     corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
@@ -178,7 +178,7 @@ def make_train_step(
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
             step, view_of(state, correct_on_host), embed_queries,
-            embed_targets, known_positives)))
+            embed_targets, known_positives, pools)))
 
   # --- Propose.
 

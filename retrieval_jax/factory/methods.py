@@ -33,6 +33,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
   memory = registries.make(
       registries.MEMORIES, 'memory.kind', config.memory,
       num_targets=num_targets)
+  _warn_of_episodes(config)
   plan = make_plan(config)
   ceiling = _ceiling(config, 'sampler')
   have_ceiling = [
@@ -67,6 +68,11 @@ def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
   Raises:
     ValueError: for options that cannot work, alone or together.
   """
+  return episodes.Plan(**config.episodes)
+
+
+def _warn_of_episodes(config: config_dict.ConfigDict) -> None:
+  """Warns of options of the episodes that were set and that nothing reads."""
   if registries.SAMPLERS.get(config.sampler.name) is not samplers.Pool:
     registries.warn_unread(
         'episodes', config.episodes, f'sampler.name={config.sampler.name!r}',
@@ -75,7 +81,6 @@ def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
     registries.warn_unread(
         'episodes', config.episodes, "episodes.combine='concatenated'",
         set(config.episodes) - {'alpha', 'beta'})
-  return episodes.Plan(**config.episodes)
 
 
 def _make_objective(config: config_dict.ConfigDict) -> types.Objective:

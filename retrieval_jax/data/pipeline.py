@@ -40,6 +40,18 @@ def hashes(seed: int, purpose: int, epoch: ArrayLike, *items: ArrayLike
   return state
 
 
+def order_of(ranks: np.ndarray, absent: np.ndarray) -> np.ndarray:
+  """Returns the order [n, k] of ranks in their rows, what is absent last.
+
+  Args:
+    ranks: [n, k] uint64, hashes.
+    absent: [n, k] bool.
+  """
+  # Hashes of 63 bits, so that the last one tells both kinds apart.
+  ranks = (ranks >> np.uint64(1)) | (absent.astype(np.uint64) << np.uint64(63))
+  return np.argsort(ranks, axis=1, kind='stable')
+
+
 class TrainBatches:
   """Batches of queries with one positive each.
 
@@ -150,10 +162,7 @@ class TrainBatches:
     places = self._negatives.padded_places(queries)  # [b, W]
     ranks = hashes(self.seed, _CANDIDATE, epochs[:, None], queries[:, None],
                    np.arange(places.shape[1]))
-    # Those that are there before padding; hashes of 63 bits keep them apart.
-    ranks = (ranks >> np.uint64(1)) | ((places < 0).astype(np.uint64)
-                                       << np.uint64(63))
-    chosen = np.argsort(ranks, axis=1, kind='stable')[:, :self._num_candidates]
+    chosen = order_of(ranks, places < 0)[:, :self._num_candidates]
     places = np.take_along_axis(places, chosen, axis=1)
     missing = self._num_candidates - places.shape[1]
     places = np.pad(places, ((0, 0), (0, max(missing, 0))), constant_values=-1)

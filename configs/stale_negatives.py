@@ -55,10 +55,7 @@ _UNTIED = {'model.tied': False, 'sampler.name': 'top_k',
 
 def get_config(variant=''):
   """Returns the configuration; `variant` is one of VARIANTS."""
-  if variant not in VARIANTS:
-    raise ValueError(
-        f"Unknown config variant {variant!r}; there are ':links', "
-        "':landmarks', ':tiny'.")
+  base.check_variant(variant, VARIANTS)
   if variant == 'landmarks':
     return _quick_start()
   config = base.get_config(variant if variant == 'tiny' else '').unlock()

@@ -132,7 +132,11 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.min_margin = config_dict.placeholder(float)
 
   config.objective = ml_collections.ConfigDict()
-  config.objective.name = 'contrastive'  # by the estimator below
+  # By the estimator below; or 'marginal', of answers and a reader.
+  config.objective.name = 'contrastive'
+  config.objective.estimate = 'marginal'  # or 'joint', 'emdr2', 'perplexity'
+  config.objective.temperature = 1.0  # of the teacher in 'perplexity'
+  config.objective.importance = False  # weigh draws by their log q
 
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'

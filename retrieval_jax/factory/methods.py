@@ -15,13 +15,15 @@ from retrieval_jax.factory import registries
 
 
 def make_method(config: config_dict.ConfigDict, num_targets: int,
-                num_queries: int) -> methods.Method:
+                num_queries: int, reader: types.Reader | None = None
+                ) -> methods.Method:
   """Returns the point of the design space that the config names.
 
   Args:
     config: as `settled` returns it.
     num_targets: N.
     num_queries: number of queries of all splits, which query ids index.
+    reader: of a method whose questions have answers.
 
   Raises:
     ValueError: for options that cannot work, alone or together.
@@ -51,7 +53,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
           **config.targets, normalize=config.model.normalize),
-      num_candidates=config.data.num_candidates)
+      num_candidates=config.data.num_candidates, reader=reader)
 
 
 def _make_objective(config: config_dict.ConfigDict) -> types.Objective:

@@ -59,6 +59,7 @@ SAMPLERS = {
 
 OBJECTIVES = {
     'contrastive': objectives.Contrastive,
+    'marginal': objectives.Marginal,
 }
 """Losses of their own; the options of `estimator` are those of Contrastive."""
 

@@ -85,7 +85,7 @@ class Cost:
         targets=self.batch_size if encoded else 0, queries=self.batch_size,
         target_flops=self.passes * self.target_flops,
         query_flops=self.passes * self.query_flops)
-    if negative_ids.size:
+    if encoded and negative_ids.size:
       self.meter.count_step(
           targets=_num_texts(negative_ids), queries=0,
           target_flops=self.passes * self.target_flops)

@@ -4,8 +4,7 @@ A small encoder (one layer of width 128) is trained from scratch, so that it
 moves far from the table that its initial parameters made. Every run of a seed
 has the same batches; a step encodes 128 queries, their positives and 128
 negatives (none in 'in_batch', none but 256 queries and positives in
-'in_batch_256'; no targets at all in 'adore' and 'direct_gradient'). Five
-sweeps:
+'in_batch_256'; no targets at all in 'adore' and 'direct_gradient'). Sweeps:
 
   python -m experiments.sweep --config=configs/stale_negatives.py \
       --sweep=wordnet --workdir=runs/stale_negatives [--parallel=2]
@@ -20,6 +19,11 @@ sweeps:
       --sweep=landmarks --workdir=runs/landmarks
   python -m experiments.sweep --config=configs/stale_negatives.py \
       --sweep=distinct --workdir=runs/distinct
+  python -m experiments.sweep --config=configs/stale_negatives.py \
+      --sweep=dynamic_index --workdir=runs/dynamic_index
+  python -m experiments.sweep --config=configs/stale_negatives.py \
+      --sweep=dynamic_index_trained --workdir=runs/dynamic_index_trained -- \
+      --config.model.start_from=runs/stale_negatives/000_in_batch-seed0
 
 The third starts from an encoder that in-batch negatives have trained, whose
 table is good at first and moves less: the only start that makes sense for
@@ -27,6 +31,9 @@ table is good at first and moves less: the only start that makes sense for
 has the quick start's encoder, the first layer of a pretrained one, and
 correctors that learn from landmarks: rows drawn uniformly at each step. The
 fifth asks how often a target counts that several queries of a batch have drawn.
+The last two put the tree beside exact draws, and landmarks beside a refresh
+that encodes as many targets: 512 of 4,096 landmarks at each of 240 steps, or
+all 117,648 targets once.
 
 experiments/results/stale_negatives/README.md has the results, the command that
 draws them, and where to get the Wikipedia data (configs/links.py). All numbers
@@ -172,6 +179,55 @@ def distinct():
       yield {'name': f'{name}-seed{seed}', 'seed': seed, **_KEPT,
              'sampler.num_negatives': 4, 'estimator.distinct': once,
              'data.num_targets': 10_000, 'num_steps': 160}
+
+
+def _dynamic_index_arms():
+  """Returns name -> overrides: each of tree and regression made exact, too."""
+  tree = {'sampler.name': 'tree'}
+  rebuilt = {'sampler.regrow_share': 0.0}
+  nystrom = {'corrector.name': 'nystrom', 'corrector.num_landmarks': 4096,
+             'corrector.num_anchors': 512, 'corrector.kernel': 'linear',
+             'corrector.ridge': 0.1}
+  kernel = nystrom | {'corrector.kernel': 'rbf'}
+  arms = _arms(240, 117_659)
+  ridge = _LINEAR | {'corrector.num_anchors': 512}
+  return {
+      'uniform': arms['uniform'],
+      'stochastic': {'sampler.name': 'stochastic'},
+      'stale': {},
+      'reencode_2': arms['reencode_2'],
+      'tree_static': tree | rebuilt | arms['reencode_2'],
+      'tree_kept': tree | _KEPT,
+      'tree_nystrom': tree | nystrom,
+      'tree_nystrom_rbf': tree | kernel,
+      'gumbel_nystrom': nystrom,
+      'gumbel_nystrom_rbf': kernel,
+      'linear': ridge,
+      'cache_ring': arms['cache_ring'],
+      'tree_oracle': tree | rebuilt | arms['oracle'],
+      'oracle': arms['oracle'],
+  }
+
+
+def dynamic_index():
+  """Yields the tree's arms with every seed, on WordNet."""
+  yield from _compared(_dynamic_index_arms())
+
+
+def dynamic_index_trained():
+  """Yields those of them that a good start makes sense for, on WordNet."""
+  arms = _dynamic_index_arms()
+  names = ('stale', 'tree_static', 'tree_nystrom', 'gumbel_nystrom',
+           'tree_nystrom_rbf', 'tree_kept', 'oracle')
+  yield from _compared({name: arms[name] for name in names})
+
+
+def _compared(arms):
+  """Yields runs of every seed, each compared with brute force on the way."""
+  for seed in SEEDS:
+    for name, overrides in arms.items():
+      yield {'name': f'{name}-seed{seed}', 'seed': seed,
+             'diagnostics.every': 60, **overrides}
 
 
 def _runs(arms):

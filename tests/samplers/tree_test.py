@@ -298,9 +298,10 @@ class ProposalTest(parameterized.TestCase):
     shift = rng.normal(size=D).astype(np.float32)
     folded = plain._replace(
         correct=None, fold=lambda x: (x @ turn, x @ shift))
-    tree, key = state(sampler), jax.random.key(0)
-    found = jax.jit(sampler.propose)(tree, key, asked, folded)
-    like = call(sampler.propose, tree, key, asked._replace(
+    tree = state(sampler)
+    found = jax.device_get(jax.jit(lambda tree, key: sampler.propose(
+        tree, key, asked, folded))(tree, jax.random.key(0)))
+    like = call(sampler.propose, tree, jax.random.key(0), asked._replace(
         queries=asked.queries @ turn), plain)
     np.testing.assert_array_equal(found.rows, like.rows)
     np.testing.assert_allclose(found.log_q, like.log_q, rtol=1e-5, atol=1e-5)
@@ -309,7 +310,8 @@ class ProposalTest(parameterized.TestCase):
         found.logits, 2 * (corrected @ QUERY[0])[found.rows], rtol=1e-4,
         atol=1e-4)
     opened = make(opened=1000)
-    log_z = jax.jit(opened.estimate_log_z)(tree, key, asked, folded)
+    log_z = jax.jit(lambda tree, key: opened.estimate_log_z(
+        tree, key, asked, folded))(tree, jax.random.key(0))
     logits = 2 * corrected @ QUERY[0]
     logits[~LIVE], logits[EXCLUDED[EXCLUDED >= 0]] = -np.inf, -np.inf
     np.testing.assert_allclose(

@@ -34,7 +34,7 @@ __all__ = [
     'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
     'hugging_face', 'IrDatasetsReader', 'Lenient', 'load', 'load_tokenizer',
     'MsMarcoReader', 'NO_COPIES', 'pairs', 'prepare', 'Qrels', 'Reader',
-    'RetrievalDataset',
+    'QuestionBatches', 'RetrievalDataset',
     'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize', 'Tokenizer',
     'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader',
     'write_strings',
@@ -42,8 +42,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `TrainBatches` late: it alone needs jax, for `types.Batch`."""
-  if name == 'TrainBatches':
+  """Imports batches late: they alone need jax, for `types.Batch`."""
+  if name in ('QuestionBatches', 'TrainBatches'):
     from retrieval_jax.data import pipeline
-    return pipeline.TrainBatches
+    return getattr(pipeline, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -111,7 +111,8 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
         scored(negatives), scored(candidates.positives(qrels))).any())
   return compatibility.Setting(
       batch_size=config.batch_size, num_devices=num_devices,
-      num_targets=num_distinct, tied=config.model.tied,
+      num_targets=num_distinct,
+      tied=config.model.tied and not config.reader.alone,
       normalize=config.model.normalize, table_dtype=config.memory.dtype,
       data_name=dataset.name, split=split, num_candidates=most,
       has_teacher=has_teacher)

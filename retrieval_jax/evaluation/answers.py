@@ -119,15 +119,22 @@ def has_answer(text: str, answers: Iterable[str]) -> bool:
     et al., EMNLP 2020). Deviation: the text of a passage here begins with its
     title, which DPR does not look into. An answer without words is in none.
   """
-  words = _words(text)
-  return any(f' {answer} ' in f' {words} '
-             for answer in map(_words, answers) if answer)
+  wanted = [answer for answer in map(_words_of_answer, answers) if answer]
+  lowered = text.lower()  # far faster than all words
+  if not any(not answer.isascii() or all(
+      word in lowered for word in answer.split()) for answer in wanted):
+    return False
+  words = f' {_words(text)} '
+  return any(f' {answer} ' in words for answer in wanted)
 
 
 def _words(text: str) -> str:
   """Returns the words of a text in lower case, separated by spaces."""
   return ' '.join(_words_or_signs().findall(
       unicodedata.normalize('NFD', text))).lower()
+
+
+_words_of_answer = functools.lru_cache(1 << 16)(_words)
 
 
 @functools.cache

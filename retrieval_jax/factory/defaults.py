@@ -23,9 +23,10 @@ def get_config() -> config_dict.ConfigDict:
 
   config.data = ml_collections.ConfigDict()
   # Or, with data.path: 'beir', 'msmarco', 'trec', 'dpr', 'tevatron', 'pairs',
-  # 'hf', 'ir_datasets', 'tfds'.
+  # 'questions', 'hf', 'ir_datasets', 'tfds'.
   config.data.source = 'wordnet'
   config.data.path = ''  # folder, file or name, as the format's module says
+  config.data.corpus = ''  # file or folder of passages, for the data's own
   config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
   config.data.num_targets = 0  # keep about this many targets; 0: all
   # True drops and counts judgements of unknown ids, repeated ones and queries

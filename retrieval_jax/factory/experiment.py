@@ -344,7 +344,7 @@ def _check_best(config: config_dict.ConfigDict) -> None:
         'during training; set --config.evaluation.every=STEPS.')
   measured = [f'{split}/{name}{dim}' for dim in (
       '', *(f'/{dim}' for dim in config.evaluation.dims))
-              for name in measures.MEASURES]
+              for name in measures.ALL]
   if best not in measured:
     raise ValueError(
         f'--config.checkpoint.best={best!r} is not measured during training; '

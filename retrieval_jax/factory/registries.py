@@ -24,6 +24,7 @@ READERS = {
     'ir_datasets': readers.IrDatasetsReader,
     'msmarco': readers.MsMarcoReader,
     'pairs': readers.pairs.make_reader,
+    'questions': readers.questions.make_reader,
     'tevatron': readers.tevatron.make_reader,
     'tfds': readers.tfds.make_reader,
     'trec': readers.MsMarcoReader,

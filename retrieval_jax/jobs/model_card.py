@@ -69,7 +69,9 @@ def write(retriever: trained.TrainedRetriever,
   lines += ['', '## Data', '', f'{dataset.name}: '
             f'{len(dataset.corpus_ids):,} passages, '
             f'{len(dataset.query_ids):,} queries; '
-            + ', '.join(f'{len(qrels.queries()):,} judged in `{split}`'
+            + ', '.join(f'{len(dataset.queries_of(split)):,} '
+                        f'{"judged" if len(qrels.grades) else "answered"} '
+                        f'in `{split}`'
                         for split, qrels in dataset.qrels.items())
             + f'. Trained on `{config.data.train_split}`.',
             '', '## Measures', '']

@@ -40,7 +40,8 @@ from retrieval_jax.training import step as steps
 # schedule depends on it.
 MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
               'diagnostics', 'evaluation', 'data.cache', 'data.path',
-              'data.tokens_on_device', 'encoding.batch_tokens', 'sharding')
+              'data.corpus', 'data.tokens_on_device', 'encoding.batch_tokens',
+              'sharding')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,

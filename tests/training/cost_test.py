@@ -56,7 +56,8 @@ def count(*, sampler=Sampler(), corrector=correctors.Identity(),
   meter = training.Meter()
   method = namespaces.SimpleNamespace(
       sampler=sampler, corrector=corrector, objective=objective,
-      num_negatives=K, num_candidates=num_candidates, has_positives=has_positives,
+      num_negatives=K, num_candidates=num_candidates,
+      has_positives=has_positives,
       targets=namespaces.SimpleNamespace(source=source))
   cost = costs.Cost(
       meter=meter, method=method, dim=D, batch_size=B, query_flops=QUERY,

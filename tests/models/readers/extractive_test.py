@@ -22,7 +22,7 @@ ANSWERS = ([(6, 2), (9, 1), (9, 2)], [(4, 1)], [], [])
 
 
 def rows(seed=0):
-  """Returns rows [4, 14]: the third passage is empty, the last lacks answers."""
+  """Returns rows [4, 14], one with an empty passage, one without answers."""
   rng = np.random.default_rng(seed)
   made = np.full((len(PASSAGES), READER.row_length), -1, np.int32)
   for row, (start, stop), answers in zip(made, PASSAGES, ANSWERS):
@@ -149,7 +149,7 @@ class ExtractiveTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, '300000 tokens, but a row has roo'):
       change(config=dataclasses.replace(CONFIG, vocab_size=300000))
     with self.assertRaisesRegex(NotImplementedError, 'fuses nothing'):
-      READER.read_fused
+      READER.read_fused  # noqa: B018
 
 
 if __name__ == '__main__':

@@ -18,7 +18,6 @@ import rich.console
 import rich.text
 
 from experiments import process
-from experiments import search
 from retrieval_jax import terminal
 from retrieval_jax import trained
 
@@ -49,7 +48,7 @@ def main(argv, values=flags.FLAGS):
   with process.script():
     retriever = trained.open(values.workdir)
     index = retriever.index(values.index)
-    for query in values.query or search.lines():
+    for query in values.query or process.lines('question'):
       [answered] = retriever.answer([query], values.k, index)
       console.print()
       console.print(rich.text.Text(terminal.shown(query, _TEXT)))

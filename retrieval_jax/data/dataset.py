@@ -334,6 +334,14 @@ class Collection:
       return rows
     return np.union1d(rows, self.answers[split].query_rows)
 
+  def answers_of(self, split: str) -> dict[str, list[str]]:
+    """Returns query id -> its answers; none in a split without answers."""
+    if split not in self.answers:
+      return {}
+    of_split = self.answers[split]
+    return {self.query_ids[row]: of_split.of(row)
+            for row in of_split.query_rows.tolist()}
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class RetrievalDataset(Collection):

@@ -22,14 +22,15 @@ import numpy as np
 
 from retrieval_jax.data import dataset
 from retrieval_jax.evaluation import answers
+from retrieval_jax.evaluation import predictions
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
 
 MEASURES = ('RR@10', 'R@1', 'R@20', 'R@100', 'Success@1', 'Success@20',
             'nDCG@10')
 """What results.json holds of a split with judgements."""
-ALL = MEASURES + answers.MEASURES
-"""And of a split with answers."""
+ALL = (*MEASURES, *answers.MEASURES, *predictions.MEASURES)
+"""And of a split with answers; the last by a run that has a reader."""
 
 
 def qrels_from_rows(query_rows: np.ndarray, corpus_rows: np.ndarray,
@@ -131,14 +132,16 @@ def of_split(run: runs.Run, collection: dataset.Collection, split: str,
     run: of the queries of the split; others are ignored.
     collection: with the judgements and answers.
     split: its name.
-    measures: names in the spelling of ir-measures, and `Answer@k`.
+    measures: names in the spelling of ir-measures, and `Answer@k`; those of
+      `predictions` are left out.
 
   Raises:
     ValueError: if no measure is left, and as `per_query` does.
   """
   qrels, found = collection.qrels[split], {}
   of_answers = [name for name in measures if answers.is_measure(name)]
-  judged = [name for name in measures if name not in of_answers]
+  judged = [name for name in measures
+            if name not in of_answers and name not in predictions.MEASURES]
   relevant = qrels.grades > 0  # below 0: related, neither right nor wrong
   if judged and relevant.any():
     found = evaluate(run, qrels_from_rows(
@@ -160,13 +163,10 @@ def of_split(run: runs.Run, collection: dataset.Collection, split: str,
 def _of_answers(run: runs.Run, collection: dataset.Collection, split: str,
                 measures: Sequence[str]) -> dict[str, float]:
   """Returns `Answer@k` of a run on a split that has answers."""
-  of_split = collection.answers[split]
   texts = collection.corpus_texts
   assert texts is not None
-  wanted = {collection.query_ids[row]: of_split.of(row)
-            for row in of_split.query_rows.tolist()}
-  ids = set(run.ids.ravel().tolist())
-  rows = {name: row for row, name in enumerate(collection.corpus_ids)
-          if name in ids}
+  rows = dict(zip(run.ids.ravel().tolist(), runs.to_rows(
+      run, collection.corpus_ids).ravel().tolist()))
   return answers.evaluate(
-      run, wanted, lambda name: texts[rows[name]], measures)
+      run, collection.answers_of(split), lambda name: texts[rows[name]],
+      measures)

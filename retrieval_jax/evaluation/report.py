@@ -14,6 +14,8 @@ RESULTS_FILE = 'results.json'
 LABELS = {'RR@10': 'MRR@10', 'R@1': 'Recall@1', 'R@20': 'Recall@20',
           'R@100': 'Recall@100'}
 """The measures that tables show, and what the field calls them."""
+OF_ANSWERS = {name: name for name in ('Answer@1', 'Answer@20', 'EM', 'F1')}
+"""And those of a split with answers."""
 
 
 def write_results(workdir: str, results: Mapping[str, Any]) -> str:
@@ -103,16 +105,19 @@ def results_table(results: Mapping[str, Any], split: str = 'test'
         f'{sorted(results.get("measures", {}))}; name one of these.')
   table = rich.table.Table(title=f'{split} queries, whole corpus')
   table.add_column('', no_wrap=True)
-  for name in LABELS:
-    table.add_column(LABELS[name], justify='right')
   rows = (('BM25', results.get('bm25') or {}),
           ('untrained encoder', results.get('untrained') or {}),
           ('trained encoder', results['measures']))
+  measured = results['measures'][split]
+  labels = {name: label for name, label in {**LABELS, **OF_ANSWERS}.items()
+            if name in measured} or LABELS
+  for label in labels.values():
+    table.add_column(label, justify='right')
   for label, of_split in rows:
     values = of_split.get(split)
     if values:
       table.add_row(label, *(
-          _shown(values.get(name), '.3f') for name in LABELS),
+          _shown(values.get(name), '.3f') for name in labels),
           style='bold' if label == 'trained encoder' else None)
   return table
 

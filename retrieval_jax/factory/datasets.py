@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from retrieval_jax import data
 from retrieval_jax.evaluation import answers
+from retrieval_jax.evaluation import predictions
 from retrieval_jax.factory import registries
 from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
@@ -110,12 +111,16 @@ def _check_judged(config: config_dict.ConfigDict,
   split, best = config.data.dev_split, config.checkpoint.best
   if best:
     name = best.removeprefix(f'{split}/').split('/')[0]
-    if (split not in dataset.answers if answers.is_measure(name)
+    by_answers = answers.is_measure(name) or name in predictions.MEASURES
+    if (split not in dataset.answers if by_answers
         else not len(dataset.qrels[split].grades)):
       raise ValueError(
           f'--config.checkpoint.best={best!r}: {split!r} of {dataset.name} has '
-          f'no {"answers" if answers.is_measure(name) else "judgements"} to '
-          'measure it by.')
+          f'no {"answers" if by_answers else "judgements"} to measure it by.')
+    if name in predictions.MEASURES and config.reader.name == 'none':
+      raise ValueError(
+          f'--config.checkpoint.best={best!r} is of a reader, and '
+          "--config.reader.name='none'.")
   if config.diagnostics.every and not len(dataset.qrels[split].grades):
     raise ValueError(
         '--config.diagnostics.every looks at the positives of the dev queries, '

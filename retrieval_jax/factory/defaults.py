@@ -188,6 +188,7 @@ def get_config() -> config_dict.ConfigDict:
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.every = 0  # steps between dev evaluations; 0: at the end
   config.evaluation.depth = 100  # results kept per query
+  config.evaluation.num_read = 20  # of these, those that a reader reads
   config.evaluation.baselines = True  # BM25 and the untrained encoder
   config.evaluation.dims = ()  # lengths of prefixes to measure as well
   config.evaluation.drop_self_matches = False  # a query's own id in the corpus

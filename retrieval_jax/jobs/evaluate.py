@@ -6,6 +6,7 @@ import functools
 import os
 from typing import Any
 
+import jax
 from ml_collections import config_dict
 import numpy as np
 
@@ -19,9 +20,11 @@ from retrieval_jax import types
 from retrieval_jax.adapters import store
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.data import progress
 from retrieval_jax.data.readers import beir
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import measures as measures_lib
+from retrieval_jax.evaluation import predictions
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import retrieval
 from retrieval_jax.evaluation import runs
@@ -29,6 +32,7 @@ from retrieval_jax.evaluation import trec
 
 Measures = dict[str, dict[str, float]]
 """{split: {measure: value}}."""
+_READ = 128  # questions read at a time, which bounds memory
 
 
 def splits(config: config_dict.ConfigDict) -> list[str]:
@@ -46,7 +50,8 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
   the last.
 
   Args:
-    workdir: folder of the run; SPLIT.run in TREC format goes there.
+    workdir: folder of the run; SPLIT.run in TREC format goes there, and where
+      there is a reader SPLIT.predictions.jsonl, see `predictions`.
     names: splits to evaluate; None for those of the config.
     measures: names of ir-measures, and Answer@k of splits with answers.
     dims: as of `of_params`.
@@ -202,7 +207,7 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   rows = np.concatenate([dataset.queries_of(name) for name in names])
   queries = experiment.embed_queries(params, rows)
 
-  def measure(queries, targets, folder):
+  def measure(queries, targets, folder, read=None):
     found = retrieval.search_corpus(
         queries, targets, query_ids=[dataset.query_ids[row] for row in rows],
         corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
@@ -210,9 +215,13 @@ def of_params(experiment: factory.Experiment, params: types.Params,
         chunk_rows=config.memory.chunk_rows)
     return _measure(
         dataset, names, found, measures, depth=config.evaluation.depth,
-        drop_self_matches=config.evaluation.drop_self_matches, folder=folder)
+        drop_self_matches=config.evaluation.drop_self_matches, folder=folder,
+        read=read)
 
-  by_split = measure(queries, targets, workdir)
+  read = None
+  if experiment.reader is not None:
+    read = functools.partial(_read, experiment, params)
+  by_split = measure(queries, targets, workdir, read)
   for dim in config.evaluation.dims if dims is None else dims:
     cut = functools.partial(
         matryoshka.truncate, dim=dim, normalize=config.model.normalize)
@@ -319,12 +328,15 @@ def _checked_splits(names: Sequence[str] | None,
 
 
 def _measure(dataset, names, found, measures, *, depth, drop_self_matches,
-             folder=None):
+             folder=None, read=None):
   """Cuts a run (queries in the order of the splits) and measures it.
 
   What is written into `folder` is what is measured: at most `depth` results of
-  a query, its self match not among them where it is dropped.
+  a query, its self match not among them where it is dropped. `read` makes
+  predictions of a part of the run.
   """
+  of_reader = [name for name in measures
+               if read and name in predictions.MEASURES]
   by_split, start = {}, 0
   if drop_self_matches:
     found = runs.drop_self_matches(found)
@@ -334,11 +346,42 @@ def _measure(dataset, names, found, measures, *, depth, drop_self_matches,
     part = runs.Run(found.query_ids[start:stop], found.ids[start:stop],
                     found.scores[start:stop])
     start = stop
-    by_split[name] = measures_lib.of_split(part, dataset, name, measures)
+    reads = of_reader if name in dataset.answers else []
+    by_split[name] = {}
+    if not reads or len(reads) < len(measures):
+      by_split[name] = measures_lib.of_split(part, dataset, name, measures)
+    if reads:
+      records = read(name, part)
+      by_split[name] |= predictions.evaluate(
+          {record['id']: record['prediction'] for record in records},
+          dataset.answers_of(name), reads)
+      if folder:
+        predictions.write(
+            os.path.join(folder, f'{name}.predictions.jsonl'), records)
     if folder:
       trec.write_run(os.path.join(folder, f'{name}.run'), part)
   assert start == len(found.query_ids)
   return by_split
+
+
+def _read(experiment, params, split, run):
+  """Returns records, see `predictions`, of the questions of a split."""
+  dataset, records = experiment.dataset, []
+  rows = dataset.queries_of(split)
+  run = run.top(experiment.config.evaluation.num_read)
+  ids = runs.to_rows(run, dataset.corpus_ids)
+  with progress.counter(f'reading {split}', total=len(rows), unit='questions',
+                        show=not jax.process_index()) as add:
+    for start in range(0, len(rows), _READ):
+      part = slice(start, start + _READ)
+      readings = experiment.read(
+          params, rows[part], ids[part], run.scores[part])
+      for row, names, reading in zip(
+          rows[part].tolist(), run.ids[part].tolist(), readings):
+        records.append(predictions.record(
+            dataset.query_ids[row], dataset.query_texts[row], names, reading))
+      add(len(readings))
+  return records
 
 
 def _results_so_far(experiment: factory.Experiment, workdir: str, step: int

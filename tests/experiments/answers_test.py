@@ -69,7 +69,8 @@ def test_a_split_is_measured_by_what_it_has(asked, cache, tmp_path):
   right = {query: of_query for query, of_query, _ in reader.answers('alone')}
   for kind, folder in (('measures', out), ('bm25', os.path.join(out, 'bm25'))):
     found = results[kind]
-    assert list(found['test']) == list(measures.ALL)
+    assert list(found['test']) == [
+        *measures.MEASURES, *answers.MEASURES]
     assert list(found['alone']) == list(answers.MEASURES)
     run = trec.read_run(os.path.join(folder, 'alone.run'))
     assert len(run.query_ids) == number
@@ -112,6 +113,30 @@ def test_what_reads_judgements_leaves_the_split_out(
       SystemExit, match='--splits=alone: asked has answers in it and no judg'):
     call(mine, asked, cache, '--splits=alone', '--index=bm25',
          f'--out={tmp_path / "mined"}')
+
+
+def test_passages_with_an_answer_are_no_negatives(asked, cache, tmp_path):
+  reader = data.BeirReader(asked)
+  texts = dict(reader.corpus())
+  right = {query: of_query for query, of_query, _ in reader.answers('test')}
+  holding = {}
+  for flag in ('--bar_answers', '--nobar_answers'):
+    out = tmp_path / flag
+    call(mine, asked, cache, '--splits=test', '--index=bm25', flag,
+         '--format=trec', '--num_negatives=10', f'--out={out}')
+    run = trec.read_run(str(out / 'trec' / 'test.run'))
+    holding[flag] = [answers.has_answer(texts[name], right[query])
+                     for query, ids, _ in run.rankings() for name in ids]
+    with open(out / 'mining.json', encoding='utf-8') as f:
+      removed = json.load(f)['splits']['test']['removed']
+    assert ('answer' in removed) == (flag == '--bar_answers')
+    assert removed.get('answer', 1) > 0
+  barred, others = holding.values()
+  assert len(barred) >= len(others) - 1  # others came in their place
+  assert any(others) and not any(barred)
+  with pytest.raises(SystemExit, match="bar_answers.* no answers in .'train'"):
+    call(mine, asked, cache, '--splits=train', '--index=bm25', '--bar_answers',
+         f'--out={tmp_path / "none"}')
 
 
 @pytest.mark.parametrize('options, message', [

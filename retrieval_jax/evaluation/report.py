@@ -178,12 +178,16 @@ def meter_table(results: Mapping[str, Any]) -> rich.table.Table:
       'query-encoder calls': 'query_encoder_calls',
       'target-encoder calls in the step': 'target_encoder_calls_in_step',
       'targets re-embedded': 'target_encoder_calls_reembedding'}
+  flops = {'encoder TFLOP in the step': 'flops_in_step',
+           'encoder TFLOP re-embedding': 'flops_reembedding',
+           'TFLOP scoring': 'flops_scoring',
+           'TFLOP correcting': 'flops_correcting'}
+  if 'reader_calls' in meter:
+    calls['passages read'] = 'reader_calls'
+    flops['TFLOP reading'] = 'flops_reading'
   for label, name in calls.items():
     table.add_row(label, _shown(meter.get(name), ',.0f'))
-  for label, name in (('encoder TFLOP in the step', 'flops_in_step'),
-                      ('encoder TFLOP re-embedding', 'flops_reembedding'),
-                      ('TFLOP scoring', 'flops_scoring'),
-                      ('TFLOP correcting', 'flops_correcting')):
+  for label, name in flops.items():
     value = meter.get(name)
     table.add_row(label, _shown(None if value is None else value / 1e12,
                                 ',.2f'))

@@ -111,6 +111,11 @@ def run(options: Options,
     raise ValueError(
         f'--splits names {sorted(unknown)}; {source.data.name} has '
         f'{sorted(source.data.qrels)}.')
+  for split in splits:
+    if not len(source.data.qrels[split].grades):
+      raise ValueError(
+          f'--splits={split}: {source.data.name} has answers in it and no '
+          'judgements, whose positives negatives are mined for.')
   texts = source.data.corpus_texts
   textual = [form for form in options.formats
              if formats.FORMATS[form].needs_texts]

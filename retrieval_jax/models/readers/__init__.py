@@ -1,0 +1,3 @@
+"""Readers: how likely is an answer, given a question and a passage?"""
+
+from retrieval_jax.models.readers.extractive import Extractive

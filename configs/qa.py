@@ -22,8 +22,8 @@ another one (docs/data.md):
   python -m experiments.train --config=configs/qa.py:frozen \
       --workdir=runs/qa_frozen --config.data.path=DIR
   python -m experiments.train --config=configs/qa.py \
-      --workdir=runs/qa_entities --config.data.source=questions --config.data.path=QUESTIONS \
-      --config.data.corpus=DIR
+      --workdir=runs/qa_entities --config.data.source=questions \
+      --config.data.path=QUESTIONS --config.data.corpus=DIR
   python -m experiments.train --config=configs/qa.py:tiny --workdir=/tmp/tiny \
       --config.data.path=DIR
 

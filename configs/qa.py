@@ -21,13 +21,13 @@ another one (docs/data.md):
       --config.data.path=DIR
   python -m experiments.train --config=configs/qa.py:frozen \
       --workdir=runs/qa_frozen --config.data.path=DIR
-  python -m experiments.train --config=configs/qa.py --workdir=runs/qa_entities \
-      --config.data.source=questions --config.data.path=QUESTIONS \
-      --config.data.corpus=DIR
+  python -m experiments.train --config=configs/qa.py \
+      --workdir=runs/qa_entities --config.data.source=questions \
+      --config.data.path=QUESTIONS --config.data.corpus=DIR
   python -m experiments.train --config=configs/qa.py:tiny --workdir=/tmp/tiny \
       --config.data.path=DIR
 
-The paper's reader, estimator and numbers are not known to us; all here are ours.
+The paper's reader, estimator and numbers are not known to us; all are ours.
 """
 
 from configs import base

@@ -187,8 +187,8 @@ def _dynamic_index_arms():
   rebuilt = {'sampler.regrow_share': 0.0}
   nystrom = {'corrector.name': 'nystrom', 'corrector.num_landmarks': 4096,
              'corrector.num_anchors': 512, 'corrector.kernel': 'linear',
-             'corrector.ridge': 0.1}
-  kernel = nystrom | {'corrector.kernel': 'rbf'}
+             'corrector.ridge': 0.1, 'corrector.keep_norm': False}  # to fold
+  kernel = nystrom | {'corrector.kernel': 'rbf', 'corrector.keep_norm': True}
   arms = _arms(240, 117_659)
   ridge = _LINEAR | {'corrector.num_anchors': 512}
   return {

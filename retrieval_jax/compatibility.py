@@ -15,6 +15,7 @@ from retrieval_jax import types
 
 if typing.TYPE_CHECKING:  # a Method checks itself, so it imports this
   from retrieval_jax import method as methods
+  from retrieval_jax.mining import episodes
 
 NEEDS = {
     'log_z': (
@@ -164,6 +165,44 @@ def _check_ring(method):
 
 _MEMORY_CHECKS: dict[str, Callable[['methods.Method'], None]] = {
     'none': _check_none, 'ring': _check_ring}
+
+
+def check_episodes(plan: 'episodes.Plan', method: 'methods.Method', *,
+                   num_steps: int, best: str) -> None:
+  """Raises a ValueError if episodes do not go with a method or its steps.
+
+  Args:
+    plan: of the run.
+    method: of the run.
+    num_steps: of the run.
+    best: what is measured to keep the best checkpoint, '' for none.
+  """
+  every = method.refresh.reencode_every
+  if not every:
+    if plan.number > 1 or plan.restart:
+      raise ValueError(
+          f'--config.episodes.number={plan.number} and restart={plan.restart} '
+          'are of several episodes; say how many steps each of them takes: '
+          '--config.refresh.reencode_every=STEPS.')
+    return
+  number = plan.num_episodes(num_steps, every)
+  last = num_steps - (number - 1) * every
+  if last < 1:
+    raise ValueError(
+        f'--config.episodes.number={number} episodes of '
+        f'--config.refresh.reencode_every={every} steps leave no step of the '
+        f'--config.num_steps={num_steps} to the last of them.')
+  if not plan.restart:
+    return
+  if number == 1:
+    raise ValueError(
+        '--config.episodes.restart=True starts each episode after the first '
+        'anew, but there is one alone; raise --config.episodes.number, or '
+        f'lower --config.refresh.reencode_every={every}.')
+  if best:
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} keeps a state that '
+        '--config.episodes.restart=True throws away; leave one of them out.')
 
 
 @dataclasses.dataclass(frozen=True)

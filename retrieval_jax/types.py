@@ -281,12 +281,15 @@ class Episode(NamedTuple):
     embed_targets: corpus ids [n] int -> [n, D] float32 numpy.
     known_positives: query ids [n] int -> [n, E] int32 corpus ids, padded
       with -1.
+    pools: [Q, P] int32 numpy, corpus ids mined for each query id, -1 behind
+      them; None where nothing was mined.
   """
   step: int
   view: View
   embed_queries: Callable[[Any], Any]
   embed_targets: Callable[[Any], Any]
   known_positives: Callable[[Any], Any]
+  pools: Any = None
 
 
 class Fresh(NamedTuple):

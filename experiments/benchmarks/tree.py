@@ -5,10 +5,10 @@
 Rows are synthetic: unit vectors around centres of clusters whose sizes follow a
 power law, made on the device from a seed. For each number
 of rows it builds the tree, then times in turns, for one batch of queries,
-'tree' (a proposal with the default options, or those of the flags), 'tree, Q'
-(without a chain) and 'exact' (Gumbel draws from all rows), and prints medians,
-the bytes that the tree and the table hold, and at the end the exponent of each
-time in the number of rows, by least squares of the logarithms.
+'tree' (draws for each beam and length of the chain) and 'exact' (Gumbel draws
+from all rows), and prints medians, the bytes that the tree and the table hold,
+and at the end the exponent of each time in the number of rows, by least squares
+of the logarithms.
 """
 
 import json
@@ -41,7 +41,8 @@ _LEAF_SIZE = flags.DEFINE_integer('leaf_size', 128, 'Rows of a leaf.')
 _OPENED = flags.DEFINE_integer('opened', 32, 'Leaves opened per query.')
 _BEAM = flags.DEFINE_multi_integer(
     'beam', [0, 64], 'Parents whose leaves are weighed; 0: all.')
-_CHAIN_STEPS = flags.DEFINE_integer('chain_steps', 4, 'Of the chain.')
+_CHAIN_STEPS = flags.DEFINE_multi_integer(
+    'chain_steps', [0, 4], 'Of the chain; 0: proposals as they are.')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed calls of each.')
 _JSON = flags.DEFINE_string('json', '', 'File to write the numbers to.')
 
@@ -114,14 +115,17 @@ def _measure(num_rows):
   request = types.Request(
       _queries(centres), none, none[:, None], none[:, None], none, jnp.int32(0))
   build = jax.jit(lambda key, table: _sampler(0, 0).init(key, of(table)))
+  start = time.perf_counter()
   build = build.lower(jax.random.key(1), table).compile()
+  compiled = time.perf_counter() - start
   start = time.perf_counter()
   tree = jax.block_until_ready(build(jax.random.key(1), table))
   numbers = {'num_rows': num_rows, 'build_seconds': time.perf_counter() - start,
-             'table_bytes': _bytes(table), 'tree_bytes': _bytes(tree)}
+             'compile_seconds': compiled, 'table_bytes': _bytes(table),
+             'tree_bytes': _bytes(tree)}
   calls = {}
   for beam in _BEAM.value:
-    for steps in sorted({0, _CHAIN_STEPS.value}):
+    for steps in _CHAIN_STEPS.value:
       sampler = _sampler(beam, steps)
       calls[f'tree, beam {beam}, chain {steps}'] = jax.jit(
           lambda key, tree, table, sampler=sampler: sampler.propose(
@@ -142,8 +146,8 @@ def _measure(num_rows):
                           for name, values in seconds.items()}}
   print(f'\nN={num_rows:,} D={_DIM.value} B={_NUM_QUERIES.value} '
         f'{_DTYPE.value} on {jax.devices()[0].device_kind}: built in '
-        f'{numbers["build_seconds"]:.1f} s; table '
-        f'{numbers["table_bytes"] / 2**20:,.0f} MiB, tree '
+        f'{numbers["build_seconds"]:.1f} s, compiled in {compiled:.1f} s; '
+        f'table {numbers["table_bytes"] / 2**20:,.0f} MiB, tree '
         f'{numbers["tree_bytes"] / 2**20:,.1f} MiB')
   exact = numbers['seconds']['exact']
   for name, median in numbers['seconds'].items():

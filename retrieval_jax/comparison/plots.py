@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib import figure as figures
 from matplotlib import ticker
+import numpy as np
 
 from retrieval_jax.comparison import runs as runs_lib
 
@@ -170,6 +171,41 @@ def lines(path: str, curves: Mapping[str, Sequence[tuple[float, float]]],
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     _legend(figure, [axes], list(curves))
+    _save(figure, path)
+
+
+def heat_maps(path: str, found: Mapping[str, tuple[
+    Sequence[int], Sequence[Sequence[float | None]]]], title: str) -> None:
+  """Draws a matrix under each name, with its numbers in percent.
+
+  Args:
+    path: of the PNG.
+    found: name -> (steps of rows and columns, shares in [0, 1], None for none).
+    title: above all.
+  """
+  columns = min(3, len(found))
+  rows = -(-len(found) // columns)
+  with matplotlib.rc_context(_STYLE | {'axes.grid': False}):
+    figure = figures.Figure(figsize=(3.1 * columns, 2.7 * rows + 0.4),
+                            layout='constrained')
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(found):]:
+      axes.remove()
+    for axes, (name, (steps, matrix)) in zip(panels, found.items()):
+      values = np.array([[np.nan if value is None else 100 * value
+                          for value in row] for row in matrix])
+      axes.imshow(values, cmap='cividis', vmin=0, vmax=100)
+      if len(steps) <= 8:  # else the numbers would run into each other
+        for (row, column), value in np.ndenumerate(values):
+          if np.isfinite(value):
+            axes.text(column, row, f'{value:.0f}', ha='center', va='center',
+                      color='black' if value > 50 else 'white')
+      for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(range(len(steps)), [str(step) for step in steps])
+      axes.set_xlabel('step of the look')
+      axes.set_ylabel('step of the group')
+      axes.set_title(name, fontsize='medium')
+    figure.suptitle(title, fontsize='medium')
     _save(figure, path)
 
 

@@ -48,12 +48,14 @@ class FinishedRun:
     config: the resolved config, {} if the run left none.
     log: the lines of metrics.jsonl, in order.
     curve: evaluations during training, by step.
+    forgetting: the content of forgetting.json, {} if the run left none.
   """
   name: str
   results: Mapping[str, Any]
   config: Mapping[str, Any]
   log: tuple[Mapping[str, float], ...]
   curve: tuple[Point, ...]
+  forgetting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def measure(self, split: str, measure: str) -> float:
     """Returns a final measure.
@@ -112,7 +114,11 @@ def read_run(workdir: str, name: str, split: str, measure: str) -> FinishedRun:
   config_path = os.path.join(workdir, 'config.json')
   if os.path.exists(config_path):
     config = files.read_json(config_path)
-  run = FinishedRun(name, results, config, read_log(workdir), ())
+  forgetting_path = os.path.join(workdir, 'forgetting.json')
+  run = FinishedRun(
+      name, results, config, read_log(workdir), (),
+      files.read_object(forgetting_path)
+      if os.path.exists(forgetting_path) else {})
   return dataclasses.replace(run, curve=_curve(run, split, measure))
 
 

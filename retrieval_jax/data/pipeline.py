@@ -30,8 +30,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
-def _hash(seed: int, purpose: int, epoch: ArrayLike, *items: ArrayLike
-          ) -> np.ndarray:
+def hashes(seed: int, purpose: int, epoch: ArrayLike, *items: ArrayLike
+           ) -> np.ndarray:
   """Returns uint64 hashes of (seed, purpose, epoch, *items), elementwise."""
   state = np.full([1], seed, np.int64).astype(np.uint64)
   for value in (purpose, epoch, *items):
@@ -116,8 +116,8 @@ class _Visits:
 
   def _make_order(self, epoch: int) -> np.ndarray:
     """Returns the order of the queries in an epoch: [Q] int64."""
-    hashes = _hash(self.seed, _ORDER, epoch, np.arange(self.num_queries))
-    return np.argsort(hashes, kind='stable')
+    ranks = hashes(self.seed, _ORDER, epoch, np.arange(self.num_queries))
+    return np.argsort(ranks, kind='stable')
 
 
 class QuestionBatches(_Visits):
@@ -214,7 +214,7 @@ class TrainBatches(_Visits):
     """Returns this process's rows of the batch of a step, numpy arrays."""
     epochs, items = self._visited(step)
     queries = self._queries[items]
-    picks = (_hash(self.seed, _PICK, epochs, queries)
+    picks = (hashes(self.seed, _PICK, epochs, queries)
              % self._num_positives[items].astype(np.uint64)).astype(np.int64)
     targets = self._positives[items, picks]
     arrays: dict[str, Any] = dict(  # of numpy until they are on devices
@@ -238,8 +238,8 @@ class TrainBatches(_Visits):
     if not self._num_candidates:
       return None
     places = self._negatives.padded_places(queries)  # [b, W]
-    ranks = _hash(self.seed, _CANDIDATE, epochs[:, None], queries[:, None],
-                  np.arange(places.shape[1]))
+    ranks = hashes(self.seed, _CANDIDATE, epochs[:, None], queries[:, None],
+                   np.arange(places.shape[1]))
     # Those that are there before padding; hashes of 63 bits keep them apart.
     ranks = (ranks >> np.uint64(1)) | ((places < 0).astype(np.uint64)
                                        << np.uint64(63))

@@ -127,6 +127,7 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.step_proposals = 1
   config.sampler.move_margin = 0.1
   config.sampler.regrow_share = 0.1  # 0: the tree is built anew when renewed
+  config.sampler.pool_order = 'rotating'  # of 'pool'; or 'uniform'
   # Negatives above this share of the positive's score, or nearer to it than
   # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.
   config.sampler.max_share = config_dict.placeholder(float)
@@ -169,6 +170,21 @@ def get_config() -> config_dict.ConfigDict:
   config.refresh.fraction = 0.0
   config.refresh.reencode_every = 0  # R, in steps; 0: never
 
+  # Episodes of refresh.reencode_every steps; what a 'pool' is mined by.
+  config.episodes = ml_collections.ConfigDict()
+  config.episodes.number = 0  # the last goes on to the end; 0: no such last
+  config.episodes.restart = False  # each from the encoder of step 0
+  config.episodes.first = 'encoder'  # or 'bm25'; the rest is of 'pool'
+  config.episodes.depth = 200
+  config.episodes.per_list = 30  # n
+  config.episodes.lookahead = True
+  config.episodes.positives = 'first'  # or 'all', to look ahead from
+  config.episodes.momentum = True
+  config.episodes.combine = 'concatenated'  # or 'weighted', by:
+  config.episodes.alpha = 0.5  # of the pool before
+  config.episodes.beta = 0.5  # of the lookahead list in the rest
+  config.episodes.relative_margin = config_dict.placeholder(float)
+
   config.targets = ml_collections.ConfigDict()
   config.targets.source = 'encoder'  # or 'frozen' or 'rows', both of the table
   config.targets.row_learning_rate = config_dict.placeholder(float)  # of 'rows'
@@ -195,6 +211,9 @@ def get_config() -> config_dict.ConfigDict:
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between looks against brute force
   config.diagnostics.num_queries = 64
+
+  config.forgetting = ml_collections.ConfigDict()
+  config.forgetting.every = 0  # steps between looks at what is forgotten
 
   config.log = ml_collections.ConfigDict()
   config.log.every = 20

@@ -23,6 +23,7 @@ from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
 from retrieval_jax.factory import readers
 from retrieval_jax.factory import run_folder
+from retrieval_jax.mining import episodes
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
@@ -61,6 +62,11 @@ class Experiment:
   params: types.Params
   method: methods.Method
   reader: readers.Made | None = None
+
+  @functools.cached_property
+  def plan(self) -> episodes.Plan:
+    """Which episodes there are, and what each of them mines."""
+    return methods_lib.make_plan(self.config)
 
   def tokenize_queries(self, texts: Sequence[str]
                        ) -> tuple[np.ndarray, np.ndarray]:
@@ -195,13 +201,16 @@ class Experiment:
   def make_step(self) -> tuple[
       steps.TrainStep, Callable[[int], jax.Array]]:
     """Returns (TrainStep, optimizer schedule)."""
+    given = dict(self.config.optimizer)
+    if self.plan.restart:
+      given['total_steps'] = self.plan.longest(
+          self.config.num_steps, self.method.refresh.reencode_every)
     alone = self.reader is not None and self.config.reader.alone
     frozen = (() if self.method.targets.source == 'encoder'
               else self.model.tower_names[-1:])
     if alone:
       frozen = (*self.model.tower_names, 'log_scale')
-    optimizer, schedule = optimizers.make_optimizer(
-        **self.config.optimizer, frozen=frozen)
+    optimizer, schedule = optimizers.make_optimizer(**given, frozen=frozen)
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
@@ -309,12 +318,17 @@ def build(config: config_dict.ConfigDict, *,
       lambda: datasets.make_tokenizer(config, dataset) if workdir is None
       else run_folder.read_tokenizer(workdir))
   reader = readers.make(config, make_tokenizer, workdir)
+  split = config.data.train_split
   method = methods_lib.make_method(
       config, len(dataset.corpus_ids), len(dataset.query_ids),
+      len(dataset.qrels[split].queries()) if split in dataset.qrels else None,
       reader and reader.reader)
   if training:
     compatibility.check_setting(method, methods_lib.make_setting(
         config, sharding.num_shards(mesh), dataset))
+    compatibility.check_episodes(
+        methods_lib.make_plan(config), method, num_steps=config.num_steps,
+        best=config.checkpoint.best)
   tokenizer = make_tokenizer()
   query_tokens, target_tokens_ = datasets.make_tokens(
       config, dataset, tokenizer)

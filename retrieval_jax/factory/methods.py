@@ -10,12 +10,15 @@ from retrieval_jax import compatibility
 from retrieval_jax import data
 from retrieval_jax import method as methods
 from retrieval_jax import objectives
+from retrieval_jax import samplers
 from retrieval_jax import types
 from retrieval_jax.factory import registries
+from retrieval_jax.mining import episodes
 
 
 def make_method(config: config_dict.ConfigDict, num_targets: int,
-                num_queries: int, reader: types.Reader | None = None
+                num_queries: int, epoch_size: int | None = None,
+                reader: types.Reader | None = None
                 ) -> methods.Method:
   """Returns the point of the design space that the config names.
 
@@ -23,6 +26,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
     config: as `settled` returns it.
     num_targets: N.
     num_queries: number of queries of all splits, which query ids index.
+    epoch_size: queries of an epoch of training; None for all.
     reader: of a method whose questions have answers.
 
   Raises:
@@ -31,6 +35,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
   memory = registries.make(
       registries.MEMORIES, 'memory.kind', config.memory,
       num_targets=num_targets)
+  plan = make_plan(config)
   ceiling = _ceiling(config, 'sampler')
   have_ceiling = [
       name for name, cls in registries.SAMPLERS.items()
@@ -48,12 +53,31 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
           registries.SAMPLERS, 'sampler.name', config.sampler,
           ceiling=ceiling, num_slots=memory.num_slots,
           batch_size=config.batch_size, num_targets=num_targets,
-          num_queries=num_queries),
+          num_queries=num_queries, epoch_size=epoch_size or num_queries,
+          pool_capacity=plan.capacity(plan.num_episodes(
+              config.num_steps, config.refresh.reencode_every))),
       objective=_make_objective(config),
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
           **config.targets, normalize=config.model.normalize),
       num_candidates=config.data.num_candidates, reader=reader)
+
+
+def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
+  """Returns which episodes the config asks for, and what each mines.
+
+  Raises:
+    ValueError: for options that cannot work, alone or together.
+  """
+  if registries.SAMPLERS.get(config.sampler.name) is not samplers.Pool:
+    registries.warn_unread(
+        'episodes', config.episodes, f'sampler.name={config.sampler.name!r}',
+        {'number', 'restart'})
+  elif config.episodes.combine == 'concatenated':
+    registries.warn_unread(
+        'episodes', config.episodes, "episodes.combine='concatenated'",
+        set(config.episodes) - {'alpha', 'beta'})
+  return episodes.Plan(**config.episodes)
 
 
 def _make_objective(config: config_dict.ConfigDict) -> types.Objective:

@@ -56,6 +56,7 @@ SAMPLERS = {
     'top_k_gumbel': samplers.ShortlistGumbel,
     'bucketed': samplers.BucketedGumbel,
     'tree': samplers.Tree,
+    'pool': samplers.Pool,
 }
 
 OBJECTIVES = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import os
+import statistics
 
 from retrieval_jax import files
 from retrieval_jax.comparison import differences
@@ -64,10 +65,17 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
     plots.over_steps(os.path.join(out, 'curves.png'), groups, curves)
   files.write_text(os.path.join(out, 'comparison.csv'), tables.to_csv(rows))
   files.write_text(os.path.join(out, 'runs.csv'), every_run)
+  heat_maps = of_forgetting(groups)
   figures = [f'![{label} against cost](comparison.png)\n',
-             *(['![Scalars over steps](curves.png)\n'] if curves else [])]
+             *(['![Scalars over steps](curves.png)\n'] if curves else []),
+             *(['![What is forgotten](forgetting.png)\n']
+               if heat_maps else [])]
   files.write_text(os.path.join(out, 'comparison.md'),
                   '\n'.join([markdown, *figures]))
+  if heat_maps:
+    plots.heat_maps(
+        os.path.join(out, 'forgetting.png'), heat_maps,
+        'Pairs of a group that are ranked right, %')
   runs = [run for members in groups.values() for run in members]
   baselines = tables.baselines(runs, split)
   plots.quality_against_cost(
@@ -75,3 +83,19 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
       {name: values[measure] for name, values in baselines.items()
        if values.get(measure) is not None}, label)
   return markdown
+
+
+def of_forgetting(groups: runs_lib.Groups) -> dict[str, tuple]:
+  """Returns name -> (steps, accuracies), means over seeds, of those that have.
+
+  Of a group whose seeds were looked at after different steps, nothing.
+  """
+  found = {}
+  for name, members in groups.items():
+    looks = [run.forgetting for run in members if run.forgetting]
+    if looks and all(look['steps'] == looks[0]['steps'] for look in looks):
+      found[name] = looks[0]['steps'], [
+          [None if None in values else statistics.fmean(values)
+           for values in zip(*rows)]
+          for rows in zip(*(look['accuracy'] for look in looks))]
+  return found

@@ -24,7 +24,9 @@ from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import report
 from retrieval_jax.factory import run_folder
+from retrieval_jax.jobs import episodes
 from retrieval_jax.jobs import evaluate
+from retrieval_jax.jobs import forgetting
 from retrieval_jax.jobs import hooks
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import cost as costs
@@ -148,6 +150,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               experiment, checkpoints, workdir, schedule=schedule,
               reencode=functools.partial(
                   reencode, experiment, train_step, cost),
+              restart=functools.partial(
+                  episodes.restarted, experiment, train_step, workdir),
               saved_config=saved_config, best=best),
           start_step=start_step, num_steps=config.num_steps, meter=meter,
           writer=writer, stop=stop)
@@ -230,16 +234,21 @@ def start_state(experiment: factory.Experiment,
     cost.meter.load_state_dict(meta['meter'])
     return train_step, schedule, state, trained.read_baselines(workdir)
   ids, targets, baselines = experiment.first_ids(), None, {}
+  mined_first = episodes.embeds_first(experiment)
+  if mined_first and not experiment.method.memory.num_slots:
+    ids = experiment.dataset.distinct_ids
   if len(ids):
-    say(f'Embedding {len(ids):,} targets for the memory.')
+    say(f'Embedding {len(ids):,} targets '
+        f'{"to mine" if mined_first else "for the memory"}.')
     # Where training reads no remembered vector, only the measures need them.
-    with cost.meter.phase('refresh' if cost.reads_memory else 'evaluate'):
+    are_read = cost.reads_memory or mined_first
+    with cost.meter.phase('refresh' if are_read else 'evaluate'):
       targets = experiment.embed_targets(experiment.params, ids)
-    if cost.reads_memory:
+    if are_read:
       cost.reembedding(len(ids))
-  whole = None
-  if targets is not None and experiment.method.memory.holds_corpus:
-    whole = experiment.of_all_targets(targets)
+  whole = distinct = None
+  if targets is not None and len(ids) == len(experiment.dataset.distinct_ids):
+    distinct, whole = targets, experiment.of_all_targets(targets)
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
     with cost.meter.phase('evaluate'):
@@ -251,6 +260,17 @@ def start_state(experiment: factory.Experiment,
   files.write_json(os.path.join(workdir, trained.BASELINES_FILE), baselines)
   state = train_step.init_state(
       experiment.params, experiment.make_table(targets))
+  if episodes.are_mined(experiment):
+    with cost.meter.phase('refresh'):
+      state = train_step.refreshed(state, state.table, pools=(
+          episodes.mine_pools(experiment, cost, experiment.params, distinct,
+                              state.table, step=0)))
+  if experiment.plan.restart:
+    episodes.keep_start(experiment, workdir)
+  forgetting.start(workdir)
+  if config.forgetting.every:
+    with cost.meter.phase('forgetting'):
+      forgetting.look(experiment, workdir, 0, experiment.params, None)
   return train_step, schedule, state, baselines
 
 
@@ -299,10 +319,11 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   """Returns the state with a memory of all targets, encoded by its model.
 
   The table of `state` is deleted before the new one is made, so that devices
-  need not have room for both. A sampler may then be rebuilt; a method without a
-  memory has nothing else to renew.
+  need not have room for both. A sampler may then be rebuilt, for which pools
+  are mined if it draws from them; a method without a memory has nothing else to
+  renew.
   """
-  table = state.table
+  table, embeddings, pools = state.table, None, None
   if experiment.method.memory.holds_corpus:
     embeddings = experiment.embed_targets(
         state.params, experiment.first_ids())
@@ -315,12 +336,16 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
     cost.reembedding(len(ids))
     return experiment.embed_targets(state.params, ids)
 
+  if episodes.are_mined(experiment):
+    pools = episodes.mine_pools(
+        experiment, cost, state.params, embeddings, table,
+        step=int(state.step), previous=state.sampler)
   known_positives = lambda ids: np.full((len(ids), 1), -1, np.int32)
   if experiment.method.has_positives:
     known_positives = experiment.dataset.by_text.qrels[
         experiment.config.data.train_split].padded_known
   return train_step.refreshed(
-      state, table, embed_targets=embed_targets,
+      state, table, embed_targets=embed_targets, pools=pools,
       embed_queries=functools.partial(experiment.embed_queries, state.params),
       known_positives=known_positives)
 

@@ -9,6 +9,7 @@ from retrieval_jax.ceiling import Ceiling
 from retrieval_jax.samplers.exhaustive import Exhaustive
 from retrieval_jax.samplers.gumbel import Gumbel
 from retrieval_jax.samplers.none import NoNegatives
+from retrieval_jax.samplers.pool import Pool
 from retrieval_jax.samplers.shortlist import BucketedGumbel
 from retrieval_jax.samplers.shortlist import ShortlistGumbel
 from retrieval_jax.samplers.simans import SimANS

@@ -94,6 +94,18 @@ class Cost:
     self.meter.count_reembedding(
         targets=num_targets, target_flops=self.target_flops)
 
+  def mining(self, num_queries: int, num_targets: int, searches: int) -> None:
+    """Counts queries that are embedded to mine by, and exact searches.
+
+    Args:
+      num_queries: embedded.
+      num_targets: searched, which are counted where they are embedded.
+      searches: queries, and positives to look ahead from.
+    """
+    self.meter.count('query_encoder_calls', num_queries)
+    self.meter.count('flops_reembedding', num_queries, self.query_flops)
+    self.meter.count('flops_scoring', searches, 2. * self.dim * num_targets)
+
   def _loss(self, negative_ids):
     encoded = self.method.targets.source == 'encoder'
     self.meter.count_step(

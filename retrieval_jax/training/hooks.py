@@ -239,16 +239,27 @@ class ReencodeHook(Hook):
     reencode: state -> state, whose table it may delete; counts its own encoder
       calls on the meter.
     every: R.
+    until: the last step that it runs after; None for no last one.
   """
   reencode: Callable[[Any], Any]
   every: int
+  until: int | None = None
   at_finish: ClassVar[bool] = False
 
   def __call__(self, run: 'loop.TrainingRun') -> None:
-    if run.finished:
+    if run.finished or self.until is not None and run.step > self.until:
       return
     with run.meter.phase('refresh', block=True) as hold:
       run.state = hold(self.reencode(run.state))
+
+
+@dataclasses.dataclass
+class RestartHook(ReencodeHook):
+  """Starts the encoder again, where the same period ends.
+
+  It is a hook of its own because what an episode has learned is measured in
+  between, after the memory was renewed by it.
+  """
 
 
 @dataclasses.dataclass

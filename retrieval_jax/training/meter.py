@@ -52,9 +52,9 @@ class Meter:
   The other counts are read by `as_dict`:
     target_encoder_calls_in_step: targets encoded for the loss.
     target_encoder_calls_reembedding: targets encoded for the memory alone.
-    query_encoder_calls: queries encoded, to propose and for the loss.
-    flops_in_step: of the first and third.
-    flops_reembedding: of the second.
+    query_encoder_calls: queries encoded, to propose, for the loss, to mine by.
+    flops_in_step: of the first and third, but for queries to mine by.
+    flops_reembedding: of the second and of these.
     flops_scoring: of products between queries and targets, to choose negatives
       and for the loss.
     flops_correcting: of the corrector, applied and updated.

@@ -72,9 +72,9 @@ class TrainStep(NamedTuple):
     update: (state, batch, draws, negative_tokens [B * K, L], probe_tokens
       [P + A, L], rows=None) -> (state, metrics). Donates the state. `rows` are
       [B * K, L'] of a reader: each query with each of its draws.
-    refreshed: (state, table, embed_queries=, embed_targets=, known_positives=)
-      -> state, with the table replaced by a new one of the present parameters,
-      and corrector and sampler rebuilt; the functions are those of a
+    refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
+      pools=) -> state, with the table replaced by a new one of the present
+      parameters, and corrector and sampler rebuilt; the rest is as of a
       types.Episode.
   """
   init_state: Callable[..., states.TrainState]
@@ -180,7 +180,7 @@ def make_train_step(
         opt_state=layout.shardings(state.opt_state))
 
   def refreshed(state, table, *, embed_queries=None, embed_targets=None,
-                known_positives=None):
+                known_positives=None, pools=None):
     step = int(state.step)
     key = keys.of_rebuild(seed, step)
     corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
@@ -189,7 +189,7 @@ def make_train_step(
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
             step, view_of(state, correct_on_host), embed_queries,
-            embed_targets, known_positives)))
+            embed_targets, known_positives, pools)))
 
   # --- Propose.
 

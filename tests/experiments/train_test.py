@@ -37,7 +37,7 @@ CONFIGS = sorted(
         'negative_cache:full_tiny', 'corrector:refreshed_tiny',
         'corrector:write_back_tiny', 'corrector:ring_tiny',
         'corrector:linear_tiny', 'corrector:nystrom_tiny',
-        'dynamic_index:static_tiny']
+        'dynamic_index:static_tiny', 'dynamic_index:nystrom_tiny']
 
 
 def stop_after(step):
@@ -79,9 +79,11 @@ def test_every_config_trains_and_evaluates(name, make_config, tmp_path):
   assert results['bm25']['test']['R@20'] > 0.5
   meter = results['meter']
   steps, batch = results['steps'], results['config']['batch_size']
-  # To propose, where anything is scored for that, and for the loss.
-  passes = 1 if results['config']['sampler']['name'] == 'none' else 2
-  assert meter['query_encoder_calls'] == passes * steps * batch
+  # To propose, where anything is scored for that, for the loss, and to mine by.
+  sampler = results['config']['sampler']['name']
+  passes = 1 if sampler in ('none', 'pool') else 2
+  mined = 3 * tiny.NUM_QUERIES['train'] if sampler == 'pool' else 0
+  assert meter['query_encoder_calls'] == passes * steps * batch + mined
   assert meter['seconds']['total'] > 0
   with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as f:
     assert json.load(f)['measures'] == results['measures']

@@ -1,0 +1,156 @@
+r"""Negatives mined between episodes that start again: ANCE-Tele.
+
+Sun et al., EMNLP 2022: three episodes, each from the pretrained encoder. What
+the encoder of one has found near the queries and near their positives joins the
+pool of the next; the first two stop early. No BM25 is needed to begin with: the
+first pool is what the raw encoder finds. Everything is one run:
+
+  python -m experiments.train --config=configs/ance_tele.py --workdir=runs/tele
+  python -m experiments.train --config=configs/ance_tele.py:links \
+      --workdir=runs/tele_links --config.data.path=DIR
+  python -m experiments.train --config=configs/ance_tele.py:tiny \
+      --workdir=/tmp/tiny
+
+Variants: '' trains the first layer of all-MiniLM-L6-v2 on WordNet, 'scratch' a
+new layer, 'links' and 'links_scratch' the same on the Wikipedia links
+(configs/links.py says where to get them); their numbers are ours. 'msmarco' and
+'nq' have the published constants, for data and an encoder that you bring:
+
+  python -m experiments.train --config=configs/ance_tele.py:msmarco \
+      --workdir=runs/tele_msmarco --config.data.path=DIR \
+      --config.model.pretrained=CO_CONDENSER_MARCO
+
+There the published runs draw fewer negatives in the first two episodes (15 and
+3 in place of 31 and 11), and on NQ leave out passages that hold an answer and
+train on a query's first positive alone; these do not.
+
+`arms` has the method, what it is made of, and what else trains for as many
+steps: ANCE is the same driver by its options.
+
+  python -m experiments.sweep --config=configs/ance_tele.py --sweep=arms \
+      --workdir=runs/ance_tele
+  python -m experiments.sweep --config=configs/ance_tele.py:scratch \
+      --sweep=arms --workdir=runs/ance_tele_scratch
+  python -m experiments.compare --sweep=runs/ance_tele --out=/tmp/compared
+"""
+
+from configs import base
+from configs.base import seeds
+
+VARIANTS = ('', 'scratch', 'links', 'links_scratch', 'msmarco', 'nq', 'tiny')
+SEEDS = (0, 1, 2)
+EPISODES, EARLY, LAST = 3, 120, 240  # early stop of all but the last; its steps
+
+
+def get_config(variant=''):
+  """Returns the configuration; `variant` is one of VARIANTS."""
+  if variant not in VARIANTS:
+    raise ValueError(
+        f'Unknown config variant {variant!r}; there are '
+        f"{', '.join(repr(':' + name) for name in VARIANTS if name)}.")
+  config = base.get_config('tiny' if variant == 'tiny' else '').unlock()
+  config.memory.kind = 'none'
+  config.sampler.name = 'pool'
+  config.sampler.num_negatives = 4
+  config.episodes.number = EPISODES
+  config.episodes.restart = True
+  if variant == 'tiny':
+    config.refresh.reencode_every = 1
+    config.episodes.depth = 20
+    config.episodes.per_list = 4
+    config.forgetting.every = 1
+  elif variant in ('msmarco', 'nq'):
+    _published(config, variant)
+  else:
+    _ours(config, variant)
+  return config.lock()
+
+
+def _ours(config, variant):
+  """Sets the scale of our data sets."""
+  config.refresh.reencode_every = EARLY
+  config.num_steps = (EPISODES - 1) * EARLY + LAST
+  config.optimizer.learning_rate = 1e-3
+  config.data.target_length = 32
+  config.model.num_layers = 1
+  config.model.scale = 40.0
+  config.encoding.buckets = (12, 16, 20, 24, 32)
+  config.encoding.chunk_size = 0
+  config.evaluation.every = EARLY // 3
+  config.forgetting.every = EARLY
+  config.evaluation.baselines = False
+  config.checkpoint.every = 1000
+  config.log.tensorboard = False
+  if variant.endswith('scratch'):
+    config.model.pretrained = ''
+    config.model.scale = 20.0
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 40
+  if variant.startswith('links'):
+    config.data.source = 'beir'
+    config.data.train_split = 'links_train'
+    config.data.dev_split = 'links_dev'
+    config.data.test_split = 'links_test'
+
+
+def _published(config, variant):
+  """Sets the published constants; as of one query batch on all devices."""
+  config.model.num_layers = 0  # all
+  config.model.pooling = 'cls'
+  config.model.normalize = False
+  config.model.scale = 1.0
+  config.data.query_length = 32
+  config.data.test_split = ''
+  config.encoding.buckets = (32, 64, 96, 128, 160)
+  config.optimizer.learning_rate = 5e-6
+  config.optimizer.weight_decay = 0.0
+  if variant == 'msmarco':
+    config.data.source = 'msmarco'
+    config.data.target_length = 128
+    config.batch_size = 8
+    config.sampler.num_negatives = 31
+    config.episodes.per_list = 30
+    early, last = 20_000, 188_600  # 3 epochs of 502,939 queries
+  else:
+    config.data.source = 'dpr'
+    config.data.target_length = 156
+    config.model.tied = False
+    config.batch_size = 128
+    config.sampler.num_negatives = 11
+    config.episodes.per_list = 80
+    early, last = 2_000, 18_400  # 40 epochs of 58,880 queries
+  config.refresh.reencode_every = early
+  config.num_steps = (EPISODES - 1) * early + last
+  config.optimizer.warmup_steps = last // 10
+  config.checkpoint.every = 1000
+  config.log.every = 100
+
+
+def arms():
+  """Yields every arm with every seed: equal steps, and equal draws a step."""
+  continued = {'episodes.restart': False}
+  plain = {'episodes.lookahead': False, 'episodes.momentum': False}
+  ance = continued | plain
+  static = ance | {'episodes.number': 1, 'refresh.reencode_every': 0}
+  memory = {'memory.kind': 'corpus', 'sampler.name': 'gumbel',
+            'refresh.reencode_every': 0, 'episodes.number': 0} | continued
+  kept = memory | {'refresh.push': True, 'refresh.write_back': True}
+  arms = {
+      'tele': {},
+      'tele_weighted': {'episodes.combine': 'weighted'},
+      'tele_without_momentum': {'episodes.momentum': False},
+      'tele_without_lookahead': {'episodes.lookahead': False},
+      'tele_continued': continued,
+      'ance': ance,
+      'ance_bm25': ance | {'episodes.first': 'bm25'},
+      'ance_restarted': plain,
+      'ance_filtered': ance | {'episodes.relative_margin': 0.05},
+      'static': static,
+      'static_bm25': static | {'episodes.first': 'bm25'},
+      'kept': kept,
+      'corrector': memory | {'corrector.name': 'mlp', 'corrector.hidden': 128},
+      'oracle': memory | {'refresh.reencode_every': 10},
+  }
+  for seed in SEEDS:
+    for name, overrides in arms.items():
+      yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}

@@ -1,0 +1,144 @@
+"""Negatives from a pool of corpus ids for each query, mined beforehand."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import ClassVar
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from retrieval_jax import types
+
+ORDERS = ('rotating', 'uniform')
+
+# As many rows on every mesh whose size divides this, so that a run goes on with
+# another number of devices.
+_MULTIPLE = 512
+
+
+@types.register
+@dataclasses.dataclass(frozen=True)
+class Pools(types.ByRow):
+  """The pool of each query.
+
+  Attributes:
+    ids: [Q@data, P] int32, corpus ids by query id, in the order in which they
+      are drawn, then -1; Q is padded for the mesh. An id may be there several
+      times, and is then drawn as often.
+  """
+  ids: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """Draws K of the ids that were mined for a query, without a memory.
+
+    rotating  the K ids from place (e K mod p) on of the p in the query's pool,
+              and round its end, where e counts the epochs: without replacement
+              in a draw, and each id once before any comes again where K divides
+              p
+    uniform   any K, without replacement
+
+  A pool of fewer than K ids is drawn from with replacement; of an empty one,
+  nothing is. Pools are empty until they are given by `rebuild`.
+
+  Source: Sun et al., EMNLP 2022 (ANCE-Tele), whose public code takes such a
+    window of a shuffled list.
+
+  Attributes:
+    num_negatives: K.
+    pool_order: one of ORDERS.
+    pool_capacity: P, the most ids of a query, at least 1.
+    num_queries: Q, of all splits.
+    epoch_size: queries of an epoch of training, by which visits become epochs
+      as in data.TrainBatches.
+  """
+  num_negatives: int
+  pool_order: str
+  pool_capacity: int
+  num_queries: int
+  epoch_size: int
+  gives: ClassVar[frozenset[str]] = frozenset()
+  draws_from_memory: ClassVar[bool] = False
+  on_host: ClassVar[bool] = False
+  reads_embeddings: ClassVar[bool] = False
+
+  def __post_init__(self):
+    if self.num_negatives < 1:
+      raise ValueError(
+          f'sampler.num_negatives={self.num_negatives} must be at least 1.')
+    if self.pool_order not in ORDERS:
+      raise ValueError(
+          f'sampler.pool_order={self.pool_order!r} is not one of '
+          f'{list(ORDERS)}.')
+
+  def init(self, key: jax.Array, view: types.View) -> Pools:
+    """Returns pools that are empty."""
+    del key, view
+    num_rows = -(-self.num_queries // _MULTIPLE) * _MULTIPLE
+    return Pools(jnp.full((num_rows, self.pool_capacity), -1, jnp.int32))
+
+  def propose(self, state: Pools, key: jax.Array, request: types.Request,
+              view: types.View) -> types.Proposal:
+    """Returns ids [B, K]; rows, logits, log_q and log_z are unknown."""
+    del view
+    pools = state.ids[request.query_ids]  # [B, P]
+    shape = len(pools), self.num_negatives
+    again_key, order_key = jax.random.split(key)
+    size = jnp.sum(pools >= 0, axis=1, keepdims=True)
+    again = jax.random.randint(again_key, shape, 0, jnp.maximum(size, 1))
+    if self.pool_order == 'uniform':
+      noise = jax.random.uniform(order_key, pools.shape)
+      order = jnp.argsort(jnp.where(pools >= 0, noise, 2.), axis=1)
+      places = jnp.pad(order, ((0, 0), (0, self.num_negatives)))[
+          :, :self.num_negatives]
+    else:
+      visits = request.step * shape[0] + jnp.arange(shape[0])
+      first = (visits // self.epoch_size)[:, None] * self.num_negatives
+      places = (first + jnp.arange(self.num_negatives)[None]) % jnp.maximum(
+          size, 1)
+    places = jnp.where(size < self.num_negatives, again, places)
+    ids = jnp.take_along_axis(pools, places, axis=1)
+    mask = (ids >= 0) & ~jnp.any(
+        ids[:, :, None] == request.exclude_ids[:, None, :], axis=-1)
+    return types.Proposal(
+        rows=jnp.full(shape, -1, jnp.int32), ids=jnp.where(mask, ids, -1),
+        logits=jnp.zeros(shape), log_q=jnp.zeros(shape),
+        log_z=jnp.full(shape[:1], jnp.nan), mask=mask)
+
+  def update(self, state: Pools, observation: types.Observation
+             ) -> tuple[Pools, Mapping[str, jax.Array]]:
+    """Returns the pools as they are."""
+    del observation
+    return state, {}
+
+  def rebuild(self, state: Pools, key: jax.Array, episode: types.Episode
+              ) -> Pools:
+    """Returns the pools that were mined, or these if none were.
+
+    Raises:
+      ValueError: if a query has more ids than there is room for.
+    """
+    del key
+    if episode.pools is None:
+      return state
+    num_queries, width = episode.pools.shape
+    if num_queries != self.num_queries or width > self.pool_capacity:
+      raise ValueError(
+          f'Expected pools of at most {self.pool_capacity} ids for each of '
+          f'{self.num_queries} queries, got the shape {episode.pools.shape}.')
+    ids = np.full(state.ids.shape, -1, np.int32)
+    ids[:num_queries, :width] = episode.pools
+    return Pools(jax.device_put(ids, state.ids.sharding))
+
+  def diagnose(self, state: Pools, request: types.Request, view: types.View
+               ) -> Mapping[str, jax.Array]:
+    """Returns nothing: no draw is by the softmax."""
+    del state, request, view
+    return {}
+
+  def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
+    """Returns no products and no rows: nothing is scored in a step."""
+    del num_queries, capacity
+    return 0, 0

@@ -11,6 +11,8 @@ all-MiniLM-L6-v2, the reader from all of it; it points at the answer. Variants:
   stale        no corrector: the table as it was embedded
   write_back   a corrector, and what a step encodes overwrites its row
   refreshed    no corrector; everything is re-encoded every R steps
+  seq2seq      a T5 that writes the answer, one passage at a time
+  fused        a T5 that reads all passages together (FiD), by EMDR2
   emdr2        as '', with the retriever's and the reader's losses apart (EMDR2)
   tiny, and every other name with _tiny
 
@@ -27,15 +29,14 @@ another one (docs/data.md):
   python -m experiments.train --config=configs/qa.py:tiny --workdir=/tmp/tiny \
       --config.data.path=DIR
 
-The paper's reader, estimator and numbers are not known to us; all here are
-ours.
+The paper's reader, estimator and numbers are not known to us; all are ours.
 """
 
 from configs import base
 from configs.base import seeds
 
 VARIANTS = ('', 'corrector', 'frozen', 'stale', 'write_back', 'refreshed',
-            'emdr2')
+            'emdr2', 'seq2seq', 'fused')
 
 
 def get_config(variant=''):
@@ -50,8 +51,13 @@ def get_config(variant=''):
   config.data.source = 'beir'
   config.data.test_split = ''
   config.objective.name = 'marginal'
-  config.objective.estimate = 'emdr2' if kind == 'emdr2' else 'marginal'
-  config.reader.name = 'extractive'
+  config.objective.estimate = (
+      'emdr2' if kind in ('emdr2', 'fused') else 'marginal')
+  writes = kind in ('seq2seq', 'fused')
+  config.reader.name = 'seq2seq' if writes else 'extractive'
+  config.reader.fused = kind == 'fused'
+  if writes:
+    config.reader.pretrained = 'google-t5/t5-small'
   config.sampler.num_negatives = 8 if not tiny else 3  # K
   config.reader.row_length = 160
   if tiny:
@@ -67,7 +73,7 @@ def get_config(variant=''):
     config.evaluation.every = 250
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 50
-  if kind in ('', 'corrector', 'write_back', 'emdr2'):
+  if kind not in ('frozen', 'stale', 'refreshed'):
     config.corrector.name = 'mlp'
   if kind == 'write_back':
     config.corrector.condition_on_age = True

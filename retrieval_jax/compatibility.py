@@ -102,6 +102,12 @@ def _check_reader(method):
     raise ValueError(
         "reader.name is set, but this objective reads no answers; set "
         "objective.name='marginal', or reader.name='none'.")
+  estimate = getattr(method.objective, 'estimate', None)
+  if method.reader.fuses and estimate in ('marginal', 'joint'):
+    raise ValueError(
+        'reader.fused=True trains the reader on all passages together, but '
+        f'objective.estimate={estimate!r} reads each alone; use '
+        "objective.estimate='emdr2' or 'perplexity'.")
   sampler = method.sampler
   asked = {
       'refresh.push=True': method.refresh.push,

@@ -12,6 +12,7 @@ from retrieval_jax import types
 from retrieval_jax.evaluation import answers as answers_lib
 from retrieval_jax.models import embedding
 from retrieval_jax.models.readers import extractive
+from retrieval_jax.models.readers import seq2seq
 
 
 class Reading(NamedTuple):
@@ -138,6 +139,53 @@ class ExtractiveTexts:
       if stop <= stops[-1] and 1 <= width <= self.reader.max_width:
         found.append((int(tokens[first]), width))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2SeqTexts:
+  """`Texts` of a reader that writes.
+
+  A text is 'question: QUESTION context: PASSAGE', cut at its end. Of several
+  right answers the first is learned.
+
+  Attributes:
+    reader: a models.readers.Seq2Seq.
+    tokenizer: of its own.
+    num_beams: guesses per passage; 1 is greedy.
+  """
+  reader: seq2seq.Seq2Seq
+  tokenizer: data.Tokenizer
+  num_beams: int = 4
+
+  def rows(self, questions: Sequence[str], passages: Sequence[str],
+           answers: Sequence[Sequence[str]] | None = None) -> np.ndarray:
+    """Returns rows [n, L] int32; without answers, of nothing but text."""
+    reader = self.reader
+    texts, _ = self.tokenizer.encode_batch(
+        [f'question: {question} context: {passage}'
+         for question, passage in zip(questions, passages)],
+        reader.text_length)
+    written = np.full((len(texts), reader.answer_length), -1, np.int32)
+    if answers is not None:
+      written, _ = self.tokenizer.encode_batch(
+          [of_question[0] for of_question in answers], reader.answer_length)
+    return reader.pack(written, texts)
+
+  def guesses(self, params: types.Params, questions: Sequence[str],
+              passages: Sequence[str], **options: Any) -> list[list[_Guess]]:
+    """Returns the answers of a beam from each passage."""
+    rows = self.rows(questions, passages)
+    found = embedding.embed(
+        seq2seq.Decode(self.reader, self.num_beams), params,
+        data.TokenStore(rows, (rows >= 0).sum(axis=1)), **options)
+    log_probs = found[:, :self.num_beams]
+    tokens = found[:, self.num_beams:].astype(np.int32).reshape(
+        len(found), self.num_beams, -1)
+    return [[_Guess(self.tokenizer.decode(beam[beam >= 0]), float(log_prob),
+                    None)
+             for log_prob, beam in zip(of_row, beams)
+             if log_prob > types.NO_ANSWER / 2]
+            for of_row, beams in zip(log_probs, tokens)]
 
 
 def read(texts: Texts, params: types.Params, questions: Sequence[str],

@@ -93,6 +93,10 @@ class Tokenizer:
     """
     return self._of_length(max_length).encode_batch(list(zip(first, second)))
 
+  def decode(self, ids: ArrayLike) -> str:
+    """Returns the text of ids [n], without special tokens."""
+    return self._of_length(None).decode(np.asarray(ids).tolist())
+
   def save(self, path: str) -> None:
     """Writes tokenizer.json; `path` is that file or its folder."""
     if not path.endswith('.json'):

@@ -141,12 +141,15 @@ def get_config() -> config_dict.ConfigDict:
   config.objective.importance = False  # weigh draws by their log q
 
   config.reader = ml_collections.ConfigDict()
-  config.reader.name = 'none'  # or 'extractive'; with objective 'marginal'
+  # Or 'extractive', 'seq2seq' (T5); with objective 'marginal'.
+  config.reader.name = 'none'
   # Hugging Face folder; '': from scratch, of the sizes and tokens of model.
   config.reader.pretrained = MINILM
   config.reader.num_layers = 0  # the first layers; 0: all of a pretrained one
   config.reader.row_length = 128  # tokens of a question and a passage
   config.reader.max_width = 10  # tokens of the longest answer (ORQA, REALM)
+  config.reader.answer_length = 16  # tokens; this and the next: of 'seq2seq'
+  config.reader.fused = False  # True: also all passages together (FiD)
   config.reader.alone = False  # True: the retriever is not trained
 
   config.estimator = ml_collections.ConfigDict()

@@ -246,7 +246,21 @@ class Experiment:
         lambda params, tokens: queries(of_towers(params), tokens),
         lambda params, tokens: targets(of_towers(params), tokens),
         lambda params: scale(of_towers(params)),
-        lambda params, rows: read(params['reader'], rows))
+        lambda params, rows: read(params['reader'], rows),
+        self._read_fused())
+
+  def _read_fused(self):
+    """Returns what reads the passages of a question together, or None."""
+    reader, devices = self.method.reader, self.mesh.size
+    if not reader.fuses:
+      return None
+    # As many passages at a time as others are; padding is inside of a row.
+    size = self.config.encoding.chunk_size // self.method.num_negatives
+    size = max(size // devices, 1) * devices
+    read = chunking.chunked(
+        reader.read_fused, buckets=(2**30,), layout=self.layout,
+        chunk_size=size if self.config.encoding.chunk_size else None)
+    return lambda params, rows: read(params['reader'], rows)
 
   def make_rows(self) -> Callable[
       [jax.Array, jax.Array], tuple[jax.Array, np.ndarray]] | None:

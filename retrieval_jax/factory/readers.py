@@ -1,6 +1,7 @@
 """The reader that a config names: from scratch, a folder or the run itself."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import readers
 from retrieval_jax.models import sentence_modules
+from retrieval_jax.models import t5
+from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
 
 
@@ -35,6 +38,8 @@ class Made(NamedTuple):
   @property
   def texts(self) -> reading.Texts:
     """What turns texts into its rows, and rows into answers."""
+    if isinstance(self.reader, readers.Seq2Seq):
+      return reading.Seq2SeqTexts(self.reader, self.tokenizer)
     assert isinstance(self.reader, readers.Extractive)
     return reading.ExtractiveTexts(self.reader, self.tokenizer)
 
@@ -55,7 +60,7 @@ def make(config: config_dict.ConfigDict,
     ValueError: for options that cannot work.
   """
   options = config.reader
-  kinds = {'none': None, 'extractive': _extractive}
+  kinds = {'none': None, 'extractive': _extractive, 'seq2seq': _seq2seq}
   make_new = registries.choose(kinds, 'reader.name', options.name)
   if make_new is None:
     registries.warn_unread('reader', options, "reader.name='none'", {'name'})
@@ -96,4 +101,28 @@ def _extractive(config, make_tokenizer):
   params = reader.init(keys.of_phase(config.seed, 'reader'))
   if weights is not None:
     params = {**params, 'transformer': weights}
+  return Made(reader, tokenizer, jax.device_get(params))
+
+
+def _seq2seq(config, make_tokenizer):
+  options, model = config.reader, config.model
+  weights = None
+  if options.pretrained:
+    folder = pretrained.resolve_folder(options.pretrained)
+    shape, weights = pretrained.load_seq2seq(folder)
+    tokenizer = data.load_tokenizer(folder)
+  else:
+    tokenizer = make_tokenizer()
+    num_layers = options.num_layers or model.num_layers
+    shape = t5_decoder.Seq2SeqConfig(t5.T5Config(
+        vocab_size=tokenizer.vocab_size, hidden_size=model.hidden_size,
+        num_layers=num_layers, num_heads=model.num_heads,
+        head_size=model.hidden_size // model.num_heads,
+        intermediate_size=model.intermediate_size, pad_id=tokenizer.pad_id),
+        num_layers, eos_id=int(tokenizer.encode_batch([''], 4)[0].max()))
+  reader = readers.Seq2Seq(
+      dataclasses.replace(
+          shape, encoder=encoders.computing_by(model, shape.encoder)),
+      options.row_length, options.answer_length, options.fused)
+  params = weights or reader.init(keys.of_phase(config.seed, 'reader'))
   return Made(reader, tokenizer, jax.device_get(params))

@@ -22,15 +22,17 @@ from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import readers
 from retrieval_jax.models import t5
+from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
 
 _TOKENIZER, _ENCODER = 'tokenizer.json', 'encoder.json'
 _FOLDER, _READER = 'reader', 'reader.json'
 _ARCHITECTURES = {kind.__name__: kind for kind in (
-    transformer.TransformerConfig, t5.T5Config)}
+    transformer.TransformerConfig, t5.T5Config, t5_decoder.Seq2SeqConfig)}
 
 
-_READERS = {kind.__name__: kind for kind in (readers.Extractive,)}
+_READERS = {kind.__name__: kind for kind in (
+    readers.Extractive, readers.Seq2Seq)}
 
 
 def checkpoints(workdir: str) -> str:
@@ -112,7 +114,10 @@ def _read(folder: str, name: str, kind: Callable[[dict], Any]) -> Any:
   saved = files.read_json(path)
   try:
     make = kind(saved)
-    config = _ARCHITECTURES[saved.pop('architecture')](**saved.pop('config'))
+    options = saved.pop('config')
+    if 'encoder' in options:  # of an encoder with its decoder
+      options['encoder'] = t5.T5Config(**options['encoder'])
+    config = _ARCHITECTURES[saved.pop('architecture')](**options)
     return make(config, **saved)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(

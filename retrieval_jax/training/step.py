@@ -267,6 +267,8 @@ def make_train_step(
     def read_each(params):
       if encoders.read is None:
         return None
+      if encoders.read_fused is not None:  # which trains the reader
+        params = jax.lax.stop_gradient(params)
       return encoders.read(params, rows).reshape(num_queries, num_negatives, 2)
 
     def read_together(params):

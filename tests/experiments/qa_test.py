@@ -20,16 +20,16 @@ def questions(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def make_config(questions, cache):
+def make_qa(questions, cache):
   """Returns variant, **overrides -> tiny config on it."""
   return lambda variant='tiny', **overrides: tiny.config(
       f'qa:{variant}', questions, cache, **overrides)
 
 
 @pytest.mark.parametrize('name', [f'{name}_tiny' for name in qa.VARIANTS[2:]])
-def test_every_variant_trains_and_evaluates(name, make_config, tmp_path):
+def test_every_variant_trains_and_evaluates(name, make_qa, tmp_path):
   workdir = str(tmp_path / name)
-  results = train.run(make_config(name), workdir, num_devices=1)
+  results = train.run(make_qa(name), workdir, num_devices=1)
   assert list(results['measures']) == ['dev']
   assert results['measures']['dev']['Answer@20'] >= 0
   meter = results['meter']
@@ -50,8 +50,8 @@ def test_every_variant_trains_and_evaluates(name, make_config, tmp_path):
   experiment = trained_lib.open(workdir).experiment
   moved = jax.tree.map(
       lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max() > 0,
-      trained_lib.open(workdir).params, first_params(make_config(name)))
-  assert all(jax.tree.leaves(moved['reader']['head']))
+      trained_lib.open(workdir).params, first_params(make_qa(name)))
+  assert any(jax.tree.leaves(moved['reader']))
   assert any(jax.tree.leaves(moved['tower'])) == (name != 'frozen_tiny')
   assert experiment.method.reader == experiment.reader.reader
 
@@ -60,16 +60,16 @@ def first_params(config):
   return train.factory.build(config, num_devices=1).params
 
 
-def test_goes_on_where_it_was_interrupted(make_config, tmp_path):
+def test_goes_on_where_it_was_interrupted(make_qa, tmp_path):
   straight, workdir = str(tmp_path / 'straight'), str(tmp_path / 'resumed')
   options = dict(refresh__write_back=True, log__every=1)
   results = train.run(
-      make_config('write_back_tiny', **options), straight, num_devices=1)
+      make_qa('write_back_tiny', **options), straight, num_devices=1)
   with train_test.stop_after(2):
-    assert train.run(make_config('write_back_tiny', **options), workdir,
+    assert train.run(make_qa('write_back_tiny', **options), workdir,
                      num_devices=1) is None
   resumed = train.run(
-      make_config('write_back_tiny', **options), workdir, num_devices=1)
+      make_qa('write_back_tiny', **options), workdir, num_devices=1)
   assert tiny.losses(workdir) == tiny.losses(straight)
   assert resumed['measures'] == results['measures']
   assert resumed['meter']['reader_calls'] == results['meter']['reader_calls']
@@ -78,18 +78,18 @@ def test_goes_on_where_it_was_interrupted(make_config, tmp_path):
                trained_lib.open(straight).params)
 
 
-def test_devices_do_not_change_it(make_config, tmp_path):
+def test_devices_do_not_change_it(make_qa, tmp_path):
   losses = []
-  for devices in (1, 4):
+  for devices in (1, 2):
     workdir = str(tmp_path / f'{devices}')
-    train.run(make_config('tiny', log__every=1), workdir, num_devices=devices)
+    train.run(make_qa('tiny', log__every=1), workdir, num_devices=devices)
     losses.append(list(tiny.losses(workdir).values()))
   np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_retriever_and_reader_learn(make_config, tmp_path):
+def test_retriever_and_reader_learn(make_qa, tmp_path):
   """The answer is where it is, which both have to find out from answers."""
-  config = make_config(
+  config = make_qa(
       'refreshed_tiny', num_steps=150, log__every=10,
       checkpoint__every=150, refresh__reencode_every=10,
       evaluation__baselines=True)
@@ -128,14 +128,15 @@ def test_a_run_without_a_reader_cannot_answer(trained):
         retriever.params, np.array([0]), np.array([[0]]), np.array([[1.]]))
 
 
-def test_what_cannot_work_is_refused(make_config, tmp_path):
+def test_what_cannot_work_is_refused(make_qa, tmp_path):
   workdir = str(tmp_path)
   for overrides, message in (
       (dict(reader__name='none'), "needs the likelihoods of a reader"),
       (dict(reader__name='generative'), "reader.name='generative' is not one"),
-      (dict(objective__name='contrastive'), 'reads no answers'),
+      (dict(objective__name='contrastive'), 'has no judgements'),
       (dict(refresh__push=True), 'without a positive'),
+      (dict(reader__fused=True, reader__name='seq2seq'), 'reads each alone'),
       (dict(reader__max_width=40), 'max_width=40 must lie in')):
     with pytest.raises(ValueError, match=message):
-      train.run(make_config('tiny', **overrides), workdir, num_devices=1)
+      train.run(make_qa('tiny', **overrides), workdir, num_devices=1)
   assert not os.path.exists(os.path.join(workdir, 'results.json'))

@@ -12,6 +12,7 @@ Parameters; `families/t5.py` maps published names to them:
 """
 
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -91,8 +92,9 @@ class Seq2SeqConfig:
       tokens: [n, L] int32, -1 for padding.
       token_vectors: as of `t5.T5Encoder`.
     """
-    return self.encoder.module().apply(
+    hidden: Any = self.encoder.module().apply(
         {'params': params}, tokens, token_vectors)
+    return hidden
 
   def decode(self, params: types.Params, table: jax.Array, tokens: jax.Array,
              context: jax.Array, mask: jax.Array) -> jax.Array:
@@ -105,7 +107,7 @@ class Seq2SeqConfig:
       context: [n, L, H] float32, what was encoded.
       mask: [n, L] bool, which of it is there.
     """
-    hidden = Decoder(self).apply(
+    hidden: Any = Decoder(self).apply(
         {'params': params['decoder']}, transformer.look_up(table, tokens),
         context, mask)
     if self.scaled_output:

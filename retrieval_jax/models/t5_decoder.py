@@ -12,7 +12,6 @@ Parameters; `families/t5.py` maps published names to them:
 """
 
 import dataclasses
-from typing import Any
 
 from flax import linen as nn
 import jax
@@ -92,9 +91,8 @@ class Seq2SeqConfig:
       tokens: [n, L] int32, -1 for padding.
       token_vectors: as of `t5.T5Encoder`.
     """
-    hidden: Any = self.encoder.module().apply(
-        {'params': params}, tokens, token_vectors)
-    return hidden
+    return jnp.asarray(self.encoder.module().apply(
+        {'params': params}, tokens, token_vectors))
 
   def decode(self, params: types.Params, table: jax.Array, tokens: jax.Array,
              context: jax.Array, mask: jax.Array) -> jax.Array:
@@ -107,9 +105,9 @@ class Seq2SeqConfig:
       context: [n, L, H] float32, what was encoded.
       mask: [n, L] bool, which of it is there.
     """
-    hidden: Any = Decoder(self).apply(
+    hidden = jnp.asarray(Decoder(self).apply(
         {'params': params['decoder']}, transformer.look_up(table, tokens),
-        context, mask)
+        context, mask))
     if self.scaled_output:
       hidden = hidden * self.encoder.hidden_size ** -0.5
     output = table if self.tied_output else params['output_table']

@@ -90,7 +90,7 @@ def test_the_fingerprint_covers_answers(folder):
 
 def test_one_file_may_hold_the_answers_of_all_splits(folder, tmp_path):
   path = write(folder, 'answers.jsonl', {'_id': 'q"é"', 'answers': ['x']},
-               {'_id': 'q1', 'answers': ['y']})
+               {'_id': 'q 2', 'answers': []}, {'_id': 'q1', 'answers': ['y']})
   found = prepare(beir.BeirReader(folder), tmp_path)
   assert {split: of_split.query_rows.tolist()
           for split, of_split in found.answers.items()} == {

@@ -8,8 +8,9 @@
                            train a query against; the score is a teacher's, any
                            number, or empty
   DIR/answers/SPLIT.jsonl[.gz]  optional, {"_id": query id, "answers": [str]}:
-                           strings of which each is a right answer. Such a split
-                           needs no judgements
+                           strings of which each is a right answer; an empty
+                           list counts as no record. Such a split needs no
+                           judgements
   DIR/answers.jsonl[.gz]   optional, in place of that folder, the same of all
                            splits: an answer is of the splits that judge its
                            query
@@ -222,8 +223,9 @@ def read_candidates(
 def _read_answers(path: str) -> Iterator[tuple[str, Sequence[str], str]]:
   for line, record in lines.json_lines(path):
     where = f'{path}:{line}'
-    yield (lines.identifier(where, record, '_id'),
-           answers_lib.read(where, record), where)
+    name = lines.identifier(where, record, '_id')
+    if record.get('answers') != []:
+      yield name, answers_lib.read(where, record), where
 
 
 def _pairs(path: str) -> Iterator[tuple[str, str, str, str]]:

@@ -80,11 +80,12 @@ def test_the_fingerprint_covers_answers(folder):
   before = beir.BeirReader(folder).fingerprint()
   seen = {before}
   for name, text in (('answers.jsonl', 'x'), ('answers.jsonl', 'y'),
+                     ('answers/answers.jsonl', 'y'),
                      ('answers/train.jsonl', 'y'), ('answers/test.jsonl', 'y')):
     path = write(folder, name, {'_id': 'q1', 'answers': [text]})
     seen.add(beir.BeirReader(folder).fingerprint())
     os.remove(path)
-  assert len(seen) == 5
+  assert len(seen) == 6
   assert beir.BeirReader(folder).fingerprint() == before
 
 

@@ -148,26 +148,26 @@ def test_the_script_shows_the_answer_and_its_passages(run, retriever, capsys):
 
 
 def test_spans_are_highlighted_and_texts_are_safe():
-  text = 'x' * 100 + ' \x1b]0;a\x07 Paris, \u202e' + 'y' * 100
-  start = text.index('Paris')
+  text = 'x' * 100 + ' \x1b]0;a\x07 Par\x07is, \u202e' + 'y' * 100
+  start = text.index('Par')
   answered = trained_lib.Answered(
-      'Par\x1bis', ['d1', 'd\x1b2'], ['none', text], np.float32([.4, .6]),
-      np.float32([0, 1]), [None, (start, start + 5)], ['', 'Paris'])
+      'Par\x1bis', ['d1', 'd\x1b2'], ['none', text], np.float32([.6, .4]),
+      np.float32([0, 1]), [None, (start, start + 6)], ['', 'Par\x07is'])
   lines = list(answer.lines(answered, 5))
   assert [line.plain[:7] for line in lines] == [
       '  Par\\x', '  1.000', '  0.000']
   [span] = [span for span in lines[1].spans if span.style]
-  assert lines[1].plain[span.start:span.end] == 'Paris'
+  assert lines[1].plain[span.start:span.end] == 'Par\\x07is'
   assert not [span for span in lines[2].spans if span.style]
   assert lines[2].plain.endswith('none')
   shown = ''.join(line.plain for line in lines)
   assert shown.isprintable() and '\u202e' not in shown
-  assert 'xxx \\x1b]0;a\\x07 Paris, \\u202eyyy' in shown
+  assert 'xxx \\x1b]0;a\\x07 Par\\x07is, \\u202eyyy' in shown
   assert max(map(len, shown.split('  '))) < 300
   console = rich.console.Console(force_terminal=True, color_system='standard')
   with console.capture() as captured:
     console.print(lines[1])
-  assert '\x1b[1;7mParis\x1b[0m' in captured.get()
+  assert '\x1b[1;7mPar\\x07is\x1b[0m' in captured.get()
 
 
 def test_no_answer_says_so():

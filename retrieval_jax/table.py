@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
+from retrieval_jax import host_table
 from retrieval_jax import sharding
 from retrieval_jax.types import check_shapes, QueueTable, TargetTable
 
@@ -191,6 +192,9 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
 
 def rows_of(table: TargetTable, ids: jax.Array) -> jax.Array:
   """Returns the rows [...] int32 that hold corpus ids [...], -1 where none."""
+  if table.rows_are_ids and table.full:
+    inside = (ids >= 0) & (ids < table.num_slots)
+    return jnp.where(inside, ids, -1).astype(jnp.int32)
   num_rows = table.ids.shape[0]
   if table.rows_are_ids:
     inside = (ids >= 0) & (ids < num_rows)
@@ -208,6 +212,8 @@ def take(table: TargetTable, rows: jax.Array) -> TargetTable:
 
   Where a row is -1 the slice has id -1 and the (finite) embedding of row 0.
   """
+  if isinstance(table, host_table.HostTable):
+    return table.take(rows)
   part = jax.tree.map(lambda array: array[jnp.maximum(rows, 0)], table)
   return dataclasses.replace(part, ids=jnp.where(rows < 0, -1, part.ids))
 

@@ -110,9 +110,11 @@ class View(NamedTuple):
   """How a sampler sees the memory, without a corrected copy of the table.
 
   Attributes:
-    table: the stale rows.
+    table: the stale rows; a `host_table.HostTable`, concrete, where they are on
+      the host.
     correct: maps any slice of the table (a TargetTable whose arrays have
-      leading shape [...]) to its present embeddings [..., D] float32.
+      leading shape [...]) to its present embeddings [..., D] float32. This and
+      `fold` are jax.tree_util.Partials where the table is on the host.
     scale: [] float32, beta: fixed or learned.
     scan: how to go over the rows.
     fold: where `correct` is affine, a function of queries x [B, D] that returns

@@ -71,14 +71,20 @@ class HostTable:
         embeddings=send(gathered(self.embeddings, at)), ids=send(ids),
         written=send(self.written[at]), rows_are_ids=False)
 
-  def write(self, rows: Any, embeddings: Any, step: int) -> None:
+  def rows_of(self, ids: Any) -> np.ndarray:
+    """Returns the rows [...] of corpus ids [...], -1 where none."""
+    ids = np.asarray(ids)
+    inside = (ids >= 0) & (ids < len(self.live))
+    return np.where(inside & self.live[np.where(inside, ids, 0)], ids, -1)
+
+  def write(self, rows: Any, embeddings: Any, step: Any) -> None:
     """Overwrites rows [P] with embeddings [P, D]; the last of equals wins."""
     rows = np.asarray(rows)
     last = len(rows) - 1 - np.unique(rows[::-1], return_index=True)[1]
     last = last[rows[last] >= 0]
     self.embeddings[rows[last]] = np.asarray(embeddings)[last].astype(
         self.embeddings.dtype)
-    self.written[rows[last]] = step
+    self.written[rows[last]] = np.asarray(step)
 
   def outline(self) -> 'Outline':
     """Returns what stands for it in a jit."""

@@ -173,7 +173,7 @@ class OnHost:
     """D."""
     return self.view.table.embeddings.shape[1]
 
-  def take(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def take(self, rows: Any) -> tuple[jax.Array, jax.Array]:
     """Returns (vectors [n, D] float32, live [n]) of rows [n]."""
     part = tables.take(self.view.table, rows)
     return self.view.correct(part), part.ids >= 0

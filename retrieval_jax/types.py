@@ -322,6 +322,9 @@ class Memory(Protocol):
     num_slots: rows that can hold a target, over all devices.
     holds_corpus: whether every target is remembered, target i in row i.
     chunk_rows: C of its scans.
+    on_host: whether its state is a `host_table.HostTable` instead, which
+      changes in place and is seen by no jit: the sampler runs between two
+      compiled parts of a step, and `write` and `push` are not called.
   """
   @property
   def kind(self) -> str: ...
@@ -331,6 +334,8 @@ class Memory(Protocol):
   def holds_corpus(self) -> bool: ...
   @property
   def chunk_rows(self) -> int: ...
+  @property
+  def on_host(self) -> bool: ...
 
   def first_ids(self, num_targets: int, seed: int) -> Any:
     """Returns the ids [n] that it holds before step 0, numpy, rising.
@@ -418,6 +423,8 @@ class Sampler(Protocol):
       step: its state is numpy, never traced or donated, its request and view
       hold concrete arrays, and its proposal may be numpy.
     reads_embeddings: whether its choice depends on what is remembered.
+    takes_few_rows: whether `propose` asks the memory for a few rows, by
+      `table.take`, rather than to scan it; rows on the host need that.
   """
   @property
   def num_negatives(self) -> int: ...
@@ -429,6 +436,8 @@ class Sampler(Protocol):
   def on_host(self) -> bool: ...
   @property
   def reads_embeddings(self) -> bool: ...
+  @property
+  def takes_few_rows(self) -> bool: ...
 
   def init(self, key: jax.Array, view: View) -> Any:
     """Returns the state before step 0: a pytree, replicated but for `ByRow`."""

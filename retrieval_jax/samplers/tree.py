@@ -183,6 +183,7 @@ class Tree:
   draws_from_memory = True
   on_host = False
   reads_embeddings = True
+  takes_few_rows = True
 
   def __post_init__(self):
     for name, least in (

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 STEP_PHASES = ('propose', 'gather', 'update')
 PHASES = STEP_PHASES + ('refresh', 'evaluate', 'prepare')
@@ -46,6 +47,8 @@ class Meter:
   Attributes:
     table_bytes: size of the table over all devices.
     index_bytes: size of whatever else is kept to search with.
+    device_bytes: of what is alive on the devices between two steps, measured.
+    host_bytes: of what a run's state keeps on the host.
 
   The other counts are read by `as_dict`:
     target_encoder_calls_in_step: targets encoded for the loss.
@@ -79,6 +82,8 @@ class Meter:
     self._pending: list[tuple[str, Any, float]] = []
     self.table_bytes = 0
     self.index_bytes = 0
+    self.device_bytes = 0
+    self.host_bytes = 0
 
   def count(self, name: str, number: int | float | jax.Array,
             each: float = 1) -> None:
@@ -188,6 +193,7 @@ class Meter:
                for name in phases if name != 'total'}
     return self.counts() | {
         'table_bytes': self.table_bytes, 'index_bytes': self.index_bytes,
+        'device_bytes': self.device_bytes, 'host_bytes': self.host_bytes,
         'seconds': seconds | {'total': self.seconds}}
 
   def state_dict(self) -> dict:
@@ -206,6 +212,12 @@ class Meter:
 def num_bytes(tree: Any) -> int:
   """Returns the bytes of all arrays of a pytree, over all devices' shards."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def num_host_bytes(tree: Any) -> int:
+  """Returns the bytes of the numpy arrays of a pytree."""
+  return sum(x.nbytes for x in jax.tree.leaves(tree)
+             if isinstance(x, np.ndarray))
 
 
 @jax.jit

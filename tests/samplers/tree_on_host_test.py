@@ -79,7 +79,8 @@ class TreeOnHostTest(parameterized.TestCase):
             host_state(sampler, devices), jax.random.key(1), request(),
             host_view(scale, devices)),
         tree_test.call(sampler.estimate_log_z, tree_test.state(sampler),
-                       jax.random.key(1), request(), tree_test.view(scale)), rtol=1e-5)
+                       jax.random.key(1), request(), tree_test.view(scale)),
+        rtol=1e-5)
 
   def test_queries_are_moved_where_the_corrector_folds(self):
     sampler = tree_test.make(num_negatives=4, chain_steps=2)

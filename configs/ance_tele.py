@@ -44,10 +44,7 @@ EPISODES, EARLY, LAST = 3, 120, 240  # early stop of all but the last; its steps
 
 def get_config(variant=''):
   """Returns the configuration; `variant` is one of VARIANTS."""
-  if variant not in VARIANTS:
-    raise ValueError(
-        f'Unknown config variant {variant!r}; there are '
-        f"{', '.join(repr(':' + name) for name in VARIANTS if name)}.")
+  base.check_variant(variant, VARIANTS)
   config = base.get_config('tiny' if variant == 'tiny' else '').unlock()
   config.memory.kind = 'none'
   config.sampler.name = 'pool'

@@ -27,6 +27,14 @@ def get_config(variant=''):
   return config.lock()
 
 
+def check_variant(variant, variants):
+  """Raises ValueError, which lists them, unless it is one of the variants."""
+  if variant not in variants:
+    *names, last = (repr(f':{name}') for name in variants if name)
+    raise ValueError(f'Unknown config variant {variant!r}; there are '
+                     f"{', '.join(names)} and {last}.")
+
+
 def seeds():
   """Yields the overrides of three runs, for experiments.sweep."""
   for seed in range(3):

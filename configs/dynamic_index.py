@@ -1,16 +1,18 @@
 r"""Negatives drawn along a tree over all targets: the dynamic index.
 
 Monath, Zaheer, Allen and McCallum, AISTATS 2023, sample negatives from clusters
-of a tree that changes with the encoder. Here the clusters' rows are scored
-exactly and leaves are k-means', see retrieval_jax/samplers/tree.py; of its
-other half, a regression that moves targets which nothing re-encodes, there is
-nothing yet. All numbers are ours.
-Variants: '' writes back what a step encodes, which the tree follows, and
-re-encodes nothing else; 'static' leaves table and tree as they are, and makes
-both anew every R steps; 'host' is '' with the table in the host's memory, so
-that devices hold no more of a target than their share of the tree.
+of a tree that changes with the encoder, and move targets that nothing
+re-encodes by a regression from landmarks. Here the clusters' rows are scored
+exactly and leaves are k-means', see retrieval_jax/samplers/tree.py. All numbers
+are ours. Variants: '' writes back what a step encodes, which the tree follows,
+and re-encodes nothing else; 'nystrom' writes nothing, and moves every target by
+the regression, or rather the queries, as it is linear; 'static' leaves table
+and tree as they are, and makes both anew every R steps; 'host' is '' with the
+table in the host's memory, so that devices hold the tree alone.
 
   python -m experiments.train --config=configs/dynamic_index.py --workdir=runs/t
+  python -m experiments.train --config=configs/dynamic_index.py:nystrom \
+      --workdir=runs/nystrom
   python -m experiments.train --config=configs/dynamic_index.py:static \
       --workdir=runs/static
   python -m experiments.train --config=configs/dynamic_index.py:host \
@@ -26,15 +28,13 @@ with what radii alone can promise.
 from configs import base
 from configs.base import seeds
 
-VARIANTS = ('', 'static', 'host', 'tiny', 'static_tiny', 'host_tiny')
+VARIANTS = ('', 'nystrom', 'static', 'host', 'tiny', 'nystrom_tiny',
+            'static_tiny', 'host_tiny')
 
 
 def get_config(variant=''):
   """Returns the configuration; `variant` is one of VARIANTS."""
-  if variant not in VARIANTS:
-    raise ValueError(
-        f"Unknown config variant {variant!r}; there are ':static', ':host', "
-        "':tiny', ':static_tiny' and ':host_tiny'.")
+  base.check_variant(variant, VARIANTS)
   tiny = variant.endswith('tiny')
   config = base.get_config('tiny' if tiny else '').unlock()
   config.sampler.name = 'tree'
@@ -47,6 +47,13 @@ def get_config(variant=''):
   if variant.startswith('static'):
     config.sampler.regrow_share = 0.0
     config.refresh.reencode_every = 100 if not tiny else 2
+  elif variant.startswith('nystrom'):
+    config.corrector.name = 'nystrom'
+    config.corrector.kernel = 'linear'
+    config.corrector.keep_norm = False
+    config.corrector.ridge = 0.1
+    config.corrector.num_landmarks = 2048 if not tiny else 64
+    config.corrector.num_anchors = 128 if not tiny else 16
   else:
     config.refresh.push = True
     config.refresh.write_back = True

@@ -30,10 +30,7 @@ VARIANTS = ('', 'full', 'tiny', 'full_tiny')
 
 def get_config(variant=''):
   """Returns the configuration; `variant` is one of VARIANTS."""
-  if variant not in VARIANTS:
-    raise ValueError(
-        f"Unknown config variant {variant!r}; there are ':full', ':tiny' and "
-        "':full_tiny'.")
+  base.check_variant(variant, VARIANTS)
   tiny = variant.endswith('tiny')
   config = base.get_config('tiny' if tiny else '').unlock()
   config.sampler.num_negatives = 1

@@ -55,10 +55,7 @@ _UNTIED = {'model.tied': False, 'sampler.name': 'top_k',
 
 def get_config(variant=''):
   """Returns the configuration; `variant` is one of VARIANTS."""
-  if variant not in VARIANTS:
-    raise ValueError(
-        f"Unknown config variant {variant!r}; there are ':links', "
-        "':landmarks', ':tiny'.")
+  base.check_variant(variant, VARIANTS)
   if variant == 'landmarks':
     return _quick_start()
   config = base.get_config(variant if variant == 'tiny' else '').unlock()
@@ -187,8 +184,8 @@ def _dynamic_index_arms():
   rebuilt = {'sampler.regrow_share': 0.0}
   nystrom = {'corrector.name': 'nystrom', 'corrector.num_landmarks': 4096,
              'corrector.num_anchors': 512, 'corrector.kernel': 'linear',
-             'corrector.ridge': 0.1}
-  kernel = nystrom | {'corrector.kernel': 'rbf'}
+             'corrector.ridge': 0.1, 'corrector.keep_norm': False}  # to fold
+  kernel = nystrom | {'corrector.kernel': 'rbf', 'corrector.keep_norm': True}
   arms = _arms(240, 117_659)
   ridge = _LINEAR | {'corrector.num_anchors': 512}
   return {

@@ -46,7 +46,7 @@ def define_flags(values):
       'lead_only', False, 'Leave out what follows the lead.',
       flag_values=values)
   flags.DEFINE_list(
-      'measures', list(measures_lib.MEASURES),
+      'measures', list(measures_lib.ALL),
       'Measures in the spelling of ir-measures.', flag_values=values)
   flags.DEFINE_string(
       'cache', '~/.cache/retrieval_jax', 'Prepared data.', flag_values=values)
@@ -75,13 +75,14 @@ def evaluate(dataset, split, measures, *, separator='', lead_repeats=1,
   Args:
     dataset: data.RetrievalDataset.
     split: its name.
-    measures: names of ir-measures.
+    measures: names of ir-measures, and Answer@k of a split with answers.
     separator: what ends the lead of a query; '' for no lead.
     lead_repeats: how often words of the lead count.
     lead_only: whether to leave out what follows the lead.
 
   Raises:
-    ValueError: for an unknown split, or options of a lead without separator.
+    ValueError: for an unknown split or measure, or options of a lead without
+      separator.
   """
   if split not in dataset.qrels:
     raise ValueError(f'--split={split!r} is not a split of {dataset.name}; it '
@@ -89,21 +90,15 @@ def evaluate(dataset, split, measures, *, separator='', lead_repeats=1,
   if not separator and (lead_only or lead_repeats > 1):
     raise ValueError('--lead_repeats and --lead_only need --separator, which '
                      "says where a query's lead ends.")
-  qrels = dataset.qrels[split]
-  rows = qrels.queries()
+  rows = dataset.queries_of(split)
   texts = [dataset.query_texts[row] for row in rows]
   leads = [text.split(separator, 1)[0] for text in texts] if separator else None
   found, scores = bm25.bm25_run(
       dataset.corpus_texts, leads if lead_only else texts, _DEPTH,
       lemmas=leads, lemma_repeats=lead_repeats)
-  relevant = qrels.grades > 0
-  return measures_lib.evaluate(
-      runs.from_rows([dataset.query_ids[row] for row in rows], found, scores,
-                     dataset.corpus_ids),
-      measures_lib.qrels_from_rows(
-          qrels.query_rows[relevant], qrels.corpus_rows[relevant],
-          qrels.grades[relevant], dataset.query_ids, dataset.corpus_ids),
-      measures)
+  run = runs.from_rows([dataset.query_ids[row] for row in rows], found, scores,
+                       dataset.corpus_ids)
+  return measures_lib.of_split(run, dataset, split, measures)
 
 
 if __name__ == '__main__':

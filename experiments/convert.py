@@ -7,7 +7,8 @@ r"""Writes data of any format that we read as a folder in BEIR layout.
 The sources are those of --config.data.source; `beir` is one of them. OUT gets
 corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, where the source has hard
 negatives or scores, candidates/SPLIT.tsv (query-id, corpus-id, score; the last
-may be empty). A title is part of the text already.
+may be empty), and where it has answers, answers/SPLIT.jsonl. A title is part of
+the text already.
 """
 
 import os
@@ -30,6 +31,9 @@ def define_flags(values):
       'path', '', 'Folder, file or name of the data, as --config.data.path.',
       flag_values=values)
   process.DEFINE_path(
+      'corpus', '', 'File or folder of passages, as --config.data.corpus.',
+      flag_values=values)
+  process.DEFINE_path(
       'out', None, 'Folder to write; must not exist.', flag_values=values)
   flags.DEFINE_string(
       'cache', '~/.cache/retrieval_jax', 'Where wordnet keeps its copy.',
@@ -47,7 +51,7 @@ def main(argv, values=flags.FLAGS):
           f'--out={values.out} exists; name a new folder or remove it.')
     reader = factory.make_reader(
         values.source, values.path, os.path.expanduser(values.cache),
-        lenient=values.lenient)
+        corpus=values.corpus, lenient=values.lenient)
     counts = beir_folder.write(reader, values.out)
     print(f'{values.out}: ' + ', '.join(
         f'{count:,} {name}' for name, count in counts.items()) + '.')

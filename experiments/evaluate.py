@@ -59,8 +59,9 @@ def define_flags(values):
       'splits', None, 'Splits to evaluate; by default those of the config, '
       'without a run its test split.', flag_values=values)
   flags.DEFINE_list(
-      'measures', list(measures_lib.MEASURES),
-      'Measures in the spelling of ir-measures.', flag_values=values)
+      'measures', list(measures_lib.ALL),
+      'Measures in the spelling of ir-measures, and Answer@k of splits with '
+      'answers.', flag_values=values)
   flags.DEFINE_list(
       'dims', None, 'Prefixes of the embeddings to measure besides the whole; '
       'those of the config by default. Not with --index.', flag_values=values)

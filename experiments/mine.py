@@ -15,7 +15,8 @@ bm25. Or the results come from a TREC run file. DIR gets a folder for each
 what was found. To train on them, move DIR/candidates into the data's folder.
 
 Always barred are targets that the split's judgements call relevant or junk and,
-where texts are known, copies of positives. What the other options mean is in
+where texts are known, copies of positives; with --bar_answers, as DPR has it,
+all that have an answer to the query. What the other options mean is in
 retrieval_jax/mining/negatives.py. A known recipe is --relative_margin=0.05
 (NV-Retriever).
 
@@ -85,6 +86,9 @@ def define_flags(values):
   flags.DEFINE_boolean(
       'drop_self_matches', False, "Bars the target with the query's own id.",
       **at)
+  flags.DEFINE_boolean(
+      'bar_answers', False, 'Bars all targets that have an answer to the '
+      'query.', **at)
   flags.DEFINE_integer(
       'batch_size', 256, 'Queries at a time, which bounds memory.',
       lower_bound=1, **at)
@@ -118,7 +122,8 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         index_options=_index_options(values),
         **{name: values[name].value for name in (
             'workdir', 'config', 'embeddings', 'run', 'index', 'splits',
-            'drop_self_matches', 'batch_size', 'lenient')}), say=_print)
+            'drop_self_matches', 'bar_answers', 'batch_size',
+            'lenient')}), say=_print)
     if not facts['copies_of_positives_barred']:
       print('Copies of positives are not barred, because there are no texts; '
             '--config gives them.')

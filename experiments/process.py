@@ -87,6 +87,17 @@ def script():
     sys.exit(f'error: {message}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
 
 
+def lines(what):
+  """Returns the lines of standard input that are not blank, one by one.
+
+  Args:
+    what: a line is, for who types it.
+  """
+  if sys.stdin.isatty():
+    print(f'One {what} per line; end with Ctrl-D.', file=sys.stderr)
+  return (line.strip() for line in sys.stdin if line.strip())
+
+
 def parse_flags(argv):
   """Parses flags like absl, but a misspelt --config option gives no traceback.
 

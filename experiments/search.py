@@ -10,8 +10,6 @@ from answers, and embeds the corpus anew each time. With --index=DIR, which
 experiments.adapt wrote, that index is searched instead.
 """
 
-import sys
-
 from absl import app
 from absl import flags
 
@@ -44,18 +42,12 @@ def main(argv, values=flags.FLAGS):
   with process.script():
     retriever = trained.open_either(values.workdir, values.config)
     index = retriever.index(values.index)
-    for query in values.query or _lines():
+    for query in values.query or process.lines('query'):
       print(f'\n{terminal.shown(query, _TEXT)}')
       [ids], [scores], [texts] = retriever.search([query], values.k, index)
       for name, score, text in zip(ids, scores, texts):
         print(f'  {score:7.4f}  {terminal.shown(name, _ID):>16}  '
               f'{terminal.shown(text, _TEXT)}')
-
-
-def _lines():
-  if sys.stdin.isatty():
-    print('One query per line; end with Ctrl-D.', file=sys.stderr)
-  return (line.strip() for line in sys.stdin if line.strip())
 
 
 if __name__ == '__main__':

@@ -22,7 +22,8 @@ NEEDS = {
         "estimator.name='cache_gradient' needs log Z over the memory; use "
         "sampler.name='gumbel', 'top_k_gumbel' or 'bucketed'."),
     'log_q': (
-        "estimator.name='sampled_softmax' needs log q of every column; use "
+        "estimator.name='sampled_softmax' and objective.importance=True need "
+        'log q of every column; use '
         "sampler.name='uniform' or 'gumbel', or 'tree' with "
         'sampler.chain_steps=0.'),
     'every_row': (
@@ -39,6 +40,9 @@ NEEDS = {
     'teacher': (
         "distillation.kind compares the scores of a query's positive and "
         'candidates; it needs data.num_candidates of at least 1.'),
+    'answers': (
+        "objective.name='marginal' needs the likelihoods of a reader; set "
+        "reader.name='extractive' or 'seq2seq'."),
 }
 """Need of an objective -> what to say where nothing gives it."""
 
@@ -51,6 +55,8 @@ def given(method: 'methods.Method') -> frozenset[str]:
   gives.add('teacher' if method.num_candidates else 'only_draws')
   if method.num_negatives:
     gives.add('negatives')
+  if method.reader is not None:
+    gives.add('answers')
   return frozenset(gives)
 
 
@@ -64,6 +70,8 @@ def check_method(method: 'methods.Method') -> None:
     if need in method.objective.needs - given(method):
       raise ValueError(message)
   memory, refresh = method.memory, method.refresh
+  if method.reader is not None:
+    _check_reader(method)
   _MEMORY_CHECKS.get(memory.kind, lambda method: None)(method)
   if not method.sampler.num_negatives and refresh.write_back:
     raise ValueError(
@@ -101,6 +109,32 @@ def _check_host(method):
     raise ValueError(
         f'targets.source={method.targets.source!r} trains against rows of the '
         "table; it needs memory.place='device'.")
+
+
+def _check_reader(method):
+  """Raises where something asks for the positives that answers replace."""
+  if method.has_positives:
+    raise ValueError(
+        "reader.name is set, but this objective reads no answers; set "
+        "objective.name='marginal', or reader.name='none'.")
+  estimate = getattr(method.objective, 'estimate', None)
+  if method.reader.fuses and estimate in ('marginal', 'joint'):
+    raise ValueError(
+        'reader.fused=True trains the reader on all passages together, but '
+        f'objective.estimate={estimate!r} reads each alone; use '
+        "objective.estimate='emdr2' or 'perplexity'.")
+  sampler = method.sampler
+  asked = {
+      'refresh.push=True': method.refresh.push,
+      'data.num_candidates': method.num_candidates,
+      'distillation.kind': 'teacher' in method.objective.needs,
+      "sampler.name='simans'": isinstance(sampler, samplers.SimANS),
+      'sampler.max_share or min_margin': getattr(sampler, 'ceiling', None)}
+  for option, is_set in asked.items():
+    if is_set:
+      raise ValueError(
+          f"objective.name='marginal' trains on questions without a positive, "
+          f'but {option} needs one; leave it out.')
 
 
 def _check_nystrom(method):

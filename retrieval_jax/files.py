@@ -85,13 +85,27 @@ def replacing(path: str) -> Iterator[TextIO]:
   Its folder is made if absent, line ends are as written. On any exception an
   earlier file at `path` stays as it is.
   """
+  with _replacing(path, 'w', encoding='utf-8', newline='\n') as file:
+    yield file
+
+
+@contextlib.contextmanager
+def replacing_binary(path: str) -> Iterator[BinaryIO]:
+  """Opens a file of bytes for writing, otherwise as `replacing`."""
+  with _replacing(path, 'wb') as file:
+    yield file
+
+
+@contextlib.contextmanager
+def _replacing(path: str, mode: str, **options: Any) -> Iterator[Any]:
+  """Opens a file, as `open` does, that replaces `path` if all goes well."""
   def make(temporary):
-    with open(temporary, 'x', encoding='utf-8'):
+    with open(temporary, 'xb'):
       pass
 
   with _beside(path, make) as temporary, naming_full_disk(path):
     try:
-      with open(temporary, 'w', encoding='utf-8', newline='\n') as file:
+      with open(temporary, mode, **options) as file:
         yield file
       os.replace(temporary, path)
     except BaseException:

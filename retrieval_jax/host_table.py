@@ -73,7 +73,7 @@ class HostTable:
 
   def rows_of(self, ids: Any) -> np.ndarray:
     """Returns the rows [...] of corpus ids [...], -1 where none."""
-    ids = np.asarray(ids)
+    ids = np.asarray(ids, np.int32)
     inside = (ids >= 0) & (ids < len(self.live))
     return np.where(inside & self.live[np.where(inside, ids, 0)], ids, -1)
 

@@ -7,7 +7,7 @@ reaches.
 
 import jax
 
-_PHASES = ('corrector', 'model', 'sampler', 'objective', 'rebuild')
+_PHASES = ('corrector', 'model', 'sampler', 'objective', 'rebuild', 'reader')
 
 
 def of_step(seed: int, step: jax.Array | int) -> jax.Array:

@@ -104,6 +104,7 @@ class Method:
     refresh: a Refresh.
     targets: a Targets.
     num_candidates: explicit candidates per query and step.
+    reader: a types.Reader, where questions have answers in place of positives.
   """
   memory: types.Memory
   corrector: types.Corrector
@@ -112,9 +113,15 @@ class Method:
   refresh: Refresh = dataclasses.field(default_factory=Refresh)
   targets: Targets = dataclasses.field(default_factory=Targets)
   num_candidates: int = 0
+  reader: types.Reader | None = None
 
   def __post_init__(self):
     compatibility.check_method(self)
+
+  @property
+  def has_positives(self) -> bool:
+    """Whether a training query comes with a positive."""
+    return 'answers' not in self.objective.needs
 
   @property
   def num_negatives(self) -> int:

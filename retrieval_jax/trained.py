@@ -58,6 +58,28 @@ class Found(NamedTuple):
   texts: list[list[str]]
 
 
+class Answered(NamedTuple):
+  """What a reader answers to a question, by the passages that it read.
+
+  Attributes:
+    answer: the likeliest over all passages, '' where there is none.
+    ids: of the K passages, best first by the retriever.
+    texts: K, as the data set has them.
+    prior: [K] float32, their probabilities by the retriever.
+    posterior: [K] float32, and given the answer.
+    spans: K (start, stop), where each passage has its own answer, in characters
+      of its text; None where the reader points at none.
+    answers: K, these answers.
+  """
+  answer: str
+  ids: list[str]
+  texts: list[str]
+  prior: np.ndarray
+  posterior: np.ndarray
+  spans: list[tuple[int, int] | None]
+  answers: list[str]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedRetriever:
   """An encoder over its corpus: what a run has learned, ready to be used.
@@ -178,16 +200,46 @@ class TrainedRetriever:
       index: what `index` returned; None searches the targets exactly. They are
         put on the device by the first such search and stay there.
     """
-    if index is None:
-      index = self._own_index
     dataset = self.dataset
-    scores, rows = index.index.search(
-        index.state, self.embed_queries(texts), min(k, len(dataset.corpus_ids)))
+    scores, rows = self._search(texts, k, index)
     found = [row[row >= 0] for row in rows]
     return Found(
         [[dataset.corpus_ids[int(i)] for i in row] for row in found],
         [of_query[row >= 0].tolist() for of_query, row in zip(scores, rows)],
         [[dataset.corpus_texts[int(i)] for i in row] for row in found])
+
+  def answer(self, texts: Sequence[str], k: int = 20,
+             index: CorpusIndex | None = None) -> list[Answered]:
+    """Returns what the run's reader answers to each question.
+
+    Args:
+      texts: n questions.
+      k: passages that are read.
+      index: as of `search`.
+
+    Raises:
+      ValueError: if the run has no reader.
+    """
+    scores, rows = self._search(texts, k, index)
+    answered = []
+    for ids, reading in zip(rows, self.experiment.read_texts(
+        self.params, texts, rows, scores)):
+      there = np.flatnonzero(ids >= 0)
+      of = lambda items, there=there: [items[i] for i in there]
+      answered.append(Answered(
+          reading.answer,
+          [self.dataset.corpus_ids[int(i)] for i in ids[there]],
+          [self.dataset.corpus_texts[int(i)] for i in ids[there]],
+          reading.prior[there], reading.posterior[there], of(reading.spans),
+          of(reading.texts)))
+    return answered
+
+  def _search(self, texts, k, index):
+    """Returns (scores, corpus rows), [n, k] each."""
+    index = index or self._own_index
+    return index.index.search(
+        index.state, self.embed_queries(texts),
+        min(k, len(self.dataset.corpus_ids)))
 
   @functools.cached_property
   def _own_index(self) -> CorpusIndex:

@@ -200,7 +200,8 @@ class Batch:
     query_tokens: [B, Lq] int32, padded with -1.
     target_tokens: [B, Lt] int32, tokens of the positives, likewise.
     query_ids: [B] int32.
-    target_ids: [B] int32, corpus ids of the positives.
+    target_ids: [B] int32, corpus ids of the positives; -1, and tokens of
+      padding, where questions have answers in place of positives.
     known_positives: [B, E] int32, every corpus id known to be relevant to the
       query (its own positive included), padded with -1.
     candidates: Candidates; None where training takes none.
@@ -298,17 +299,24 @@ class Fresh(NamedTuple):
 
   Attributes:
     queries: [B, D] float32.
-    positives: [B, D] float32.
+    positives: [B, D] float32; [0, D] where questions have answers in place of
+      positives.
     negatives: [B, K, D] float32, of the draws, then of the candidates.
     scale: [] float32, beta.
     negative_tokens: [B, K, L] int32 where the objective reads tokens, else
       None. Those of queries and positives are in the batch.
+    read: [B, K, 2] float32, what `Reader.read` says of the question's answer
+      and each of its draws; None where the method has no reader.
+    fused: [B] float32, log P(answer | question, all draws), by a reader that
+      takes them together; None by one that does not.
   """
   queries: jax.Array
   positives: jax.Array
   negatives: jax.Array
   scale: jax.Array
   negative_tokens: jax.Array | None = None
+  read: jax.Array | None = None
+  fused: jax.Array | None = None
 
 
 class Memory(Protocol):
@@ -473,8 +481,9 @@ class Objective(Protocol):
 
   Attributes:
     needs: what must be given to it, of 'log_q', 'log_z', 'every_row' (by the
-      sampler), 'own_columns', 'negatives' and 'teacher' (by the data or the
-      method); see `compatibility`.
+      sampler), 'own_columns', 'negatives', 'teacher' and 'answers' (by the data
+      or the method); see `compatibility`. One that needs answers reads no
+      positive.
     reads_tokens: whether it needs the tokens of the draws besides their
       embeddings.
   """
@@ -508,6 +517,48 @@ class Objective(Protocol):
       batch: the step's.
       proposal: the draws and candidates; nothing in it carries gradient.
     """
+
+
+class Reader(Protocol):
+  """Says how likely an answer is, given a question and a passage.
+
+  Frozen and hashable; its parameters are the entry 'reader' of a run's. A row
+  holds question, passage and answers in one array, as its module says, padded
+  at its end with -1: to `chunking` it is a text, and the reader an encoder with
+  D = 2.
+
+  Attributes:
+    row_length: L of its rows.
+    fuses: whether it also reads all passages of a question together.
+  """
+  @property
+  def row_length(self) -> int: ...
+  @property
+  def fuses(self) -> bool: ...
+
+  def init(self, key: jax.Array) -> Params:
+    """Returns random parameters, float32."""
+
+  @property
+  def read(self) -> Encode:
+    """(params, rows [n, L]) -> [n, 2] float32, two log masses.
+
+    The first is that of the answer, at most NO_ANSWER / 2 where the passage
+    cannot give it; the second is that of everything the reader could say of
+    the passage. Their difference is log P(answer | question, passage).
+    """
+
+  @property
+  def read_fused(self) -> Encode:
+    """(params, fused rows [B, K * L]) -> [B, 1], log P; where it fuses."""
+
+  def flops(self, length: int) -> float:
+    """Returns the matmul FLOPs of reading one row of `length` tokens."""
+
+
+NO_ANSWER = -1e30
+"""The log mass of an answer that a passage does not hold; finite, so that no
+gradient is nan."""
 
 
 def check_shapes(named: Mapping[str, tuple[jax.Array, str]]) -> dict[str, int]:

@@ -19,8 +19,11 @@ each_notebook = pytest.mark.parametrize(
 # What the cell 'results' shows, and how many cells draw something.
 SHOWN = {'01_quickstart.ipynb': (
     'BM25', 'untrained encoder', 'trained encoder', 'MRR@10'),
-         '02_adapters.ipynb': ('encoder', '+XS', '+XL', '+NUDGE-N', 'R@100')}
-PICTURES = {'01_quickstart.ipynb': 2, '02_adapters.ipynb': 1}
+         '02_adapters.ipynb': ('encoder', '+XS', '+XL', '+NUDGE-N', 'R@100'),
+         '03_answers.ipynb': (
+             'BM25', 'trained encoder', 'Answer@20', 'EM', 'passages read')}
+PICTURES = {'01_quickstart.ipynb': 2, '02_adapters.ipynb': 1,
+            '03_answers.ipynb': 1}
 
 
 def code_cells(notebook):

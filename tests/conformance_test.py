@@ -27,8 +27,10 @@ from retrieval_jax.factory import registries
 from retrieval_jax.objectives import columns
 from retrieval_jax.objectives import distillation
 from retrieval_jax.objectives import estimators
+from retrieval_jax.objectives import marginal
 from tests import helpers
 from tests import made_up_objectives
+from tests import made_up_readers
 from tests import made_up_samplers
 
 N, D, B, K = 200, 6, 8, 3  # targets, dimensions, queries, draws
@@ -107,9 +109,10 @@ def make_memory(case):
         config(memory=MEMORIES[case]).memory, num_targets=N)
 
 
-def make_method(**sections):
+def make_method(reader=None, **sections):
   with from_defaults():
-    return methods.make_method(config(**sections), N, num_queries=2 * B)
+    return methods.make_method(
+        config(**sections), N, num_queries=2 * B, reader=reader)
 
 
 def make_sampler(case):
@@ -720,6 +723,10 @@ class CorrectorTest(parameterized.TestCase):
 # --- Objectives.
 
 
+OF_ANSWERS = {'marginal': marginal.ESTIMATES}
+"""Objective that needs answers -> its kinds, each of which is tested."""
+
+
 def every_objective():
   """Yields (name, Objective): estimators, then what goes around one."""
   contrastive = [
@@ -735,7 +742,11 @@ def every_objective():
   yield 'matryoshka', objectives.Matryoshka(
       made, (2, D), (1.0, 0.5), normalize=True)
   for name in registries.OBJECTIVES:
-    yield name, make_method(objective={'name': name}).objective
+    for estimate in OF_ANSWERS.get(name, ('',)):
+      options = {'name': name} | ({'estimate': estimate} if estimate else {})
+      yield f'{name}_{estimate}'.strip('_'), make_method(
+          reader=made_up_readers.Bag(40) if estimate else None,
+          objective=options).objective
   yield 'made_up', made_up_objectives.Biased(40)
 
 
@@ -753,7 +764,8 @@ class Given(NamedTuple):
 def given(objective, num_draws=K):
   """Returns a batch, with candidates where the objective goes with them."""
   rng = np.random.default_rng(0)
-  n = 0 if 'only_draws' in objective.needs else NUM_CANDIDATES
+  answers = 'answers' in objective.needs
+  n = 0 if answers or 'only_draws' in objective.needs else NUM_CANDIDATES
   columns_ = num_draws + n
   ids = rng.integers(0, N, (B, columns_)).astype(np.int32)
   target_ids = np.arange(B, dtype=np.int32)
@@ -771,10 +783,14 @@ def given(objective, num_draws=K):
     positive_scores[5] = np.nan
     candidates = types.Candidates(ids[:, num_draws:], scores, positive_scores)
   tokens = rng.integers(0, 40, (B, columns_, 2)).astype(np.int32)
+  read = numbers(B, columns_, 2)
+  read[..., 0] -= 3
+  read[0, 1:, 0] = types.NO_ANSWER
   given_ = Given(
-      types.Fresh(vectors(1, B), vectors(2, B), vectors(3, B, columns_),
-                  np.float32(SCALE),
-                  tokens if objective.reads_tokens else None),
+      types.Fresh(vectors(1, B), vectors(2, 0 if answers else B),
+                  vectors(3, B, columns_), np.float32(SCALE),
+                  tokens if objective.reads_tokens else None,
+                  read if answers else None),
       types.Batch(
           query_tokens=tokens[:, 0], target_tokens=tokens[:, -1],
           query_ids=target_ids, target_ids=target_ids, known_positives=np.stack(
@@ -826,6 +842,8 @@ def changed(given_, *, where, draw=7.0):
   put = lambda array, value: jnp.where(where, value, array)
   fresh = given_.fresh._replace(negatives=jnp.where(
       where[..., None], draw, given_.fresh.negatives))
+  if fresh.read is not None:
+    fresh = fresh._replace(read=jnp.where(where[..., None], draw, fresh.read))
   if fresh.negative_tokens is not None:
     fresh = fresh._replace(negative_tokens=jnp.where(
         where[..., None], 0, fresh.negative_tokens))
@@ -852,7 +870,9 @@ def reordered(given_, order):
   return Given(
       given_.fresh._replace(
           negatives=moved(given_.fresh.negatives),
-          negative_tokens=None if tokens is None else moved(tokens)),
+          negative_tokens=None if tokens is None else moved(tokens),
+          read=(None if given_.fresh.read is None
+                else moved(given_.fresh.read))),
       dataclasses.replace(given_.batch, candidates=candidates),
       dataclasses.replace(proposal, **{
           name: moved(getattr(proposal, name))
@@ -871,10 +891,11 @@ class ObjectiveTest(parameterized.TestCase):
     for name, value in info.items():
       self.assertEqual((value.shape, value.dtype), ((), np.float32), name)
       self.assertTrue(np.isfinite(value), name)
-    for name in ('queries', 'positives', 'negatives', 'scale'):
+    for name in ('queries', 'positives', 'negatives', 'scale', 'read'):
       gradient = getattr(of_fresh, name)
-      self.assertTrue(np.isfinite(gradient).all(), name)
-      self.assertTrue(gradient.any(), name)
+      if gradient is not None and gradient.size:
+        self.assertTrue(np.isfinite(gradient).all(), name)
+        self.assertTrue(gradient.any(), name)
     for gradient in jax.tree.leaves(of_own):
       self.assertTrue(np.isfinite(gradient).all())
       self.assertTrue(gradient.any())

@@ -97,7 +97,12 @@ MEMORIES = {'none': memories.Nothing(), 'ring': ring(),
 
 def objective(estimator='truncated_softmax', columns='own', ceiling=None,
               distillation=None):
-  """Returns the Contrastive, under a teacher where a kind of one is given."""
+  """Returns the Contrastive, under a teacher where a kind of one is given.
+
+  Or the Marginal where `estimator` is 'marginal'.
+  """
+  if estimator == 'marginal':
+    return objectives.Marginal()
   inner = objectives.Contrastive(estimator, columns, ceiling)
   if distillation is None:
     return inner

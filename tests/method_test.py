@@ -25,8 +25,8 @@ LACKING = {
     'log_z': ("'cache_gradient' needs log Z .* sampler.name='gumbel'", [
         dict(estimator='cache_gradient', sampler=sampler)
         for sampler in (samplers.Uniform(1), samplers.TopK(1), IDS)]),
-    'log_q': ("'sampled_softmax' needs log q of every column; use "
-              "sampler.name='uniform' or 'gumbel'", [
+    'log_q': ("'sampled_softmax' and objective.importance=True need log q of "
+              "every column; use sampler.name='uniform' or 'gumbel'", [
         dict(estimator='sampled_softmax', sampler=sampler)
         for sampler in (samplers.ShortlistGumbel(1, 2), samplers.TopK(1),
                         NONE)]),
@@ -46,7 +46,9 @@ LACKING = {
         dict(sampler=NONE, columns='draws', memory='none')]),
     'teacher': ('distillation.kind .* needs data.num_candidates of at least 1',
                 [dict(distillation='kl'),
-                 dict(distillation='margin_mse', columns='all')])}
+                 dict(distillation='margin_mse', columns='all')]),
+    'answers': ("objective.name='marginal' needs the likelihoods of a reader",
+                [dict(estimator='marginal')])}
 """Need of an objective -> what is said, and methods in which nothing gives it.
 """
 

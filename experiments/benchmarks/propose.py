@@ -76,8 +76,7 @@ def _kernels(mesh, rows):
   k = _NUM_NEGATIVES.value
   scan = types.Scan(mesh, _CHUNK_ROWS.value)
   view = lambda table: types.View(
-      table, lambda part: part.embeddings.astype(jnp.float32),
-      jnp.float32(_SCALE.value), scan)
+      table, scoring.uncorrected, jnp.float32(_SCALE.value), scan)
 
   def matmul(key, queries, table, exclude):
     del key, exclude

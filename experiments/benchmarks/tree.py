@@ -108,8 +108,8 @@ def _measure(num_rows):
   mesh = sharding.make_mesh(1)
   table, centres = _rows(num_rows, _DIM.value, _DTYPE.value, mesh)
   view = types.View(
-      table, lambda part: part.embeddings.astype(jnp.float32),
-      jnp.float32(_SCALE.value), types.Scan(mesh, _CHUNK_ROWS.value))
+      table, scoring.uncorrected, jnp.float32(_SCALE.value),
+      types.Scan(mesh, _CHUNK_ROWS.value))
   of = lambda table: view._replace(table=table)
   none = jnp.full([_NUM_QUERIES.value], -1, jnp.int32)
   request = types.Request(

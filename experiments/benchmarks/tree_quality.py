@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments import process
 from retrieval_jax import samplers
+from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import trained
@@ -54,7 +55,7 @@ def main(argv):
       retriever.embed_queries([dataset.query_texts[row] for row in rows]))
   mesh = sharding.make_mesh(1)
   table = tables.from_embeddings(vectors, mesh, _CHUNK_ROWS, 'float32')
-  view = types.View(table, lambda part: part.embeddings, jnp.float32(1.),
+  view = types.View(table, scoring.uncorrected, jnp.float32(1.),
                     types.Scan(mesh, _CHUNK_ROWS))
   none = jnp.full([len(queries)], -1, jnp.int32)
   request = types.Request(

@@ -16,10 +16,12 @@ _CALLS = 'meter/target_encoder_calls'
 _CALL_PARTS = (f'{_CALLS}_in_step', f'{_CALLS}_reembedding')
 
 FLOP_PARTS = {'step': 'flops_in_step', 're-embedding': 'flops_reembedding',
-              'scoring': 'flops_scoring', 'correcting': 'flops_correcting'}
+              'scoring': 'flops_scoring', 'correcting': 'flops_correcting',
+              'reading': 'flops_reading'}
 """Parts of what a run computes -> their names in the meter of results.json.
 
-Runs from before scoring and correcting were counted have the first two.
+Runs from before scoring and correcting were counted have the first two; only
+those with a reader have the last.
 """
 
 # What a run leaves before it has finished.
@@ -201,7 +203,7 @@ def training_seconds(meter: Mapping[str, Any]) -> float | None:
   Unlike the total they leave out preparation, evaluation and diagnostics.
   """
   return _sum(meter.get('seconds', {}), (
-      'data', 'propose', 'gather', 'update', 'refresh'))
+      'data', 'propose', 'gather', 'rows', 'update', 'refresh'))
 
 
 def _sum(values: Mapping[str, float], names: Sequence[str]) -> float | None:

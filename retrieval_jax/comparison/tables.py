@@ -88,8 +88,8 @@ def tabulate_runs(groups: runs_lib.Groups, split: str) -> list[dict[str, Any]]:
   """
   seen = {name for members in groups.values() for run in members
           for name in run.results['measures'][split]}
-  names = [name for name in measures.MEASURES if name in seen] + sorted(
-      seen - set(measures.MEASURES))
+  names = [name for name in measures.ALL if name in seen] + sorted(
+      seen - set(measures.ALL))
   return _aligned([
       {'run': run.name, 'method': method, 'seed': run.results.get('seed'),
        'steps': run.results.get('steps'),
@@ -112,7 +112,7 @@ def uncounted(groups: runs_lib.Groups) -> list[str]:
                            for run in members)}
              for name, members in groups.items()}
   sentences = []
-  for part in runs_lib.FLOP_PARTS:
+  for part in [part for part in runs_lib.FLOP_PARTS if part != 'reading']:
     without = [name for name, parts in counted.items() if part not in parts]
     if 0 < len(without) < len(counted):
       sentences.append(f'The TFLOP of {", ".join(without)} leave out {part}, '

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 from jax import numpy as jnp
 
+from retrieval_jax import scoring
 from retrieval_jax import types
 
 
@@ -29,7 +30,7 @@ class Identity:
   def apply(self, state: tuple[()], stale: types.TargetTable) -> jax.Array:
     """Returns `stale.embeddings` [..., D] as float32."""
     del state
-    return stale.embeddings.astype(jnp.float32)
+    return scoring.uncorrected(stale)
 
   def fold(self, state: tuple[()], queries: jax.Array
            ) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ import jax
 from jax import numpy as jnp
 
 from retrieval_jax import products
+from retrieval_jax import scoring
 from retrieval_jax import table as tables
 from retrieval_jax import types
 
@@ -39,7 +40,7 @@ class Learned:
     if not self.use_after:
       return moved
     return jnp.where(state.num_updates >= self.use_after, moved,
-                     stale.embeddings.astype(jnp.float32))
+                     scoring.uncorrected(stale))
 
   def anchor_rows(self, state: Any, key: jax.Array, table: types.TargetTable,
                   step: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from retrieval_jax.data.copies import NONE as NO_COPIES
+from retrieval_jax.data.dataset import Answers
 from retrieval_jax.data.dataset import CandidatePairs
 from retrieval_jax.data.dataset import Collection
 from retrieval_jax.data.dataset import load
@@ -18,9 +19,11 @@ from retrieval_jax.data.readers import hugging_face
 from retrieval_jax.data.readers import IrDatasetsReader
 from retrieval_jax.data.readers import MsMarcoReader
 from retrieval_jax.data.readers import pairs
+from retrieval_jax.data.readers import questions
 from retrieval_jax.data.readers import tevatron
 from retrieval_jax.data.readers import tfds
 from retrieval_jax.data.readers import WordNetReader
+from retrieval_jax.data.readers.passages import OverPassages
 from retrieval_jax.data.strings import StringArray
 from retrieval_jax.data.strings import write_strings
 from retrieval_jax.data.subset import Subset
@@ -31,10 +34,10 @@ from retrieval_jax.data.tokenization import TokenStore
 from retrieval_jax.data.tokenization import train_tokenizer
 
 __all__ = [
-    'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
+    'Answers', 'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
     'hugging_face', 'IrDatasetsReader', 'Lenient', 'load', 'load_tokenizer',
-    'MsMarcoReader', 'NO_COPIES', 'pairs', 'prepare', 'Qrels', 'Reader',
-    'RetrievalDataset',
+    'MsMarcoReader', 'NO_COPIES', 'OverPassages', 'pairs', 'prepare', 'Qrels',
+    'QuestionBatches', 'questions', 'Reader', 'RetrievalDataset',
     'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize', 'Tokenizer',
     'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader',
     'write_strings',
@@ -42,8 +45,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `TrainBatches` late: it alone needs jax, for `types.Batch`."""
-  if name == 'TrainBatches':
+  """Imports batches late: they alone need jax, for `types.Batch`."""
+  if name in ('QuestionBatches', 'TrainBatches'):
     from retrieval_jax.data import pipeline
-    return pipeline.TrainBatches
+    return getattr(pipeline, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,11 +1,11 @@
 """Writes the data of any reader as a folder in BEIR layout.
 
 The folder gets corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, where the
-reader has candidates, candidates/SPLIT.tsv; `readers.beir` says what is in them
-and reads them again.
+reader has such, candidates/SPLIT.tsv and answers/SPLIT.jsonl; `readers.beir`
+says what is in them and reads them again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 import json
 import os
 
@@ -13,6 +13,8 @@ from retrieval_jax import files
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress
+
+_HEADER = 'query-id\tcorpus-id\tscore\n'
 
 
 def write(reader: dataset.Reader, out: str) -> dict[str, int]:
@@ -36,23 +38,26 @@ def write(reader: dataset.Reader, out: str) -> dict[str, int]:
       counts['targets' if column == 'corpus' else column] = _write(
           os.path.join(folder, f'{column}.jsonl'), '',
           _records(reader, column, ids[column]))
+    of_kind = lambda name: getattr(reader, name, lambda split: ())
     for split in reader.splits:
-      counts[f'{split} judgements'] = _write(
-          os.path.join(folder, 'qrels', f'{split}.tsv'),
-          'query-id\tcorpus-id\tscore\n', _pairs(reader.qrels(split), ids))
-      read = getattr(reader, 'candidates', None)
-      if read is None:
-        continue
-      path = os.path.join(folder, 'candidates', f'{split}.tsv')
-      count = _write(path, 'query-id\tcorpus-id\tscore\n',
-                     _pairs(read(split), ids))
-      if count:
-        counts[f'{split} candidates'] = count
-      else:
-        os.remove(path)
-    candidates = os.path.join(folder, 'candidates')
-    if os.path.isdir(candidates) and not os.listdir(candidates):
-      os.rmdir(candidates)
+      for kind, what, ending, header, lines in (
+          ('answers', 'answers', 'jsonl', '',
+           _answers(of_kind('answers')(split), ids)),
+          ('qrels', 'judgements', 'tsv', _HEADER,
+           _pairs(reader.qrels(split), ids)),
+          ('candidates', 'candidates', 'tsv', _HEADER,
+           _pairs(of_kind('candidates')(split), ids))):
+        path = os.path.join(folder, kind, f'{split}.{ending}')
+        count = _write(path, header, lines)
+        # The file of judgements says that there is such a split.
+        if count or kind == 'qrels' and f'{split} answers' not in counts:
+          counts[f'{split} {what}'] = count
+        else:
+          os.remove(path)
+    for kind in ('qrels', 'candidates', 'answers'):
+      path = os.path.join(folder, kind)
+      if os.path.isdir(path) and not os.listdir(path):
+        os.rmdir(path)
   return counts
 
 
@@ -86,11 +91,26 @@ def _pairs(pairs: Iterable[tuple[str, str, float | None, str]],
            ids: Mapping[str, Set[str]]) -> Iterator[str]:
   """Yields lines of (query id, corpus id, grade or score, where), checked."""
   for query_id, corpus_id, value, where in pairs:
-    for name, column in ((query_id, 'queries'), (corpus_id, 'corpus')):
-      if name not in ids[column]:
-        raise errors.DataError(
-            f'{where}: id {name!r} is not in the {column} ({len(ids[column])} '
-            f'ids).{errors.lookalike(name, ids[column])} Add the record to '
-            f'the {column} or remove this line.')
+    _check_known(query_id, 'queries', ids, where)
+    _check_known(corpus_id, 'corpus', ids, where)
     shown = '' if value is None else repr(value)
     yield f'{query_id}\t{corpus_id}\t{shown}\n'
+
+
+def _answers(records: Iterable[tuple[str, Sequence[str], str]],
+             ids: Mapping[str, Set[str]]) -> Iterator[str]:
+  """Yields JSON lines of (query id, answers, where), checked."""
+  for query_id, texts, where in records:
+    _check_known(query_id, 'queries', ids, where)
+    record = {'_id': query_id, 'answers': list(texts)}
+    yield json.dumps(record, ensure_ascii=False) + '\n'
+
+
+def _check_known(name: str, column: str, ids: Mapping[str, Set[str]],
+                 where: str) -> None:
+  """Raises DataError unless an id is of the column."""
+  if name not in ids[column]:
+    raise errors.DataError(
+        f'{where}: id {name!r} is not in the {column} ({len(ids[column])} '
+        f'ids).{errors.lookalike(name, ids[column])} Add the record to the '
+        f'{column} or remove this line.')

@@ -25,7 +25,7 @@ from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
 from retrieval_jax.data import strings
 
-_FORMAT = 2  # of prepared folders: a change here prepares all data again
+_FORMAT = 3  # of prepared folders: a change here prepares all data again
 Rows = Mapping[str, Mapping[str, int]]
 """'queries' or 'corpus' -> id -> row."""
 
@@ -36,12 +36,14 @@ class Reader(Protocol):
   A reader may also have `candidates(split)`, which yields (query id, corpus id,
   score or None, 'file:line') of the targets that someone proposed for a query:
   hard negatives, and positives that a teacher scored beside them. And
-  `dropped`, what it left out of each split, see `lenient`, and a `path`, by
-  which errors name it.
+  `answers(split)`, which yields (query id, list of answers, 'file:line') of
+  questions: strings of which each is right, none empty. A question may come
+  several times, and need not be judged. And `dropped`, what it left out of each
+  split, see `lenient`, and a `path`, by which errors name it.
 
   Attributes:
     name: short name for reports.
-    splits: names of the splits that have judgements.
+    splits: names of the splits that have judgements or answers.
   """
   @property
   def name(self) -> str:
@@ -61,7 +63,7 @@ class Reader(Protocol):
     """Yields (id, text) of every query of every split."""
 
   def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
-    """Yields (query id, corpus id, grade, 'file:line')."""
+    """Yields (query id, corpus id, grade, 'file:line'); maybe none."""
 
   def where(self, column: str, row: int) -> str:
     """Returns 'file:line' of a row of 'corpus' or 'queries', for errors."""
@@ -236,6 +238,35 @@ class CandidatePairs:
         self.query_rows[keep], self.corpus_rows[keep], self.scores[keep])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+  """What is a right answer to the questions of a split.
+
+  Attributes:
+    query_rows: [Q] int32, rising, the queries that have answers.
+    starts: [Q + 1] int64, where the texts of each begin.
+    texts: of all answers, one question after another; as the data has them.
+  """
+  query_rows: np.ndarray
+  starts: np.ndarray
+  texts: Sequence[str]
+
+  @classmethod
+  def from_lists(cls, lists: Mapping[int, Sequence[str]]) -> 'Answers':
+    """Builds from query row -> its answers."""
+    rows = sorted(lists)
+    return cls(np.array(rows, np.int32),
+               np.cumsum([0, *(len(lists[row]) for row in rows)]),
+               [text for row in rows for text in lists[row]])
+
+  def of(self, query_row: int) -> list[str]:
+    """Returns the answers to one query; maybe none."""
+    i = int(np.searchsorted(self.query_rows, query_row))
+    if i == len(self.query_rows) or self.query_rows[i] != query_row:
+      return []
+    return list(self.texts[int(self.starts[i]):int(self.starts[i + 1])])
+
+
 def _pairs(query_rows: np.ndarray, corpus_rows: np.ndarray) -> np.ndarray:
   """Returns one int64 per pair, in the order of (query_row, corpus_row)."""
   return (np.asarray(query_rows, np.int64) << 32) | corpus_rows
@@ -271,10 +302,11 @@ class Collection:
     name: short name for reports and messages.
     corpus_ids: string ids by corpus row.
     query_ids: string ids by query row.
-    qrels: split name -> judgements.
+    qrels: split name -> judgements; none in a split of answers alone.
     corpus_texts: texts by corpus row; None where only embeddings are known.
     query_texts: texts by query row; likewise.
     candidates: split name -> candidates, of the splits that have any.
+    answers: split name -> answers, likewise.
     copies: targets of equal text; None where only embeddings are known.
     dropped: split name -> what was left out of it, where data were read
       leniently.
@@ -287,9 +319,28 @@ class Collection:
   query_texts: Sequence[str] | None = None
   candidates: Mapping[str, CandidatePairs] = dataclasses.field(
       default_factory=dict)
+  answers: Mapping[str, Answers] = dataclasses.field(default_factory=dict)
   copies: copies_lib.Copies | None = None
   dropped: Mapping[str, dropped_lib.Counts] = dataclasses.field(
       default_factory=dict)
+
+  def queries_of(self, split: str) -> np.ndarray:
+    """Returns the rows [n], rising, of the queries that a split asks.
+
+    They are those with a positive or an answer.
+    """
+    rows = self.qrels[split].queries()
+    if split not in self.answers:
+      return rows
+    return np.union1d(rows, self.answers[split].query_rows)
+
+  def answers_of(self, split: str) -> dict[str, list[str]]:
+    """Returns query id -> its answers; none in a split without answers."""
+    if split not in self.answers:
+      return {}
+    of_split = self.answers[split]
+    return {self.query_ids[row]: of_split.of(row)
+            for row in of_split.query_rows.tolist()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -361,8 +412,8 @@ def prepare(source: Reader, cache_folder: str, *,
 
   Raises:
     DataError: on malformed input: bad record, duplicate id, unknown id in the
-      judgements or candidates, empty corpus, query without a positive. Nothing
-      half-written stays behind.
+      judgements, candidates or answers, empty corpus, query without a positive
+      or an answer. Nothing half-written stays behind.
     OSError: naming --config.data.cache, where that folder cannot be written.
   """
   fingerprint = source.fingerprint()
@@ -382,19 +433,26 @@ def load(folder: str) -> RetrievalDataset:
       split: Qrels(*np.load(os.path.join(folder, f'qrels_{i}.npy'),
                             mmap_mode='r'))
       for i, split in enumerate(facts['splits'])}
-  candidates = {}
+  candidates, answers = {}, {}
   for i, split in enumerate(facts['splits']):
     path = os.path.join(folder, f'candidates_{i}.npy')
     if os.path.exists(path):
       records = np.load(path, mmap_mode='r')
       candidates[split] = CandidatePairs(
           *(records[name] for name in _COLUMNS))
+    path = os.path.join(folder, f'answers_{i}')
+    if os.path.exists(f'{path}.npy'):
+      query_rows, counts = np.load(f'{path}.npy')
+      answers[split] = Answers(
+          query_rows, np.append(0, np.cumsum(counts, dtype=np.int64)),
+          strings.StringArray(path))
   return RetrievalDataset(
       name=facts['name'], corpus_ids=column('corpus_ids'),
       corpus_texts=column('corpus_texts'), query_ids=column('query_ids'),
       query_texts=column('query_texts'), qrels=qrels, folder=folder,
       fingerprint=facts['fingerprint'],
       corpus_fingerprint=facts['corpus_fingerprint'], candidates=candidates,
+      answers=answers,
       copies=copies_lib.Copies(*np.load(os.path.join(folder, 'copies.npy'))),
       dropped=facts.get('dropped', {}))
 
@@ -413,7 +471,13 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool
       os.path.join(folder, 'copies.npy'), np.stack(copies_lib.find(
           strings.StringArray(os.path.join(folder, 'corpus_texts')))))
   for i, split in enumerate(source.splits):
-    qrels = _read_qrels(source, split, rows)
+    answers = _read_answers(source, split, rows)
+    if len(answers.query_rows):
+      path = os.path.join(folder, f'answers_{i}')
+      strings.write_strings(path, answers.texts)
+      files.save_array(f'{path}.npy', np.stack(
+          [answers.query_rows, np.diff(answers.starts).astype(np.int32)]))
+    qrels = _read_qrels(source, split, rows, answers)
     files.save_array(os.path.join(folder, f'qrels_{i}.npy'), np.stack(
         [qrels.query_rows, qrels.corpus_rows, qrels.grades]))
     candidates = _read_candidates(source, split, rows)
@@ -519,15 +583,30 @@ def read_qrels(records: Iterable[tuple[str, str, int, str]],
   return Qrels.from_triples(np.column_stack([pairs.reshape(-1, 2), values]))
 
 
-def _read_qrels(source: Reader, split: str, rows: Rows) -> Qrels:
-  """Returns the judgements of a split; each of its queries has a positive."""
+def _read_answers(source: Reader, split: str, rows: Rows) -> Answers:
+  """Returns the answers of a split, of each question each string once."""
+  read = getattr(source, 'answers', None)
+  lists: dict[int, dict[str, None]] = {}
+  for query_id, texts, where in read(split) if read else ():
+    of_query = lists.setdefault(row_of(rows, 'queries', query_id, where), {})
+    of_query.update(dict.fromkeys(texts))
+  return Answers.from_lists({row: list(texts) for row, texts in lists.items()})
+
+
+def _read_qrels(source: Reader, split: str, rows: Rows, answers: Answers
+                ) -> Qrels:
+  """Returns the judgements of a split; its queries have what `answers` lacks.
+
+  That is, each has a positive or an answer.
+  """
   qrels = read_qrels(source.qrels(split), functools.partial(row_of, rows))
-  if not len(qrels.grades):
+  if not len(qrels.grades) and not len(answers.query_rows):
     raise errors.DataError(
         f'{getattr(source, "path", source.name)}: split {split!r} has no '
         'judgements. Add some or remove the file.')
   judged = np.unique(qrels.query_rows)
-  without = set(np.setdiff1d(judged, qrels.queries()).tolist())
+  without = set(np.setdiff1d(
+      judged, np.append(qrels.queries(), answers.query_rows)).tolist())
   if without:
     places: dict[str, str] = {}  # in the order of the file
     for query_id, _, _, where in source.qrels(split):

@@ -11,7 +11,8 @@ MEANINGS = {
     'unknown_targets': 'judgements of unknown targets',
     'repeated': 'repeated judgements, all but the highest grade of a pair',
     'without_positive': 'queries without a relevant target',
-    'unknown_candidates': 'candidates of unknown queries or targets'}
+    'unknown_candidates': 'candidates of unknown queries or targets',
+    'unknown_answers': 'answers to unknown queries'}
 """Key of the counts -> what it counts, in words."""
 
 

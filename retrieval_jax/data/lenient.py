@@ -8,7 +8,9 @@ file and line, because the cause may be a wrong file. Read leniently,
   * of a pair that is judged several times the highest grade is kept, whichever
     line it stands in;
   * a query of which no relevant target is left is dropped with its other
-    judgements, so that it does not count as a failure in any mean.
+    judgements, so that it does not count as a failure in any mean; if it has
+    answers, it stays as a question;
+  * answers to an unknown query are dropped.
 
 Malformed lines and ids that occur twice in the corpus are refused still.
 """
@@ -74,6 +76,20 @@ class Lenient:
         dropped += 1
     if dropped:
       self._dropped.setdefault(split, {})['unknown_candidates'] = dropped
+
+  def answers(self, split: str) -> Iterator[tuple[str, Sequence[str], str]]:
+    """Yields the answers to known queries, if there are any."""
+    read = getattr(self._reader, 'answers', None)
+    if read is None:
+      return
+    dropped = 0
+    for record in read(split):
+      if record[0] in self._ids['queries']:
+        yield record
+      else:
+        dropped += 1
+    if dropped:
+      self._dropped.setdefault(split, {})['unknown_answers'] = dropped
 
   @functools.cached_property
   def _ids(self) -> dict[str, frozenset[str]]:

@@ -40,7 +40,140 @@ def hashes(seed: int, purpose: int, epoch: ArrayLike, *items: ArrayLike
   return state
 
 
-class TrainBatches:
+def order_of(ranks: np.ndarray, absent: np.ndarray) -> np.ndarray:
+  """Returns the order [n, k] of ranks in their rows, what is absent last.
+
+  Args:
+    ranks: [n, k] uint64, hashes.
+    absent: [n, k] bool.
+  """
+  # Hashes of 63 bits, so that the last one tells both kinds apart.
+  ranks = (ranks >> np.uint64(1)) | (absent.astype(np.uint64) << np.uint64(63))
+  return np.argsort(ranks, axis=1, kind='stable')
+
+
+class _Visits:
+  """The endless stream of visits to some queries, cut into batches.
+
+  Args:
+    queries: [Q], rows of the queries, each once per epoch.
+    batch_size: B, over all processes.
+    seed: any int that fits 64 bits.
+    num_shards: number of processes.
+    shard_index: this process; it gets rows [p * B / P, (p + 1) * B / P).
+
+  Raises:
+    ValueError: where the sizes do not fit each other.
+  """
+
+  def __init__(self, queries: np.ndarray, *, batch_size: int, seed: int,
+               num_shards: int, shard_index: int):
+    if batch_size < 1 or batch_size % num_shards:
+      raise ValueError(
+          f'batch_size={batch_size} must be a positive multiple of the '
+          f'{num_shards} processes, each of which gets an equal share.')
+    if not 0 <= shard_index < num_shards:
+      raise ValueError(
+          f'shard_index={shard_index} must be in [0, {num_shards}), the '
+          'number of processes.')
+    self.batch_size = batch_size
+    self.seed = seed
+    self.num_shards = num_shards
+    self.shard_index = shard_index
+    self._queries = queries
+    # An argsort per epoch; prefetching threads may straddle two epochs.
+    self._order = functools.lru_cache(maxsize=3)(self._make_order)
+
+  @property
+  def num_queries(self) -> int:
+    """Queries per epoch."""
+    return len(self._queries)
+
+  def __repr__(self) -> str:
+    return (f'{type(self).__name__}({self.num_queries} queries, '
+            f'batch_size={self.batch_size}, seed={self.seed}, '
+            f'shard {self.shard_index} of {self.num_shards})')
+
+  def batch(self, step: int) -> types.Batch:
+    """Returns this process's rows of the batch of a step, numpy arrays."""
+    raise NotImplementedError
+
+  def _visited(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the epochs [b] of the visits of a step, and places in queries."""
+    if step < 0:
+      raise ValueError(f'step={step} must not be negative.')
+    share = self.batch_size // self.num_shards
+    first = step * self.batch_size + self.shard_index * share
+    epochs, places = np.divmod(first + np.arange(share), self.num_queries)
+    items = np.empty([share], np.int64)
+    for epoch in np.unique(epochs):
+      chosen = epochs == epoch
+      items[chosen] = self._order(int(epoch))[places[chosen]]
+    return epochs, items
+
+  def iterate(self, start_step: int, *, num_threads: int = 2, prefetch: int = 8
+              ) -> Generator[types.Batch, None, None]:
+    """Yields the batches of start_step, start_step + 1, ... for ever.
+
+    Batches are made ahead by grain's threads; equal to calling `batch`. The
+    threads end when the generator is closed.
+    """
+    import grain
+    num_steps = 2**62 // self.batch_size  # visits are counted in int64
+    steps = grain.MapDataset.range(start_step, num_steps)
+    with contextlib.closing(iter(steps.map(self.batch).to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads,
+                          prefetch_buffer_size=prefetch)))) as batches:
+      yield from batches
+
+  def _make_order(self, epoch: int) -> np.ndarray:
+    """Returns the order of the queries in an epoch: [Q] int64."""
+    ranks = hashes(self.seed, _ORDER, epoch, np.arange(self.num_queries))
+    return np.argsort(ranks, kind='stable')
+
+
+class QuestionBatches(_Visits):
+  """Batches of questions whose positives nobody knows.
+
+  Args:
+    queries: [Q], rows of the questions, each of them once per epoch.
+    query_tokens: by query row.
+    batch_size: B, over all processes.
+    seed: any int that fits 64 bits.
+    num_shards: number of processes.
+    shard_index: this process, see `TrainBatches`.
+
+  Raises:
+    DataError: where there is no question.
+    ValueError: where the sizes do not fit each other.
+  """
+
+  def __init__(self, queries: np.ndarray,
+               query_tokens: tokenization.TokenStore, *, batch_size: int,
+               seed: int, num_shards: int = 1, shard_index: int = 0):
+    if not len(queries):
+      raise errors.DataError(
+          'expected questions with answers to train on, got none. Is it the '
+          'right split?')
+    super().__init__(queries, batch_size=batch_size, seed=seed,
+                     num_shards=num_shards, shard_index=shard_index)
+    self._query_tokens = query_tokens
+
+  def batch(self, step: int) -> types.Batch:
+    """Returns this process's rows of the batch of a step, numpy arrays.
+
+    Positives, their tokens and known positives are -1.
+    """
+    queries = self._queries[self._visited(step)[1]]
+    nothing = np.full([len(queries), 1], -1, np.int32)
+    arrays: dict[str, Any] = dict(  # of numpy until they are on devices
+        query_tokens=self._query_tokens[queries], target_tokens=nothing,
+        query_ids=queries.astype(np.int32), target_ids=nothing[:, 0],
+        known_positives=nothing)
+    return types.Batch(**arrays)
+
+
+class TrainBatches(_Visits):
   """Batches of queries with one positive each.
 
   With several positives, each visit to the query picks one at random. Targets
@@ -72,26 +205,15 @@ class TrainBatches:
                candidates: dataset.CandidatePairs | None = None,
                num_candidates: int = 0):
     _check(qrels, query_tokens, target_tokens)
-    if batch_size < 1 or batch_size % num_shards:
-      raise ValueError(
-          f'batch_size={batch_size} must be a positive multiple of the '
-          f'{num_shards} processes, each of which gets an equal share.')
-    if not 0 <= shard_index < num_shards:
-      raise ValueError(
-          f'shard_index={shard_index} must be in [0, {num_shards}), the '
-          'number of processes.')
+    super().__init__(qrels.queries(), batch_size=batch_size, seed=seed,
+                     num_shards=num_shards, shard_index=shard_index)
     if num_candidates < 0 or num_candidates and candidates is None:
       raise ValueError(
           f'num_candidates={num_candidates} must be 0 where there are no '
           'candidates, and not negative.')
-    self.batch_size = batch_size
-    self.seed = seed
-    self.num_shards = num_shards
-    self.shard_index = shard_index
     self._qrels = qrels
     self._query_tokens = query_tokens
     self._target_tokens = target_tokens
-    self._queries = qrels.queries()
     positives = qrels.padded_positives(self._queries)
     self._num_positives = (positives >= 0).sum(axis=1)
     self._positives = positives
@@ -99,30 +221,10 @@ class TrainBatches:
     if num_candidates and candidates is not None:
       self._negatives = candidates.negatives(qrels)
       self._scored = candidates.positives(qrels)
-    # An argsort per epoch; prefetching threads may straddle two epochs.
-    self._order = functools.lru_cache(maxsize=3)(self._make_order)
-
-  @property
-  def num_queries(self) -> int:
-    """Queries per epoch."""
-    return len(self._queries)
-
-  def __repr__(self) -> str:
-    return (f'TrainBatches({self.num_queries} queries, '
-            f'batch_size={self.batch_size}, seed={self.seed}, '
-            f'shard {self.shard_index} of {self.num_shards})')
 
   def batch(self, step: int) -> types.Batch:
     """Returns this process's rows of the batch of a step, numpy arrays."""
-    if step < 0:
-      raise ValueError(f'step={step} must not be negative.')
-    share = self.batch_size // self.num_shards
-    first = step * self.batch_size + self.shard_index * share
-    epochs, places = np.divmod(first + np.arange(share), self.num_queries)
-    items = np.empty([share], np.int64)
-    for epoch in np.unique(epochs):
-      chosen = epochs == epoch
-      items[chosen] = self._order(int(epoch))[places[chosen]]
+    epochs, items = self._visited(step)
     queries = self._queries[items]
     picks = (hashes(self.seed, _PICK, epochs, queries)
              % self._num_positives[items].astype(np.uint64)).astype(np.int64)
@@ -150,10 +252,7 @@ class TrainBatches:
     places = self._negatives.padded_places(queries)  # [b, W]
     ranks = hashes(self.seed, _CANDIDATE, epochs[:, None], queries[:, None],
                    np.arange(places.shape[1]))
-    # Those that are there before padding; hashes of 63 bits keep them apart.
-    ranks = (ranks >> np.uint64(1)) | ((places < 0).astype(np.uint64)
-                                       << np.uint64(63))
-    chosen = np.argsort(ranks, axis=1, kind='stable')[:, :self._num_candidates]
+    chosen = order_of(ranks, places < 0)[:, :self._num_candidates]
     places = np.take_along_axis(places, chosen, axis=1)
     missing = self._num_candidates - places.shape[1]
     places = np.pad(places, ((0, 0), (0, max(missing, 0))), constant_values=-1)
@@ -166,26 +265,6 @@ class TrainBatches:
         scores=of(self._negatives.scores, np.float32(np.nan)),
         positive_scores=self._scored.scores_of(queries, targets))
     return types.Candidates(**arrays)
-
-  def iterate(self, start_step: int, *, num_threads: int = 2, prefetch: int = 8
-              ) -> Generator[types.Batch, None, None]:
-    """Yields the batches of start_step, start_step + 1, ... for ever.
-
-    Batches are made ahead by grain's threads; equal to calling `batch`. The
-    threads end when the generator is closed.
-    """
-    import grain
-    num_steps = 2**62 // self.batch_size  # visits are counted in int64
-    steps = grain.MapDataset.range(start_step, num_steps)
-    with contextlib.closing(iter(steps.map(self.batch).to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads,
-                          prefetch_buffer_size=prefetch)))) as batches:
-      yield from batches
-
-  def _make_order(self, epoch: int) -> np.ndarray:
-    """Returns the order of the queries in an epoch: [Q] int64."""
-    ranks = hashes(self.seed, _ORDER, epoch, np.arange(self.num_queries))
-    return np.argsort(ranks, kind='stable')
 
 
 def _check(qrels: dataset.Qrels, query_tokens: tokenization.TokenStore,

@@ -1,6 +1,6 @@
 """A reader's data cut down to a few targets, for quick looks and tests."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import hashlib
 import itertools
@@ -13,7 +13,8 @@ class Subset:
   """Keeps about `num_targets` targets of a reader, and the queries they serve.
 
   A target stays when the hash of its id falls below the wanted share; a query
-  stays when every one of its judged targets does. The choice depends on ids
+  stays when every one of its judged targets does, so one that has answers and
+  is not judged does. The choice depends on ids
   only, so it is the same everywhere and grows monotonically. What the whole
   data is refused for, ids that occur twice or are unknown, a part of it is
   refused for too. Implements `dataset.Reader`.
@@ -45,7 +46,7 @@ class Subset:
     return (pair for pair in self._reader.corpus() if pair[0] in kept)
 
   def queries(self) -> Iterator[tuple[str, str]]:
-    """Yields (id, text) of queries whose judged targets are all kept."""
+    """Yields (id, text) of the kept queries."""
     kept = self._kept_queries()
     return (pair for pair in self._reader.queries() if pair[0] in kept)
 
@@ -66,6 +67,14 @@ class Subset:
       if row[0] in queries and row[1] in kept:
         yield row
 
+  def answers(self, split: str) -> Iterator[tuple[str, Sequence[str], str]]:
+    """Yields the answers to kept queries, where the reader has any."""
+    read = getattr(self._reader, 'answers', None)
+    if read is None:
+      return
+    queries = self._kept_queries()
+    yield from (row for row in read(split) if row[0] in queries)
+
   def where(self, column: str, row: int) -> str:
     """Returns 'file:line' of a row of 'corpus' or 'queries', for errors."""
     kept = self._kept_targets if column == 'corpus' else self._kept_queries()
@@ -81,6 +90,10 @@ class Subset:
         # An unknown target is no reason to drop its query in silence.
         self._check_known(query_id, target_id, where)
         judged.setdefault(query_id, []).append(target_id)
+      read = getattr(self._reader, 'answers', None)
+      for query_id, _, where in read(split) if read else ():
+        dataset.row_of(self._rows, 'queries', query_id, where)
+        judged.setdefault(query_id, [])
     kept = self._kept_targets
     return {query_id for query_id, targets in judged.items()
             if all(target in kept for target in targets)}

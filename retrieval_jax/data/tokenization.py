@@ -83,6 +83,20 @@ class Tokenizer:
         itertools.chain.from_iterable(ids), np.int32, lengths.sum())
     return tokens, lengths
 
+  def encode_pairs(self, first: Sequence[str], second: Sequence[str],
+                   max_length: int) -> list[Any]:
+    """Returns a tokenizers.Encoding of each pair of texts, read as one.
+
+    It has `ids`; `sequence_ids`, 0 or 1, None for a special token; `offsets`
+    into the text that a token is of. Of a pair that is too long the longer text
+    is cut. No prompt is put before either.
+    """
+    return self._of_length(max_length).encode_batch(list(zip(first, second)))
+
+  def decode(self, ids: ArrayLike) -> str:
+    """Returns the text of ids [n], without special tokens."""
+    return self._of_length(None).decode(np.asarray(ids).tolist())
+
   def save(self, path: str) -> None:
     """Writes tokenizer.json; `path` is that file or its folder."""
     if not path.endswith('.json'):

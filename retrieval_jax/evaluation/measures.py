@@ -20,12 +20,17 @@ from collections.abc import Mapping, Sequence
 import ir_measures
 import numpy as np
 
+from retrieval_jax.data import dataset
+from retrieval_jax.evaluation import answers
+from retrieval_jax.evaluation import predictions
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
 
 MEASURES = ('RR@10', 'R@1', 'R@20', 'R@100', 'Success@1', 'Success@20',
             'nDCG@10')
-"""What every results.json holds."""
+"""What results.json holds of a split with judgements."""
+ALL = (*MEASURES, *answers.MEASURES, *predictions.MEASURES)
+"""And of a split with answers; the last by a run that has a reader."""
 
 
 def qrels_from_rows(query_rows: np.ndarray, corpus_rows: np.ndarray,
@@ -91,13 +96,13 @@ def per_query(run: runs.Run, qrels: trec.Judgements,
     run = runs.drop_self_matches(run)
   parsed = _parse(measures)
   # Plain dicts of floats are what the C++ side of pytrec_eval takes.
-  answers = {
+  rankings = {
       query_id: dict(zip(ids, scores.astype(float).tolist()))
       for query_id, ids, scores in run.rankings() if query_id in qrels}
   judged = {query_id: dict(grades) for query_id, grades in qrels.items()}
   names = {measure: name for name, measure in parsed.items()}
   values: dict[str, dict[str, float]] = {name: {} for name in parsed}
-  for metric in ir_measures.iter_calc(list(names), judged, answers):
+  for metric in ir_measures.iter_calc(list(names), judged, rankings):
     values[names[metric.measure]][metric.query_id] = float(metric.value)
   return values
 
@@ -115,3 +120,53 @@ def evaluate(run: runs.Run, qrels: trec.Judgements,
 
 def _mean(of_query: Mapping[str, float]) -> float:
   return sum(of_query.values()) / len(of_query)
+
+
+def of_split(run: runs.Run, collection: dataset.Collection, split: str,
+             measures: Sequence[str] = ALL) -> dict[str, float]:
+  """Returns those measures that a split has what they need for.
+
+  `Answer@k` need answers and texts, the others a judgement.
+
+  Args:
+    run: of the queries of the split; others are ignored.
+    collection: with the judgements and answers.
+    split: its name.
+    measures: names in the spelling of ir-measures, and `Answer@k`; those of
+      `predictions` are left out.
+
+  Raises:
+    ValueError: if no measure is left, and as `per_query` does.
+  """
+  qrels, found = collection.qrels[split], {}
+  of_answers = [name for name in measures if answers.is_measure(name)]
+  judged = [name for name in measures
+            if name not in of_answers and name not in predictions.MEASURES]
+  relevant = qrels.grades > 0  # below 0: related, neither right nor wrong
+  if judged and relevant.any():
+    found = evaluate(run, qrels_from_rows(
+        qrels.query_rows[relevant], qrels.corpus_rows[relevant],
+        qrels.grades[relevant], collection.query_ids, collection.corpus_ids),
+                     judged)
+  if of_answers and split in collection.answers:
+    found |= _of_answers(run, collection, split, of_answers)
+  if not found:
+    has = [what for what, there in (
+        ('judgements', relevant.any()),
+        ('answers', split in collection.answers)) if there]
+    raise ValueError(
+        f'Expected measures of what split {split!r} of {collection.name} has '
+        f'({" and ".join(has) or "nothing"}), got {", ".join(measures)}.')
+  return found
+
+
+def _of_answers(run: runs.Run, collection: dataset.Collection, split: str,
+                measures: Sequence[str]) -> dict[str, float]:
+  """Returns `Answer@k` of a run on a split that has answers."""
+  texts = collection.corpus_texts
+  assert texts is not None
+  rows = dict(zip(run.ids.ravel().tolist(), runs.to_rows(
+      run, collection.corpus_ids).ravel().tolist()))
+  return answers.evaluate(
+      run, collection.answers_of(split), lambda name: texts[rows[name]],
+      measures)

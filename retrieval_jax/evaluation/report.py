@@ -14,6 +14,8 @@ RESULTS_FILE = 'results.json'
 LABELS = {'RR@10': 'MRR@10', 'R@1': 'Recall@1', 'R@20': 'Recall@20',
           'R@100': 'Recall@100'}
 """The measures that tables show, and what the field calls them."""
+OF_ANSWERS = {name: name for name in ('Answer@1', 'Answer@20', 'EM', 'F1')}
+"""And those of a split with answers."""
 
 
 def write_results(workdir: str, results: Mapping[str, Any]) -> str:
@@ -103,16 +105,19 @@ def results_table(results: Mapping[str, Any], split: str = 'test'
         f'{sorted(results.get("measures", {}))}; name one of these.')
   table = rich.table.Table(title=f'{split} queries, whole corpus')
   table.add_column('', no_wrap=True)
-  for name in LABELS:
-    table.add_column(LABELS[name], justify='right')
   rows = (('BM25', results.get('bm25') or {}),
           ('untrained encoder', results.get('untrained') or {}),
           ('trained encoder', results['measures']))
+  measured = results['measures'][split]
+  labels = {name: label for name, label in {**LABELS, **OF_ANSWERS}.items()
+            if name in measured} or LABELS
+  for label in labels.values():
+    table.add_column(label, justify='right')
   for label, of_split in rows:
     values = of_split.get(split)
     if values:
       table.add_row(label, *(
-          _shown(values.get(name), '.3f') for name in LABELS),
+          _shown(values.get(name), '.3f') for name in labels),
           style='bold' if label == 'trained encoder' else None)
   return table
 
@@ -178,12 +183,16 @@ def meter_table(results: Mapping[str, Any]) -> rich.table.Table:
       'query-encoder calls': 'query_encoder_calls',
       'target-encoder calls in the step': 'target_encoder_calls_in_step',
       'targets re-embedded': 'target_encoder_calls_reembedding'}
+  flops = {'encoder TFLOP in the step': 'flops_in_step',
+           'encoder TFLOP re-embedding': 'flops_reembedding',
+           'TFLOP scoring': 'flops_scoring',
+           'TFLOP correcting': 'flops_correcting'}
+  if 'reader_calls' in meter:
+    calls['passages read'] = 'reader_calls'
+    flops['TFLOP reading'] = 'flops_reading'
   for label, name in calls.items():
     table.add_row(label, _shown(meter.get(name), ',.0f'))
-  for label, name in (('encoder TFLOP in the step', 'flops_in_step'),
-                      ('encoder TFLOP re-embedding', 'flops_reembedding'),
-                      ('TFLOP scoring', 'flops_scoring'),
-                      ('TFLOP correcting', 'flops_correcting')):
+  for label, name in flops.items():
     value = meter.get(name)
     table.add_row(label, _shown(None if value is None else value / 1e12,
                                 ',.2f'))

@@ -1,6 +1,6 @@
 """Runs: what a system answered to each query."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 
 import numpy as np
@@ -60,6 +60,29 @@ def from_rows(query_ids: Sequence[str], rows: np.ndarray, scores: np.ndarray,
   names = np.array(
       ['' if row < 0 else corpus_ids[int(row)] for row in seen], dtype=object)
   return Run(tuple(query_ids), names[inverse].reshape(rows.shape), scores)
+
+
+def to_rows(run: Run, corpus_ids: Iterable[str]) -> np.ndarray:
+  """Returns the corpus rows [n, k] int32 of a run, -1 where there is none.
+
+  Args:
+    run: what `from_rows` made.
+    corpus_ids: N strings, of which those that occur are held.
+
+  Raises:
+    ValueError: if one that occurs is not among them.
+  """
+  names, inverse = np.unique(run.ids.astype(str), return_inverse=True)
+  wanted = set(names.tolist())
+  rows = {name: row for row, name in enumerate(corpus_ids) if name in wanted}
+  rows[''] = -1
+  unknown = wanted - rows.keys()
+  if unknown:
+    raise ValueError(
+        f'Expected a run of this corpus, got {len(unknown)} ids of another, '
+        f'such as {min(unknown)!r}.')
+  of_name = np.array([rows[name] for name in names.tolist()], np.int32)
+  return of_name[inverse].reshape(run.ids.shape)
 
 
 def drop_self_matches(run: Run) -> Run:

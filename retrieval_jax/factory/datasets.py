@@ -6,6 +6,8 @@ import os
 from ml_collections import config_dict
 
 from retrieval_jax import data
+from retrieval_jax.evaluation import answers
+from retrieval_jax.evaluation import predictions
 from retrieval_jax.factory import registries
 from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
@@ -20,8 +22,8 @@ def cache(config: config_dict.ConfigDict) -> str:
   return os.path.expanduser(config.data.cache)
 
 
-def make_reader(source: str, path: str, cache: str, *, lenient: bool = False
-                ) -> data.Reader:
+def make_reader(source: str, path: str, cache: str, *, corpus: str = '',
+                lenient: bool = False) -> data.Reader:
   """Returns the dataset.Reader of a format.
 
   Args:
@@ -30,6 +32,8 @@ def make_reader(source: str, path: str, cache: str, *, lenient: bool = False
       commas; in each, ~ is the user's home. Of 'wordnet' it is the folder of
       tensorflow_datasets with its copy, by default `cache`/tfds.
     cache: folder of prepared data.
+    corpus: file or folder whose passages take the place of the data's own, see
+      `data.OverPassages`; '' for none.
     lenient: whether what is wrong with judgements is dropped and counted, see
       `data.Lenient`; else it is refused when it is read.
 
@@ -46,6 +50,8 @@ def make_reader(source: str, path: str, cache: str, *, lenient: bool = False
         '(--path of experiments.convert), or a file or a name; docs/data.md '
         'says which.')
   reader = make(','.join(map(os.path.expanduser, path.split(','))))
+  if corpus:
+    reader = data.OverPassages(reader, os.path.expanduser(corpus))
   return data.Lenient(reader) if lenient else reader
 
 
@@ -62,7 +68,7 @@ def make_dataset(config: config_dict.ConfigDict, *, training: bool = True
     ValueError: for a split that training needs and that is not there.
   """
   reader = make_reader(config.data.source, config.data.path, cache(config),
-                       lenient=config.data.lenient)
+                       corpus=config.data.corpus, lenient=config.data.lenient)
   if config.data.num_targets:
     reader = data.Subset(reader, config.data.num_targets)
   dataset = data.prepare(reader, cache(config))
@@ -80,11 +86,45 @@ def _check_splits(config: config_dict.ConfigDict,
       raise ValueError(
           f'--config.data.{option}={split!r} is not a split of '
           f'{dataset.name}; it has {sorted(dataset.qrels)}.')
+  _check_judged(config, dataset)
   for option in ('evaluation.every', 'diagnostics.every'):
     if config[option.split('.')[0]].every and not config.data.dev_split:
       raise ValueError(
           f'--config.{option} looks at the dev queries; name a split by '
           '--config.data.dev_split, or set it to 0.')
+
+
+def _check_judged(config: config_dict.ConfigDict,
+                  dataset: data.RetrievalDataset) -> None:
+  """Raises ValueError where a run would read judgements that are not there."""
+  of_answers = config.objective.name == 'marginal'
+  split = config.data.train_split
+  have = sorted(
+      name for name, qrels in dataset.qrels.items()
+      if (name in dataset.answers if of_answers else len(qrels.grades)))
+  if split and split not in have:
+    what = 'answers' if of_answers else 'judgements'
+    raise ValueError(
+        f'--config.data.train_split={split!r} of {dataset.name} has no {what}, '
+        f'which --config.objective.name={config.objective.name} learns from; '
+        f'those of {have} do.')
+  split, best = config.data.dev_split, config.checkpoint.best
+  if best:
+    name = best.removeprefix(f'{split}/').split('/')[0]
+    by_answers = answers.is_measure(name) or name in predictions.MEASURES
+    if (split not in dataset.answers if by_answers
+        else not len(dataset.qrels[split].grades)):
+      raise ValueError(
+          f'--config.checkpoint.best={best!r}: {split!r} of {dataset.name} has '
+          f'no {"answers" if by_answers else "judgements"} to measure it by.')
+    if name in predictions.MEASURES and config.reader.name == 'none':
+      raise ValueError(
+          f'--config.checkpoint.best={best!r} is of a reader, and '
+          "--config.reader.name='none'.")
+  if config.diagnostics.every and not len(dataset.qrels[split].grades):
+    raise ValueError(
+        '--config.diagnostics.every looks at the positives of the dev queries, '
+        f'and {split!r} of {dataset.name} has answers alone; set it to 0.')
 
 
 def make_tokenizer(config: config_dict.ConfigDict,

@@ -23,9 +23,10 @@ def get_config() -> config_dict.ConfigDict:
 
   config.data = ml_collections.ConfigDict()
   # Or, with data.path: 'beir', 'msmarco', 'trec', 'dpr', 'tevatron', 'pairs',
-  # 'hf', 'ir_datasets', 'tfds'.
+  # 'questions', 'hf', 'ir_datasets', 'tfds'.
   config.data.source = 'wordnet'
   config.data.path = ''  # folder, file or name, as the format's module says
+  config.data.corpus = ''  # file or folder of passages, for the data's own
   config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
   config.data.num_targets = 0  # keep about this many targets; 0: all
   # True drops and counts judgements of unknown ids, repeated ones and queries
@@ -135,7 +136,23 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.min_margin = config_dict.placeholder(float)
 
   config.objective = ml_collections.ConfigDict()
-  config.objective.name = 'contrastive'  # by the estimator below
+  # By the estimator below; or 'marginal', of answers and a reader.
+  config.objective.name = 'contrastive'
+  config.objective.estimate = 'marginal'  # or 'joint', 'emdr2', 'perplexity'
+  config.objective.temperature = 1.0  # of the teacher in 'perplexity'
+  config.objective.importance = False  # weigh draws by their log q
+
+  config.reader = ml_collections.ConfigDict()
+  # Or 'extractive', 'seq2seq' (T5); with objective 'marginal'.
+  config.reader.name = 'none'
+  # Hugging Face folder; '': from scratch, of the sizes and tokens of model.
+  config.reader.pretrained = MINILM
+  config.reader.num_layers = 0  # the first layers; 0: all of a pretrained one
+  config.reader.row_length = 128  # tokens of a question and a passage
+  config.reader.max_width = 10  # tokens of the longest answer (ORQA, REALM)
+  config.reader.answer_length = 16  # tokens; this and the next: of 'seq2seq'
+  config.reader.fused = False  # True: also all passages together (FiD)
+  config.reader.alone = False  # True: the retriever is not trained
 
   config.estimator = ml_collections.ConfigDict()
   config.estimator.name = 'truncated_softmax'
@@ -192,6 +209,7 @@ def get_config() -> config_dict.ConfigDict:
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.every = 0  # steps between dev evaluations; 0: at the end
   config.evaluation.depth = 100  # results kept per query
+  config.evaluation.num_read = 20  # of these, those that a reader reads
   config.evaluation.baselines = True  # BM25 and the untrained encoder
   config.evaluation.dims = ()  # lengths of prefixes to measure as well
   config.evaluation.drop_self_matches = False  # a query's own id in the corpus

@@ -51,7 +51,7 @@ def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer
         max_positions=max(
             config.data.query_length, config.data.target_length))
   model = dual_encoder.DualEncoder(
-      _computing_by(options, architecture), pooling=options.pooling,
+      computing_by(options, architecture), pooling=options.pooling,
       projection=dense.kernel.shape[1] if dense else options.projection or None,
       projection_bias=dense is not None and dense.bias is not None,
       projection_activation=dense.activation if dense else 'identity',
@@ -75,12 +75,12 @@ def read_model(config: config_dict.ConfigDict, workdir: str
   """
   saved = run_folder.read_model(workdir)
   model = dataclasses.replace(
-      saved, config=_computing_by(config.model, saved.config))
+      saved, config=computing_by(config.model, saved.config))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return model, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
-def _computing_by(options, architecture):
+def computing_by(options, architecture):
   """Returns the architecture with the numbers and memory that options ask."""
   dtype = options.dtype
   if dtype == 'auto':
@@ -217,7 +217,7 @@ def _started(config):
     _check_lengths(config, source.config, f'--config.model.start_from='
                    f'{options.start_from!r}')
     model = dataclasses.replace(
-        source, config=_computing_by(options, source.config),
+        source, config=computing_by(options, source.config),
         tied=options.tied, scale=options.scale, learn_scale=options.learn_scale)
     params = model.init(keys.of_phase(config.seed, 'model'))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

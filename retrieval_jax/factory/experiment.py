@@ -13,6 +13,7 @@ from retrieval_jax import compatibility
 from retrieval_jax import data
 from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
+from retrieval_jax import reading
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
@@ -20,6 +21,7 @@ from retrieval_jax.evaluation import measures
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
+from retrieval_jax.factory import readers
 from retrieval_jax.factory import run_folder
 from retrieval_jax.mining import episodes
 from retrieval_jax.models import chunking
@@ -46,6 +48,8 @@ class Experiment:
     params: its initial parameters; zeros where a run was opened, since they
       are in its checkpoints.
     method: method.Method.
+    reader: what belongs to its reader; None where it has none. The parameters
+      of that are the entry 'reader' of all `params` here.
   """
   config: config_dict.ConfigDict
   mesh: jax.sharding.Mesh
@@ -57,6 +61,7 @@ class Experiment:
   model: dual_encoder.DualEncoder
   params: types.Params
   method: methods.Method
+  reader: readers.Made | None = None
 
   @functools.cached_property
   def plan(self) -> episodes.Plan:
@@ -120,11 +125,53 @@ class Experiment:
         self.model.encode_queries, params,
         data.TokenStore(tokens, lengths))
 
+  def read(self, params: types.Params, rows: np.ndarray, ids: np.ndarray,
+           scores: np.ndarray) -> list[reading.Reading]:
+    """Returns what a reader makes of queries and their passages.
+
+    Args:
+      params: with those of the reader.
+      rows: [n], of the queries.
+      ids: [n, K], corpus ids of their passages, -1 for none.
+      scores: [n, K], <x, y> of these, any number where there is none.
+    """
+    return self.read_texts(
+        params, [self.dataset.query_texts[int(row)] for row in rows], ids,
+        scores)
+
+  def read_texts(self, params: types.Params, texts: Sequence[str],
+                 ids: np.ndarray, scores: np.ndarray) -> list[reading.Reading]:
+    """The same as `read`, of n questions as texts."""
+    if self.reader is None:
+      raise ValueError(
+          "This run has no reader (reader.name='none'), so it cannot answer; "
+          "train one with objective.name='marginal', see configs/qa.py.")
+    logits = np.where(
+        ids >= 0, float(self.model.scale_of(params)) * scores, -np.inf)
+    with np.errstate(invalid='ignore', divide='ignore'):
+      log_prior = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    passages = self.dataset.corpus_texts
+    return reading.read(
+        self.reader.texts, params['reader'], texts,
+        [[passages[int(row)] if row >= 0 else '' for row in of_question]
+         for of_question in ids],
+        np.where(ids >= 0, log_prior, -np.inf), **self._embedding)
+
   def _embed(self, encode, params, tokens, **options):
     return embedding.embed(
-        encode, params, tokens, mesh=self.mesh,
-        batch_tokens=self.config.encoding.batch_tokens,
-        buckets=tuple(self.config.encoding.buckets), **options)
+        encode, self._of_towers(params), tokens, **self._embedding, **options)
+
+  @property
+  def _embedding(self):
+    options = self.config.encoding
+    return {'mesh': self.mesh, 'batch_tokens': options.batch_tokens,
+            'buckets': tuple(options.buckets)}
+
+  def _of_towers(self, params):
+    """Returns params without the reader's, which no encoder has to carry."""
+    if self.reader is None:
+      return params
+    return {name: part for name, part in params.items() if name != 'reader'}
 
   def first_ids(self) -> np.ndarray:
     """Returns the corpus ids [n] that the memory holds before step 0."""
@@ -163,10 +210,12 @@ class Experiment:
     if self.plan.restart:
       given['total_steps'] = self.plan.longest(
           self.config.num_steps, self.method.refresh.reencode_every)
-    optimizer, schedule = optimizers.make_optimizer(
-        **given,
-        frozen=(() if self.method.targets.source == 'encoder'
-                else self.model.tower_names[-1:]))
+    alone = self.reader is not None and self.config.reader.alone
+    frozen = (() if self.method.targets.source == 'encoder'
+              else self.model.tower_names[-1:])
+    if alone:
+      frozen = (*self.model.tower_names, 'log_scale')
+    optimizer, schedule = optimizers.make_optimizer(**given, frozen=frozen)
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
@@ -174,6 +223,8 @@ class Experiment:
     encode_by = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)
+    if self.reader is not None:
+      encode_by = self._with_reader(encode_by, wrap, alone)
     copies, first_of_text = self.dataset.copies, None
     if len(copies.ids) and not self.method.sampler.draws_from_memory:
       first_of_text = copies.firsts_of(
@@ -183,15 +234,69 @@ class Experiment:
         seed=self.config.seed, layout=self.layout,
         first_of_text=first_of_text), schedule
 
+  def _with_reader(self, encode_by, wrap, alone):
+    """Returns steps.Encoders over params that hold the reader's.
+
+    Args:
+      encode_by: steps.Encoders over params without.
+      wrap: what bounds the memory of an encoder.
+      alone: whether the towers are not trained.
+    """
+    of_towers = self._of_towers
+    if alone:
+      of_towers = lambda params: jax.lax.stop_gradient(self._of_towers(params))
+    queries, targets, scale, *_ = encode_by
+    read = wrap(self.method.reader.read)
+    return steps.Encoders(
+        lambda params, tokens: queries(of_towers(params), tokens),
+        lambda params, tokens: targets(of_towers(params), tokens),
+        lambda params: scale(of_towers(params)),
+        lambda params, rows: read(params['reader'], rows),
+        self._read_fused())
+
+  def _read_fused(self):
+    """Returns what reads the passages of a question together, or None."""
+    reader, devices = self.method.reader, self.mesh.size
+    if not reader.fuses:
+      return None
+    # As many passages at a time as others are; padding is inside of a row.
+    size = self.config.encoding.chunk_size // self.method.num_negatives
+    size = max(size // devices, 1) * devices
+    read = chunking.chunked(
+        reader.read_fused, buckets=(2**30,), layout=self.layout,
+        chunk_size=size if self.config.encoding.chunk_size else None)
+    return lambda params, rows: read(params['reader'], rows)
+
+  def make_rows(self) -> Callable[
+      [jax.Array, jax.Array], tuple[jax.Array, np.ndarray]] | None:
+    """Returns the function from draws to a reader's rows, see reading.Gather.
+
+    None without a reader.
+    """
+    if self.reader is None:
+      return None
+    return reading.Gather(
+        self.reader.texts, self.dataset.query_texts, self._answers().of,
+        self.dataset.corpus_texts, sharding.batch(self.mesh),
+        self.reader.reader.row_length)
+
+  def _answers(self):
+    return self.dataset.answers[self.config.data.train_split]
+
   def make_gather(self) -> Callable[[jax.Array], jax.Array]:
     """Returns the function from corpus ids to target tokens."""
     kind = (target_tokens.DeviceTokens if self.config.data.tokens_on_device
             else target_tokens.HostTokens)
     return kind(self.target_tokens, self.mesh)
 
-  def make_batches(self) -> data.TrainBatches:
+  def make_batches(self) -> data.TrainBatches | data.QuestionBatches:
     """Returns the training batches, addressed by step."""
     split, dataset = self.config.data.train_split, self.dataset.by_text
+    if not self.method.has_positives:
+      return data.QuestionBatches(
+          self._answers().query_rows, self.query_tokens,
+          batch_size=self.config.batch_size, seed=self.config.seed,
+          num_shards=jax.process_count(), shard_index=jax.process_index())
     return data.TrainBatches(
         dataset.qrels[split], self.query_tokens, self.target_tokens,
         batch_size=self.config.batch_size, seed=self.config.seed,
@@ -228,22 +333,28 @@ def build(config: config_dict.ConfigDict, *,
     config = encoders.settled(config)
   layout = encoders.make_layout(config, mesh)
   dataset = datasets.make_dataset(config, training=training)
+  make_tokenizer = functools.cache(
+      lambda: datasets.make_tokenizer(config, dataset) if workdir is None
+      else run_folder.read_tokenizer(workdir))
+  reader = readers.make(config, make_tokenizer, workdir)
   split = config.data.train_split
   method = methods_lib.make_method(
       config, len(dataset.corpus_ids), len(dataset.query_ids),
-      len(dataset.qrels[split].queries()) if split in dataset.qrels else None)
+      len(dataset.qrels[split].queries()) if split in dataset.qrels else None,
+      reader and reader.reader)
   if training:
     compatibility.check_setting(method, methods_lib.make_setting(
         config, sharding.num_shards(mesh), dataset))
     compatibility.check_episodes(
         methods_lib.make_plan(config), method, num_steps=config.num_steps,
         best=config.checkpoint.best)
-  tokenizer = (datasets.make_tokenizer(config, dataset) if workdir is None
-               else run_folder.read_tokenizer(workdir))
+  tokenizer = make_tokenizer()
   query_tokens, target_tokens_ = datasets.make_tokens(
       config, dataset, tokenizer)
   model, params = (encoders.make_model(config, tokenizer) if workdir is None
                    else encoders.read_model(config, workdir))
+  if reader is not None:
+    params = {**params, 'reader': reader.params}
   for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
     section, name = option.split('.')
     matryoshka.check_dims(
@@ -251,7 +362,8 @@ def build(config: config_dict.ConfigDict, *,
   return Experiment(
       config=config, mesh=mesh, layout=layout, dataset=dataset,
       tokenizer=tokenizer, query_tokens=query_tokens,
-      target_tokens=target_tokens_, model=model, params=params, method=method)
+      target_tokens=target_tokens_, model=model, params=params, method=method,
+      reader=reader)
 
 
 def _check_best(config: config_dict.ConfigDict) -> None:
@@ -265,7 +377,7 @@ def _check_best(config: config_dict.ConfigDict) -> None:
         'during training; set --config.evaluation.every=STEPS.')
   measured = [f'{split}/{name}{dim}' for dim in (
       '', *(f'/{dim}' for dim in config.evaluation.dims))
-              for name in measures.MEASURES]
+              for name in measures.ALL]
   if best not in measured:
     raise ValueError(
         f'--config.checkpoint.best={best!r} is not measured during training; '

@@ -17,7 +17,8 @@ from retrieval_jax.mining import episodes
 
 
 def make_method(config: config_dict.ConfigDict, num_targets: int,
-                num_queries: int, epoch_size: int | None = None
+                num_queries: int, epoch_size: int | None = None,
+                reader: types.Reader | None = None
                 ) -> methods.Method:
   """Returns the point of the design space that the config names.
 
@@ -26,6 +27,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
     num_targets: N.
     num_queries: number of queries of all splits, which query ids index.
     epoch_size: queries of an epoch of training; None for all.
+    reader: of a method whose questions have answers.
 
   Raises:
     ValueError: for options that cannot work, alone or together.
@@ -33,6 +35,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
   memory = registries.make(
       registries.MEMORIES, 'memory.kind', config.memory,
       num_targets=num_targets)
+  _warn_of_episodes(config)
   plan = make_plan(config)
   ceiling = _ceiling(config, 'sampler')
   have_ceiling = [
@@ -58,7 +61,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
           **config.targets, normalize=config.model.normalize),
-      num_candidates=config.data.num_candidates)
+      num_candidates=config.data.num_candidates, reader=reader)
 
 
 def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
@@ -67,6 +70,11 @@ def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
   Raises:
     ValueError: for options that cannot work, alone or together.
   """
+  return episodes.Plan(**config.episodes)
+
+
+def _warn_of_episodes(config: config_dict.ConfigDict) -> None:
+  """Warns of options of the episodes that were set and that nothing reads."""
   if registries.SAMPLERS.get(config.sampler.name) is not samplers.Pool:
     registries.warn_unread(
         'episodes', config.episodes, f'sampler.name={config.sampler.name!r}',
@@ -75,7 +83,6 @@ def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
     registries.warn_unread(
         'episodes', config.episodes, "episodes.combine='concatenated'",
         set(config.episodes) - {'alpha', 'beta'})
-  return episodes.Plan(**config.episodes)
 
 
 def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
@@ -133,7 +140,8 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
         scored(negatives), scored(candidates.positives(qrels))).any())
   return compatibility.Setting(
       batch_size=config.batch_size, num_devices=num_devices,
-      num_targets=num_distinct, tied=config.model.tied,
+      num_targets=num_distinct,
+      tied=config.model.tied and not config.reader.alone,
       normalize=config.model.normalize, table_dtype=config.memory.dtype,
       data_name=dataset.name, split=split, num_candidates=most,
       has_teacher=has_teacher)

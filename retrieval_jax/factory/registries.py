@@ -24,6 +24,7 @@ READERS = {
     'ir_datasets': readers.IrDatasetsReader,
     'msmarco': readers.MsMarcoReader,
     'pairs': readers.pairs.make_reader,
+    'questions': readers.questions.make_reader,
     'tevatron': readers.tevatron.make_reader,
     'tfds': readers.tfds.make_reader,
     'trec': readers.MsMarcoReader,
@@ -60,6 +61,7 @@ SAMPLERS = {
 
 OBJECTIVES = {
     'contrastive': objectives.Contrastive,
+    'marginal': objectives.Marginal,
 }
 """Losses of their own; the options of `estimator` are those of Contrastive."""
 

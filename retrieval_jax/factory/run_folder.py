@@ -1,26 +1,38 @@
-"""What a run keeps of its encoder besides the parameters: two files.
+"""What a run keeps of its models besides the parameters.
 
-  WORKDIR/tokenizer.json   cuts every text of the run
-  WORKDIR/encoder.json     the fields of models.DualEncoder
+  WORKDIR/tokenizer.json         cuts every text of the run
+  WORKDIR/encoder.json           the fields of models.DualEncoder
+  WORKDIR/reader/tokenizer.json  the same of a reader, where there is one
+  WORKDIR/reader/reader.json
 
 Whatever the parameters were trained with is read from here ever after, never
 made again from data or folders that may have changed since.
 """
 
+from collections.abc import Callable
 import dataclasses
 import os
+from typing import Any
 
 from ml_collections import config_dict
 
 from retrieval_jax import data
 from retrieval_jax import files
+from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import readers
 from retrieval_jax.models import t5
+from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
 
 _TOKENIZER, _ENCODER = 'tokenizer.json', 'encoder.json'
+_FOLDER, _READER = 'reader', 'reader.json'
 _ARCHITECTURES = {kind.__name__: kind for kind in (
-    transformer.TransformerConfig, t5.T5Config)}
+    transformer.TransformerConfig, t5.T5Config, t5_decoder.Seq2SeqConfig)}
+
+
+_READERS = {kind.__name__: kind for kind in (
+    readers.Extractive, readers.Seq2Seq)}
 
 
 def checkpoints(workdir: str) -> str:
@@ -49,7 +61,28 @@ def write(workdir: str, tokenizer: data.Tokenizer,
   files.write_json(os.path.join(workdir, _ENCODER), facts(model))
 
 
-def facts(model: dual_encoder.DualEncoder) -> dict:
+def write_reader(workdir: str, reader: types.Reader,
+                 tokenizer: data.Tokenizer) -> None:
+  """Writes the files of a reader."""
+  folder = os.path.join(workdir, _FOLDER)
+  tokenizer.save(os.path.join(folder, _TOKENIZER))
+  files.write_json(os.path.join(folder, _READER), {
+      'reader': type(reader).__name__, **facts(reader)})
+
+
+def read_reader(workdir: str) -> tuple[types.Reader, data.Tokenizer]:
+  """Returns the reader of a run, and its tokenizer.
+
+  Raises:
+    FileNotFoundError: if the run keeps none.
+    ValueError: naming the file, if it is damaged.
+  """
+  folder = os.path.join(workdir, _FOLDER)
+  return _read(folder, _READER, lambda saved: _READERS[saved.pop('reader')]
+               ), data.load_tokenizer(_existing(folder, _TOKENIZER))
+
+
+def facts(model: Any) -> dict:
   """Returns everything but the parameters that makes the model what it is."""
   return {'architecture': type(model.config).__name__,
           **dataclasses.asdict(model)}
@@ -72,11 +105,20 @@ def read_model(workdir: str) -> dual_encoder.DualEncoder:
     FileNotFoundError: if the run keeps none.
     ValueError: naming the file, if it is damaged.
   """
-  path = _existing(workdir, _ENCODER)
+  return _read(workdir, _ENCODER, lambda saved: dual_encoder.DualEncoder)
+
+
+def _read(folder: str, name: str, kind: Callable[[dict], Any]) -> Any:
+  """Returns the `kind` of model whose `facts` a file holds."""
+  path = _existing(folder, name)
   saved = files.read_json(path)
   try:
-    config = _ARCHITECTURES[saved.pop('architecture')](**saved.pop('config'))
-    return dual_encoder.DualEncoder(config, **saved)
+    make = kind(saved)
+    options = saved.pop('config')
+    if 'encoder' in options:  # of an encoder with its decoder
+      options['encoder'] = t5.T5Config(**options['encoder'])
+    config = _ARCHITECTURES[saved.pop('architecture')](**options)
+    return make(config, **saved)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
         f'{path}: expected the fields of an encoder as training writes them '

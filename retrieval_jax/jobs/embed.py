@@ -87,6 +87,8 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
       save(f'pairs-{name}', cut(retriever.embed_queries(of_name)),
            f'pairs-{name}_target_ids.txt', ids)
     for split, qrels in dataset.qrels.items():
+      if not len(qrels.grades):  # of answers alone, which are not embedded
+        continue
       lines = (f'{dataset.query_ids[q]}\t{dataset.corpus_ids[t]}\t{grade}\n'
                for q, t, grade in zip(qrels.query_rows, qrels.corpus_rows,
                                       qrels.grades))

@@ -1,11 +1,12 @@
 """Full-corpus evaluation: of runs, encoders, parameters, adapted indexes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import contextlib
 import functools
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 from ml_collections import config_dict
 import numpy as np
 
@@ -17,10 +18,13 @@ from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.adapters import store
+from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
+from retrieval_jax.data import progress
 from retrieval_jax.data.readers import beir
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import measures as measures_lib
+from retrieval_jax.evaluation import predictions
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import retrieval
 from retrieval_jax.evaluation import runs
@@ -28,6 +32,7 @@ from retrieval_jax.evaluation import trec
 
 Measures = dict[str, dict[str, float]]
 """{split: {measure: value}}."""
+_READ = 128  # questions read at a time, which bounds memory
 
 
 def splits(config: config_dict.ConfigDict) -> list[str]:
@@ -37,7 +42,7 @@ def splits(config: config_dict.ConfigDict) -> list[str]:
 
 
 def run(workdir: str, *, names: Sequence[str] | None = None,
-        measures: Sequence[str] = measures_lib.MEASURES,
+        measures: Sequence[str] = measures_lib.ALL,
         dims: Sequence[int] | None = None) -> tuple[Measures, int]:
   """Evaluates a run's checkpoint and brings its results.json up to date.
 
@@ -45,9 +50,10 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
   the last.
 
   Args:
-    workdir: folder of the run; SPLIT.run in TREC format goes there.
+    workdir: folder of the run; SPLIT.run in TREC format goes there, and where
+      there is a reader SPLIT.predictions.jsonl, see `predictions`.
     names: splits to evaluate; None for those of the config.
-    measures: names of ir-measures.
+    measures: names of ir-measures, and Answer@k of splits with answers.
     dims: as of `of_params`.
 
   Returns:
@@ -75,7 +81,7 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
 
 def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
               names: Sequence[str] | None = None,
-              measures: Sequence[str] = measures_lib.MEASURES,
+              measures: Sequence[str] = measures_lib.ALL,
               dims: Sequence[int] | None = None, out: str | None = None,
               command: str | None = None) -> dict[str, Any]:
   """Evaluates the encoder that a config starts from, and BM25, untrained.
@@ -88,7 +94,7 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
       data of the config.
     names: splits to evaluate; None for the test split of the config, or its dev
       split where that is empty.
-    measures: names of ir-measures.
+    measures: names of ir-measures, and Answer@k of splits with answers.
     dims: as of `of_params`.
     out: folder to write, whole or not at all; None writes nothing. It gets
       results.json, SPLIT.run of the encoder and bm25/SPLIT.run; the runs in a
@@ -117,6 +123,7 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
   if folder is not None:
     with config.unlocked():
       config.data.source, config.data.path = 'beir', folder
+      config.data.corpus = ''
   with contextlib.ExitStack() as stack:
     written = out and stack.enter_context(
         files.new_folder(os.path.abspath(out)))
@@ -158,22 +165,23 @@ def _of_encoder(config, written, *, names, measures, dims):
           measures=measures, dims=dims),
       'bm25': bm25_of, 'data': dataset.name, 'dropped': dataset.dropped,
       'num_targets': len(dataset.corpus_ids),
-      'num_queries': {name: len(dataset.qrels[name].queries())
+      'num_queries': {name: len(dataset.queries_of(name))
                       for name in names}}
 
 
 def _means(of_sets: Sequence[Measures]) -> Measures:
-  """Returns the means over data sets, which have the same measures."""
+  """Returns the means over data sets of the measures that all of them have."""
   return {split: {name: float(np.mean([of_set[split][name]
                                        for of_set in of_sets]))
-                  for name in of_split}
+                  for name in of_split
+                  if all(name in of_set[split] for of_set in of_sets)}
           for split, of_split in of_sets[0].items()}
 
 
 def of_params(experiment: factory.Experiment, params: types.Params,
               table_embeddings: Any, names: Sequence[str], *,
               targets: np.ndarray | None = None, workdir: str | None = None,
-              measures: Sequence[str] = measures_lib.MEASURES,
+              measures: Sequence[str] = measures_lib.ALL,
               dims: Sequence[int] | None = None) -> Measures:
   """Returns {split: {measure: value}} of a full-corpus search.
 
@@ -187,7 +195,7 @@ def of_params(experiment: factory.Experiment, params: types.Params,
     names: splits to evaluate.
     targets: [N, D] float32, embeddings of the corpus if there are any already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
-    measures: names of ir-measures.
+    measures: names of ir-measures, and Answer@k of splits with answers.
     dims: prefixes to measure besides whole embeddings, normalised where the
       model normalises those; None for `evaluation.dims`.
   """
@@ -196,10 +204,10 @@ def of_params(experiment: factory.Experiment, params: types.Params,
     return {}
   if targets is None:
     targets = experiment.targets_of(params, table_embeddings)
-  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
+  rows = np.concatenate([dataset.queries_of(name) for name in names])
   queries = experiment.embed_queries(params, rows)
 
-  def measure(queries, targets, folder):
+  def measure(queries, targets, folder, read=None):
     found = retrieval.search_corpus(
         queries, targets, query_ids=[dataset.query_ids[row] for row in rows],
         corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
@@ -207,9 +215,13 @@ def of_params(experiment: factory.Experiment, params: types.Params,
         chunk_rows=config.memory.chunk_rows)
     return _measure(
         dataset, names, found, measures, depth=config.evaluation.depth,
-        drop_self_matches=config.evaluation.drop_self_matches, folder=folder)
+        drop_self_matches=config.evaluation.drop_self_matches, folder=folder,
+        read=read)
 
-  by_split = measure(queries, targets, workdir)
+  read = None
+  if experiment.reader is not None:
+    read = functools.partial(_read, experiment, params)
+  by_split = measure(queries, targets, workdir, read)
   for dim in config.evaluation.dims if dims is None else dims:
     cut = functools.partial(
         matryoshka.truncate, dim=dim, normalize=config.model.normalize)
@@ -221,18 +233,18 @@ def of_params(experiment: factory.Experiment, params: types.Params,
 
 def of_bm25(experiment: factory.Experiment,
             names: Sequence[str] | None = None, *, workdir: str | None = None,
-            measures: Sequence[str] = measures_lib.MEASURES) -> Measures:
+            measures: Sequence[str] = measures_lib.ALL) -> Measures:
   """Returns BM25's measures by split.
 
   Args:
     experiment: of which the config and the data set are read.
     names: splits to evaluate; None for those of the config.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
-    measures: names of ir-measures.
+    measures: names of ir-measures, and Answer@k of splits with answers.
   """
   config, dataset = experiment.config, experiment.dataset
   names = names or splits(config)
-  rows = np.concatenate([dataset.qrels[split].queries() for split in names])
+  rows = np.concatenate([dataset.queries_of(split) for split in names])
   texts = [dataset.query_texts[row] for row in rows]
   found, scores = bm25.bm25_run(
       dataset.corpus_texts, texts,
@@ -254,7 +266,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     folder: of the index; the run files go there.
     names: splits to evaluate; None for all of a folder of embeddings, or for
       those of the config.
-    measures: names of ir-measures.
+    measures: names of ir-measures, and Answer@k of splits with answers.
     workdir: of the run whose encoder embeds the queries; or
     config: ConfigDict whose initial encoder does; or
     embeddings: folder of their embeddings and judgements.
@@ -274,10 +286,11 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
         f'--index={folder}', f'--embeddings={embeddings}')
     qrels_folder = os.path.join(embeddings, 'qrels')
     names = names or embeddings_lib.read_splits(qrels_folder)
-    dataset: Any = _Judged(corpus_ids, queries.ids, {
-        name: embeddings_lib.read_qrels(
-            qrels_folder, name, queries.ids, corpus_ids,
-            dropped={} if lenient else None) for name in names})
+    dataset: datasets.Collection = datasets.Collection(
+        name=embeddings, corpus_ids=corpus_ids, query_ids=queries.ids, qrels={
+            name: embeddings_lib.read_qrels(
+                qrels_folder, name, queries.ids, corpus_ids,
+                dropped={} if lenient else None) for name in names})
     embed = lambda rows: np.asarray(queries.vectors[rows], np.float32)
   else:
     retriever = trained.open_either(workdir, config)
@@ -286,7 +299,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
     names = _checked_splits(names, experiment)
     drop = experiment.config.evaluation.drop_self_matches
     embed = lambda rows: experiment.embed_queries(retriever.params, rows)
-  rows = np.concatenate([dataset.qrels[name].queries() for name in names])
+  rows = np.concatenate([dataset.queries_of(name) for name in names])
   found = retrieval.search_index(
       index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
       corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
@@ -301,11 +314,6 @@ def flat(measures: Measures) -> dict[str, float]:
           for name, value in of_split.items()}
 
 
-class _Judged(NamedTuple):
-  """The part of a dataset that `_measure` reads."""
-  corpus_ids: Sequence[str]
-  query_ids: Sequence[str]
-  qrels: Mapping[str, Any]
 
 
 def _checked_splits(names: Sequence[str] | None,
@@ -320,32 +328,60 @@ def _checked_splits(names: Sequence[str] | None,
 
 
 def _measure(dataset, names, found, measures, *, depth, drop_self_matches,
-             folder=None):
+             folder=None, read=None):
   """Cuts a run (queries in the order of the splits) and measures it.
 
   What is written into `folder` is what is measured: at most `depth` results of
-  a query, its self match not among them where it is dropped.
+  a query, its self match not among them where it is dropped. `read` makes
+  predictions of a part of the run.
   """
+  of_reader = [name for name in measures
+               if read and name in predictions.MEASURES]
   by_split, start = {}, 0
   if drop_self_matches:
     found = runs.drop_self_matches(found)
   found = found.top(depth)
   for name in names:
-    qrels = dataset.qrels[name]
-    stop = start + len(qrels.queries())
+    stop = start + len(dataset.queries_of(name))
     part = runs.Run(found.query_ids[start:stop], found.ids[start:stop],
                     found.scores[start:stop])
     start = stop
-    relevant = qrels.grades > 0  # below 0: related, neither right nor wrong
-    by_split[name] = measures_lib.evaluate(
-        part, measures_lib.qrels_from_rows(
-            qrels.query_rows[relevant], qrels.corpus_rows[relevant],
-            qrels.grades[relevant], dataset.query_ids, dataset.corpus_ids),
-        measures)
+    reads = of_reader if name in dataset.answers else []
+    by_split[name] = {}
+    if not reads or len(reads) < len(measures):
+      by_split[name] = measures_lib.of_split(part, dataset, name, measures)
+    if reads:
+      records = read(name, part)
+      by_split[name] |= predictions.evaluate(
+          {record['id']: record['prediction'] for record in records},
+          dataset.answers_of(name), reads)
+      if folder:
+        predictions.write(
+            os.path.join(folder, f'{name}.predictions.jsonl'), records)
     if folder:
       trec.write_run(os.path.join(folder, f'{name}.run'), part)
   assert start == len(found.query_ids)
   return by_split
+
+
+def _read(experiment, params, split, run):
+  """Returns records, see `predictions`, of the questions of a split."""
+  dataset, records = experiment.dataset, []
+  rows = dataset.queries_of(split)
+  run = run.top(experiment.config.evaluation.num_read)
+  ids = runs.to_rows(run, dataset.corpus_ids)
+  with progress.counter(f'reading {split}', total=len(rows), unit='questions',
+                        show=not jax.process_index()) as add:
+    for start in range(0, len(rows), _READ):
+      part = slice(start, start + _READ)
+      readings = experiment.read(
+          params, rows[part], ids[part], run.scores[part])
+      for row, names, reading in zip(
+          rows[part].tolist(), run.ids[part].tolist(), readings):
+        records.append(predictions.record(
+            dataset.query_ids[row], dataset.query_texts[row], names, reading))
+      add(len(readings))
+  return records
 
 
 def _results_so_far(experiment: factory.Experiment, workdir: str, step: int

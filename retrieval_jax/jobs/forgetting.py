@@ -103,11 +103,8 @@ def _path(workdir, step):
 
 
 def _write(workdir, one):
-  path = _path(workdir, one.step)
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  with files.naming_full_disk(path):
-    np.savez_compressed(path + '.partial.npz', **one._asdict())
-    os.replace(path + '.partial.npz', path)
+  with files.replacing_binary(_path(workdir, one.step)) as file:
+    np.savez_compressed(file, **one._asdict())
 
 
 def _read(workdir, step):

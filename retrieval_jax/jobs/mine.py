@@ -20,6 +20,7 @@ from retrieval_jax.data import dataset as datasets
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress
+from retrieval_jax.evaluation import answers
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.evaluation import trec
 from retrieval_jax.mining import formats
@@ -64,6 +65,7 @@ class Options:
   splits: Sequence[str] | None = None
   formats: Sequence[str] = ('candidates',)
   drop_self_matches: bool = False
+  bar_answers: bool = False
   batch_size: int = 256
   lenient: bool = False
 
@@ -111,6 +113,11 @@ def run(options: Options,
     raise ValueError(
         f'--splits names {sorted(unknown)}; {source.data.name} has '
         f'{sorted(source.data.qrels)}.')
+  for split in splits:
+    if not len(source.data.qrels[split].grades):
+      raise ValueError(
+          f'--splits={split}: {source.data.name} has answers in it and no '
+          'judgements, whose positives negatives are mined for.')
   texts = source.data.corpus_texts
   textual = [form for form in options.formats
              if formats.FORMATS[form].needs_texts]
@@ -128,8 +135,10 @@ def run(options: Options,
     barred['twins'] = source.data.copies.others({
         int(row) for one in qrels.values()
         for row in one.corpus_rows[one.grades > 0]})
-  depth = max(mining.depth(one, options.rules, **barred)
-              for one in qrels.values())
+  holders = _holders(source.data, splits) if options.bar_answers else {}
+  depth = max(mining.depth(
+      one, options.rules, has_answer=holders.get(split), **barred)
+              for split, one in qrels.items())
   query_rows = np.unique(np.concatenate(
       [one.queries() for one in qrels.values()]))
   scored = options.run is None or trec.has_scores(options.run)
@@ -139,7 +148,8 @@ def run(options: Options,
   facts = {
       'data': source.data.name, 'depth': depth,
       **{name: getattr(options, name) for name in (
-          'workdir', 'embeddings', 'run', 'index', 'drop_self_matches')},
+          'workdir', 'embeddings', 'run', 'index', 'drop_self_matches',
+          'bar_answers')},
       'copies_of_positives_barred': source.data.copies is not None,
       'rules': dataclasses.asdict(options.rules),
       'dropped': {split: source.data.dropped[split] for split in splits
@@ -150,7 +160,8 @@ def run(options: Options,
                             total=len(qrels[split].queries())) as add:
         mined = mining.mine(
             results, qrels[split], source.data.query_ids, options.rules,
-            batch_size=options.batch_size, progress=add, **barred)
+            batch_size=options.batch_size, has_answer=holders.get(split),
+            progress=add, **barred)
       if not scored:  # minus the ranks would pass for a teacher's
         mined = mined._replace(
             positive_scores=np.full_like(mined.positive_scores, np.nan),
@@ -162,6 +173,28 @@ def run(options: Options,
         say(split, facts['splits'][split])
     files.write_json(os.path.join(folder, 'mining.json'), facts)
   return facts
+
+
+def _holders(collection: datasets.Collection, splits: Sequence[str]
+             ) -> dict[str, mining.Holds]:
+  """Returns split -> which results have an answer to their query."""
+  texts = collection.corpus_texts
+  without = [name for name in splits if name not in collection.answers]
+  if without or texts is None:
+    raise ValueError(
+        f'--bar_answers needs answers and texts; {collection.name} has '
+        f'{f"no answers in {without}" if without else "no texts"}.')
+
+  def of(split):
+    wanted = collection.answers[split]
+    def has_answer(query_rows, ids):
+      return np.array([
+          [row >= 0 and answers.has_answer(texts[row], of_query)
+           for row in found] for of_query, found in zip(
+               map(wanted.of, query_rows.tolist()), ids.tolist())], bool)
+    return has_answer
+
+  return {split: of(split) for split in splits}
 
 
 def _check_without_scores(options: Options) -> None:

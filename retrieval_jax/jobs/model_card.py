@@ -15,6 +15,8 @@ _CALLS = {
     'flops_reembedding': 'FLOPs of re-embedding',
     'flops_scoring': 'FLOPs of scoring',
     'flops_correcting': 'FLOPs of correcting',
+    'reader_calls': 'passages read in the steps',
+    'flops_reading': 'FLOPs of reading',
     'table_bytes': 'bytes of the table',
 }
 
@@ -67,7 +69,9 @@ def write(retriever: trained.TrainedRetriever,
   lines += ['', '## Data', '', f'{dataset.name}: '
             f'{len(dataset.corpus_ids):,} passages, '
             f'{len(dataset.query_ids):,} queries; '
-            + ', '.join(f'{len(qrels.queries()):,} judged in `{split}`'
+            + ', '.join(f'{len(dataset.queries_of(split)):,} '
+                        f'{"judged" if len(qrels.grades) else "answered"} '
+                        f'in `{split}`'
                         for split, qrels in dataset.qrels.items())
             + f'. Trained on `{config.data.train_split}`.',
             '', '## Measures', '']

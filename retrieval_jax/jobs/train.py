@@ -44,7 +44,8 @@ from retrieval_jax.training import step as steps
 # schedule depends on it.
 MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
               'diagnostics', 'evaluation', 'data.cache', 'data.path',
-              'data.tokens_on_device', 'encoding.batch_tokens', 'sharding')
+              'data.corpus', 'data.tokens_on_device', 'encoding.batch_tokens',
+              'sharding')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,
@@ -105,6 +106,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
           meta['config'], saved_config, ignore=MAY_CHANGE)
     else:
       run_folder.write(workdir, experiment.tokenizer, experiment.model)
+      if experiment.reader is not None:
+        run_folder.write_reader(workdir, *experiment.reader[:2])
     files.write_json(os.path.join(workdir, 'config.json'), resolved)
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
@@ -299,6 +302,7 @@ def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
                   tuple[states.TrainState, Mapping[str, jax.Array]]]:
   """Returns step_fn(state, batch) -> (state, metrics) for the loop."""
   gather, phase = experiment.make_gather(), cost.meter.phase
+  make_rows = experiment.make_rows()
 
   def step(state, batch):
     with phase('propose') as hold:
@@ -307,8 +311,15 @@ def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
     with phase('gather') as hold:
       negatives, probes = hold((
           gather(draws.negative_ids), gather(draws.probe_ids)))
+    rows = None
+    if make_rows is not None:
+      with phase('rows') as hold:
+        rows, lengths = make_rows(draws.query_ids, draws.negative_ids)
+        hold(rows)
+      cost.reading(lengths)
     with phase('update') as hold:
-      return hold(train_step.update(state, batch, draws, negatives, probes))
+      return hold(train_step.update(
+          state, batch, draws, negatives, probes, rows))
 
   return step
 
@@ -344,11 +355,14 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
     pools = episodes.mine_pools(
         experiment, cost, state.params, embeddings, table,
         step=int(state.step), previous=state.sampler)
-  qrels = experiment.dataset.by_text.qrels[experiment.config.data.train_split]
+  known_positives = lambda ids: np.full((len(ids), 1), -1, np.int32)
+  if experiment.method.has_positives:
+    known_positives = experiment.dataset.by_text.qrels[
+        experiment.config.data.train_split].padded_known
   return train_step.refreshed(
       state, table, embed_targets=embed_targets, pools=pools,
       embed_queries=functools.partial(experiment.embed_queries, state.params),
-      known_positives=qrels.padded_known)
+      known_positives=known_positives)
 
 
 def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -284,10 +284,7 @@ def _drawn(ids: np.ndarray, count: int, seed: int, episode: int, purpose: int,
     part = slice(start, start + _BLOCK)
     ranks = pipeline.hashes(seed, purpose, episode, query_rows[part, None],
                             np.arange(ids.shape[1]))
-    # Hashes of 63 bits, with those of no id behind all others.
-    ranks = (ranks >> np.uint64(1)) | (
-        (ids[part] < 0).astype(np.uint64) << np.uint64(63))
-    order = np.argsort(ranks, axis=1, kind='stable')[:, :count]
+    order = pipeline.order_of(ranks, ids[part] < 0)[:, :count]
     drawn[part, :order.shape[1]] = np.take_along_axis(
         ids[part], order, axis=1)
   return drawn

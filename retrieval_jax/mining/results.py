@@ -9,6 +9,9 @@ import numpy as np
 from retrieval_jax.data import dataset as datasets
 from retrieval_jax.mining import negatives
 
+Holds = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From query rows [n] and corpus rows [n, k] to [n, k] bool."""
+
 
 class Results(Protocol):
   """What queries are answered with, and how their positives score."""
@@ -117,14 +120,16 @@ class Mined(NamedTuple):
 
 def depth(qrels: datasets.Qrels, rules: negatives.Rules, *,
           own: np.ndarray | None = None,
-          twins: Mapping[int, np.ndarray] | None = None) -> int:
+          twins: Mapping[int, np.ndarray] | None = None,
+          has_answer: Holds | None = None) -> int:
   """Returns how many results make sure that the window of ranks is full.
 
   rules.end + the most ids that are barred for any query; arguments as `mine`.
+  How many have an answer nobody knows: ten times rules.end are looked at.
   """
   rows = qrels.queries()
-  return (rules.end + qrels.padded_known(rows[:1]).shape[1]
-          + (own is not None)
+  return (rules.end * (1 if has_answer is None else 10)
+          + qrels.padded_known(rows[:1]).shape[1] + (own is not None)
           + max((len(x) for x in _copies(qrels, rows, twins)), default=0))
 
 
@@ -132,6 +137,7 @@ def mine(results: Results, qrels: datasets.Qrels, query_ids: Sequence[str],
          rules: negatives.Rules, *,
          batch_size: int, own: np.ndarray | None = None,
          twins: Mapping[int, np.ndarray] | None = None,
+         has_answer: Holds | None = None,
          progress: Callable[[int], object] = lambda num: None) -> Mined:
   """Returns the negatives of every query of a split that has a positive.
 
@@ -148,12 +154,14 @@ def mine(results: Results, qrels: datasets.Qrels, query_ids: Sequence[str],
       none is; None bars none.
     twins: id -> ids of equal text; those of positives are barred. None bars
       none.
+    has_answer: from query rows [n] and results [n, k] int to [n, k] bool, which
+      of them hold an answer and are barred; None bars none.
     progress: called with the number of queries done since the last call.
   """
   query_rows = qrels.queries()
   copies = _copies(qrels, query_rows, twins)
   most = max(map(len, copies), default=0)
-  wanted = depth(qrels, rules, own=own, twins=twins)
+  wanted = depth(qrels, rules, own=own, twins=twins, has_answer=has_answer)
   ids = np.full((len(query_rows), rules.num_negatives), -1, np.int32)
   scores = np.full(ids.shape, -np.inf, np.float32)
   positives = qrels.padded_positives(query_rows)
@@ -168,8 +176,11 @@ def mine(results: Results, qrels: datasets.Qrels, query_ids: Sequence[str],
     if twins is not None:
       barred['same text'] = _padded(copies[part], most)
     positive_scores[part] = results.score(rows, positives[part])
+    found_ids, found_scores = results.search(rows, wanted)
+    if has_answer is not None:
+      barred['answer'] = np.where(has_answer(rows, found_ids), found_ids, -1)
     chosen = negatives.choose(
-        *results.search(rows, wanted), barred=barred,
+        found_ids, found_scores, barred=barred,
         positive_scores=positive_scores[part],
         query_ids=[query_ids[int(row)] for row in rows], rules=rules)
     ids[part], scores[part] = chosen.ids, chosen.scores

@@ -46,7 +46,8 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
   Args:
     encode: (params, tokens [n, L]) -> [n, D] float32. One that can be taken
       apart (`split`, `merge`, `body`, see `dual_encoder.Tower`) costs no
-      pass over the token table per chunk.
+      pass over the token table per chunk; where what it reads is more than
+      tokens, its `ids` says which these are, padding below 0.
     chunk_size: texts encoded at a time, over all devices; None or 0 for all,
       without recomputation: `encode` itself, or, with sharded parameters,
       `encode` of gathered ones.
@@ -130,13 +131,14 @@ class _Parts(_Whole):
     super().__init__(encode)
     self.split, self.merge, self.body = (
         encode.split, encode.merge, encode.body)
+    self._ids = getattr(encode, 'ids', lambda tokens: tokens)
 
   def look_up(self, table, tokens):
-    return transformer.look_up(table, tokens)
+    return transformer.look_up(table, self._ids(tokens))
 
   def add_rows(self, table, tokens, values):
     # Padding, of which nothing depends, adds zeros to the first row.
-    return table.at[jnp.maximum(tokens, 0)].add(
+    return table.at[jnp.maximum(self._ids(tokens), 0)].add(
         values.astype(table.dtype), mode='drop')
 
 

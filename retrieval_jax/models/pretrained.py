@@ -22,6 +22,8 @@ from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
 from retrieval_jax.models import sentence_modules
+from retrieval_jax.models import t5_decoder
+from retrieval_jax.models.families import t5
 
 PACKAGE_PREFIX = 'package:'
 TOWERS = ('query', 'target')
@@ -171,16 +173,58 @@ def save_pretrained(folder: str, config: Any, params: types.Params) -> None:
     params: of `config.module()`.
   """
   family = families.FAMILIES[config.model_type]
-  ours = traverse_util.flatten_dict(params, sep='/')
-  tensors = {}
-  for tensor in family.tensors(config):
-    tensors.update(tensor.write(np.asarray(ours.pop(tensor.ours))))
-  assert not ours, f'{sorted(ours)} have no place in {config.model_type}'
-  tensors.update(family.constants(config))
-  tensor_files.write(
-      os.path.join(folder, 'model.safetensors'), tensors, {'format': 'pt'})
+  _save(folder, family.tensors(config), params, family.constants(config))
   sentence_modules.write_json(
       folder, 'config.json', family.write_config(config))
+
+
+def _save(folder, tensors, params, constants):
+  """Writes model.safetensors, in which every parameter has its place."""
+  ours = traverse_util.flatten_dict(params, sep='/')
+  theirs = {}
+  for tensor in tensors:
+    theirs.update(tensor.write(np.asarray(ours.pop(tensor.ours))))
+  assert not ours, f'{sorted(ours)} have no place in the architecture'
+  tensor_files.write(os.path.join(folder, 'model.safetensors'),
+                     {**theirs, **constants}, {'format': 'pt'})
+
+
+def load_seq2seq(folder: str) -> tuple[t5_decoder.Seq2SeqConfig, types.Params]:
+  """Returns (config, params) of the T5 with its decoder in a folder.
+
+  Args:
+    folder: anything that `resolve_folder` takes.
+
+  Raises:
+    FileNotFoundError: naming the missing file.
+    ValueError: as of `load_pretrained`.
+  """
+  folder = resolve_folder(folder)
+  settings = sentence_modules.read_settings(folder, 'config.json')
+  settings.expect('model_type', 't5')
+  has_output = 'lm_head.weight' in _Tensors(folder, lambda name: name)
+  config = t5.read_seq2seq(settings, has_output)
+  tensors = _Tensors(folder, t5.seq2seq_names(config))
+  params = traverse_util.unflatten_dict({
+      tuple(tensor.ours.split('/')): tensor.read(tensors.take)
+      for tensor in t5.seq2seq_tensors(config)})
+  tensors.check_all_taken(
+      lambda name: re.fullmatch(t5.UNUSED_BY_SEQ2SEQ, name) is not None)
+  return config, params
+
+
+def save_seq2seq(folder: str, config: t5_decoder.Seq2SeqConfig,
+                 params: types.Params) -> None:
+  """Writes config.json and model.safetensors, which `load_seq2seq` reads.
+
+  Args:
+    folder: exists.
+    config: of encoder and decoder.
+    params: as of `config.init`.
+  """
+  _save(folder, t5.seq2seq_tensors(config), params, {})
+  sentence_modules.write_json(
+      folder, 'config.json', t5.write_seq2seq(config))
 
 
 class _Tensors:
@@ -227,6 +271,9 @@ class _Tensors:
             'architecture, but differ in the file, which does not say which of '
             'the two is right; save the model again with one of them.')
     self._asked = set()
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._names
 
   def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns tensor `name` as float32 after comparing its shape."""

@@ -86,14 +86,15 @@ class T5Config:
     return T5Encoder(self)
 
 
-def _rms_norm(x, scale, eps):
+def rms_norm(x, scale, eps):
   """Returns x [..., H] over its root mean square, times scale [H]."""
   mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
   ones = (1,) * (x.ndim - 1) + (-1,)
   return x * jax.lax.rsqrt(mean_square + eps) * scale.reshape(ones)
 
 
-def _dense(x, kernel, dtype):
+def dense(x, kernel, dtype):
+  """Returns x [..., I] times kernel [I, O], in float32."""
   return transformer.matmul(x.astype(dtype), kernel.astype(dtype))
 
 
@@ -104,11 +105,11 @@ class _Block(nn.Module):
   @nn.compact
   def __call__(self, x, mask, bias):
     """Returns [n, L, H] float32; see `transformer._Block`."""
-    x = x + _Attention(self.config, name='attention')(x, mask, bias)
-    return x + _Mlp(self.config, name='mlp')(x)
+    x = x + Attention(self.config, name='attention')(x, mask, bias)
+    return x + Mlp(self.config, name='mlp')(x)
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
   """Self-attention without biases and without the usual 1 / sqrt(size)."""
   config: T5Config
 
@@ -122,17 +123,17 @@ class _Attention(nn.Module):
     qkv_kernel = self.param('qkv_kernel', fan_in, (hidden, 3 * inner))
     out_kernel = self.param('out_kernel', fan_in, (inner, hidden))
 
-    x = _rms_norm(x, norm_scale, cfg.layer_norm_eps)
-    qkv = _dense(x, qkv_kernel, dtype).astype(dtype)
+    x = rms_norm(x, norm_scale, cfg.layer_norm_eps)
+    qkv = dense(x, qkv_kernel, dtype).astype(dtype)
     query, key, value = (
         part.reshape(n, length, cfg.num_heads, cfg.head_size)
         for part in jnp.split(qkv, 3, axis=-1))
     y = jax.nn.dot_product_attention(
         query, key, value, bias=bias, mask=mask, scale=1.)
-    return _dense(y.reshape(n, length, inner), out_kernel, dtype)
+    return dense(y.reshape(n, length, inner), out_kernel, dtype)
 
 
-class _Mlp(nn.Module):
+class Mlp(nn.Module):
   """Feed-forward layers, gated or not."""
   config: T5Config
 
@@ -145,15 +146,15 @@ class _Mlp(nn.Module):
     up_kernel = self.param('up_kernel', fan_in, (hidden, wide))
     down_kernel = self.param('down_kernel', fan_in, (wide, hidden))
 
-    x = _rms_norm(x, norm_scale, cfg.layer_norm_eps)
-    y = _dense(x, up_kernel, dtype)
+    x = rms_norm(x, norm_scale, cfg.layer_norm_eps)
+    y = dense(x, up_kernel, dtype)
     if cfg.gated:
       gate_kernel = self.param('gate_kernel', fan_in, (hidden, wide))
       # T5 1.1 was trained with the tanh approximation, unlike BERT.
-      y = jax.nn.gelu(_dense(x, gate_kernel, dtype), approximate=True) * y
+      y = jax.nn.gelu(dense(x, gate_kernel, dtype), approximate=True) * y
     else:
       y = jax.nn.relu(y)
-    return _dense(y, down_kernel, dtype)
+    return dense(y, down_kernel, dtype)
 
 
 class T5Encoder(nn.Module):
@@ -197,4 +198,4 @@ class T5Encoder(nn.Module):
       x = block(cfg, name=f'layer_{i}')(x, mask, bias)
     scale = self.param('final_norm_scale', nn.initializers.ones,
                        (cfg.hidden_size,))
-    return _rms_norm(x, scale, cfg.layer_norm_eps)
+    return rms_norm(x, scale, cfg.layer_norm_eps)

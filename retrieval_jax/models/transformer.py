@@ -37,8 +37,8 @@ class TransformerConfig:
     num_heads: attention heads.
     intermediate_size: F, width of the feed-forward layers.
     max_positions: longest text in tokens.
-    type_vocab_size: rows of the token type table; only type 0 is used. 0 for a
-      model without one.
+    type_vocab_size: rows of the token type table; all tokens are of type 0
+      unless a caller says more. 0 for a model without one.
     layer_norm_eps: added to the variance.
     pad_id: what published code pads with, and counts positions from where the
       family does; here padding is -1.
@@ -225,19 +225,20 @@ class _Embeddings(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, token_types):
     cfg = self.config
     length = x.shape[1]
     normal = nn.initializers.normal(_INIT_STDDEV)
     shape = (cfg.max_positions, cfg.hidden_size)
-    added = self.param('positions', normal, shape)[:length]
+    added = self.param('positions', normal, shape)[None, :length]
     if cfg.type_vocab_size:
       types = self.param(
           'types', normal, (cfg.type_vocab_size, cfg.hidden_size))
-      added = added + types[:1]
+      added = added + (
+          types[None, :1] if token_types is None else types[token_types])
     norm_scale = self.param('norm_scale', nn.initializers.ones, shape[1:])
     norm_bias = self.param('norm_bias', nn.initializers.zeros, shape[1:])
-    return _layer_norm(x + added[None], norm_scale, norm_bias,
+    return _layer_norm(x + added, norm_scale, norm_bias,
                        cfg.layer_norm_eps)
 
 
@@ -246,19 +247,22 @@ class Transformer(nn.Module):
 
   Source: Devlin et al., NAACL 2019 (post-LN blocks, learned positions, erf
   gelu); with `relative_buckets`, Song et al., NeurIPS 2020. Deviation: no
-  dropout, and only token type 0.
+  dropout.
   """
   config: TransformerConfig
 
   @nn.compact
   def __call__(self, tokens: jax.Array,
-               token_vectors: jax.Array | None = None) -> jax.Array:
+               token_vectors: jax.Array | None = None,
+               token_types: jax.Array | None = None) -> jax.Array:
     """Returns hidden vectors [n, L, H] float32.
 
     Args:
       tokens: [n, L] int32. Vectors at -1, padding, are finite and meaningless.
       token_vectors: [n, L, H] float32, rows of the token table when they were
         looked up outside; the table is not touched then.
+      token_types: [n, L] int32, below `type_vocab_size`; None for all 0. Not
+        read by a model without types.
 
     Raises:
       ValueError: where tokens is not [n, L] or L exceeds `max_positions`.
@@ -275,7 +279,7 @@ class Transformer(nn.Module):
       table = self.param('token_table', nn.initializers.normal(_INIT_STDDEV),
                          (cfg.vocab_size, cfg.hidden_size))
       token_vectors = look_up(table, tokens)
-    x = _Embeddings(cfg, name='embeddings')(token_vectors)
+    x = _Embeddings(cfg, name='embeddings')(token_vectors, token_types)
     mask = (tokens >= 0)[:, None, None, :]  # [n, 1, 1, L]
     bias = None
     if cfg.relative_buckets:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax import numpy as jnp
+import numpy as np
 
 from retrieval_jax.training import meter as meters
 
@@ -71,8 +72,22 @@ class Cost:
     if probe_ids.size:
       self.reembedding(_num_texts(probe_ids))
     self._correcting(
-        corrected,
-        self.batch_size * (1 + self.method.num_negatives) + probe_ids.size)
+        corrected, self.batch_size * (
+            self.method.has_positives + self.method.num_negatives)
+        + probe_ids.size)
+
+  def reading(self, lengths: np.ndarray) -> None:
+    """Counts the rows that a reader reads for the loss.
+
+    Args:
+      lengths: [n], tokens of each; 0 for padding, of which none is read.
+    """
+    reader = self.method.reader
+    self.meter.count('reader_calls', int((lengths > 0).sum()))
+    for length, number in zip(*np.unique(
+        lengths[lengths > 0], return_counts=True)):
+      self.meter.count('flops_reading', int(number),
+                       self.passes * reader.flops(int(length)))
 
   def reembedding(self, num_targets: int | jax.Array) -> None:
     """Counts targets encoded for the memory alone."""
@@ -94,10 +109,11 @@ class Cost:
   def _loss(self, negative_ids):
     encoded = self.method.targets.source == 'encoder'
     self.meter.count_step(
-        targets=self.batch_size if encoded else 0, queries=self.batch_size,
+        targets=(self.batch_size if encoded and self.method.has_positives
+                 else 0), queries=self.batch_size,
         target_flops=self.passes * self.target_flops,
         query_flops=self.passes * self.query_flops)
-    if negative_ids.size:
+    if encoded and negative_ids.size:
       self.meter.count_step(
           targets=_num_texts(negative_ids), queries=0,
           target_flops=self.passes * self.target_flops)

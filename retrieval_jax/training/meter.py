@@ -11,15 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STEP_PHASES = ('propose', 'gather', 'update')
+STEP_PHASES = ('propose', 'gather', 'rows', 'update')
 PHASES = STEP_PHASES + ('refresh', 'evaluate', 'prepare')
 
 FLOPS = ('flops_in_step', 'flops_reembedding', 'flops_scoring',
-         'flops_correcting')
+         'flops_correcting', 'flops_reading')
 """The parts of what training computes; their sum is all of it."""
 
 _CALLS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
-          'query_encoder_calls')
+          'query_encoder_calls', 'reader_calls')
+
+_OF_READERS = ('reader_calls', 'flops_reading')  # absent until counted
 
 
 @dataclasses.dataclass
@@ -59,6 +61,9 @@ class Meter:
     flops_scoring: of products between queries and targets, to choose negatives
       and for the loss.
     flops_correcting: of the corrector, applied and updated.
+    reader_calls: pairs of a question and a passage that were read; this and
+      the next only where there is a reader.
+    flops_reading: of these.
   """
 
   def __init__(self, *, sample_every: int | None = None):
@@ -79,6 +84,8 @@ class Meter:
     self._before: dict[str, float] = collections.defaultdict(float)
     self._counts: dict[str, Any] = (
         dict.fromkeys(_CALLS, 0) | dict.fromkeys(FLOPS, 0.0))
+    for name in _OF_READERS:
+      del self._counts[name]
     self._pending: list[tuple[str, Any, float]] = []
     self.table_bytes = 0
     self.index_bytes = 0
@@ -95,8 +102,9 @@ class Meter:
         the device, which is not waited for.
       each: of what is counted, such as the FLOPs of one thing.
     """
-    if name not in self._counts:
-      raise ValueError(f'name={name!r} is not one of {list(self._counts)}.')
+    if name not in _CALLS + FLOPS:
+      raise ValueError(
+          f'name={name!r} is not one of {list(_CALLS + FLOPS)}.')
     self._pending.append((name, number, each))
 
   def count_step(self, *, targets: int | jax.Array, queries: int,
@@ -128,7 +136,7 @@ class Meter:
     for (name, _, each), number in zip(
         self._pending, jax.device_get([n for _, n, _ in self._pending])):
       kind = int if name in _CALLS else float
-      self._counts[name] += kind(number * each)
+      self._counts[name] = self._counts.get(name, 0) + kind(number * each)
     self._pending.clear()
     return dict(self._counts)
 
@@ -204,7 +212,7 @@ class Meter:
   def load_state_dict(self, state: dict) -> None:
     """Adds the counts and seconds of the run that is resumed."""
     for name, value in state['counts'].items():
-      self._counts[name] += value
+      self._counts[name] = self._counts.get(name, 0) + value
     for name, value in state['seconds'].items():
       self._before[name] += value
 

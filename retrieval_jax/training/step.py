@@ -31,10 +31,15 @@ class Encoders(NamedTuple):
     queries: (params, tokens [n, L]) -> [n, D] float32.
     targets: (params, tokens [n, L]) -> [n, D] float32.
     scale: params -> [] float32, beta.
+    read: (params, rows [n, L]) -> [n, 2] as `types.Reader.read` says; None
+      without a reader.
+    read_fused: likewise; None unless it reads a question's passages together.
   """
   queries: types.Encode
   targets: types.Encode
   scale: Callable[[types.Params], jax.Array]
+  read: types.Encode | None = None
+  read_fused: types.Encode | None = None
 
 
 class Draws(NamedTuple):
@@ -45,14 +50,16 @@ class Draws(NamedTuple):
     refresh_rows: [P] int32, rows to re-encode; -1 fills up to a multiple of S.
     anchor_rows: [A] int32, rows to encode for the corrector, likewise.
     negative_ids: [B * K] int32, corpus ids of the proposal; [0] where nothing
-      reads their tokens.
+      reads their tokens or texts.
     probe_ids: [P + A] int32, corpus ids of those rows, -1 for none.
+    query_ids: [B] int32, of the batch, for a reader; else [0].
   """
   proposal: types.Proposal
   refresh_rows: jax.Array
   anchor_rows: jax.Array
   negative_ids: jax.Array
   probe_ids: jax.Array
+  query_ids: jax.Array
 
 
 class TrainStep(NamedTuple):
@@ -63,7 +70,8 @@ class TrainStep(NamedTuple):
       over the table: do not use it afterwards.
     propose: (state, batch) -> Draws.
     update: (state, batch, draws, negative_tokens [B * K, L], probe_tokens
-      [P + A, L]) -> (state, metrics). Donates the state.
+      [P + A, L], rows=None) -> (state, metrics). Donates the state. `rows` are
+      [B * K, L'] of a reader: each query with each of its draws.
     refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
       pools=) -> state, with the table replaced by a new one of the present
       parameters, and corrector and sampler rebuilt; the rest is as of a
@@ -85,7 +93,9 @@ def make_train_step(
   A step is
     draws = propose(state, batch)
     negative_tokens, probe_tokens = tokens of draws.negative_ids, .probe_ids
-    state, metrics = update(state, batch, draws, negative_tokens, probe_tokens)
+    rows = of draws.query_ids and draws.negative_ids, where there is a reader
+    state, metrics = update(
+        state, batch, draws, negative_tokens, probe_tokens, rows)
   and is split there so that token arrays may live on the host. A sampler on the
   host, or one of rows on the host, runs between two compiled parts of
   `propose`; rows that a step observes are then gathered before `update`, and
@@ -107,7 +117,8 @@ def make_train_step(
   layout = layout or sharding.Layout(mesh)
   scan = types.Scan(mesh, memory.chunk_rows)
   encodes_targets = method.targets.source == 'encoder'
-  asks_for_tokens = encodes_targets or objective.reads_tokens
+  reads = method.reader is not None
+  asks_for_tokens = encodes_targets or objective.reads_tokens or reads
   has_own_params = bool(jax.tree.leaves(
       jax.eval_shape(objective.init, jax.random.key(0))))
   replicated = sharding.replicated(mesh)
@@ -230,7 +241,8 @@ def make_train_step(
     return Draws(
         proposal, refresh_rows, anchor_rows,
         proposal.ids.reshape(-1)[:None if asks_for_tokens else 0],
-        tables.ids_of(table, jnp.concatenate([refresh_rows, anchor_rows])))
+        tables.ids_of(table, jnp.concatenate([refresh_rows, anchor_rows])),
+        batch.query_ids[:None if reads else 0])
 
   def padded(rows):
     missing = -len(rows) % sharding.num_shards(mesh)
@@ -238,7 +250,8 @@ def make_train_step(
 
   # --- Update.
 
-  def update(state, batch, draws, negative_tokens, probe_tokens, stale=None):
+  def update(state, batch, draws, negative_tokens, probe_tokens, rows=None, *,
+             stale=None):
     """Returns (state, metrics, what the step observed of the memory).
 
     `stale` is the slice of the observed rows, of rows on the host; these are
@@ -246,7 +259,9 @@ def make_train_step(
     """
     proposal = draws.proposal
     num_queries, num_negatives = proposal.rows.shape
-    positive_rows = memory.rows_of(state.table, batch.target_ids)
+    num_positives = num_queries if method.has_positives else 0
+    target_ids = batch.target_ids[:num_positives]
+    positive_rows = memory.rows_of(state.table, target_ids)
     used_rows = vectors = None
     if not encodes_targets:
       used_rows, place = distinct_rows(positive_rows, proposal)
@@ -256,15 +271,29 @@ def make_train_step(
     def encode(params, vectors):
       if encodes_targets:
         targets = encoders.targets(params, jnp.concatenate(
-            [batch.target_tokens, negative_tokens]))
+            [batch.target_tokens, negative_tokens])
+                                   if num_positives else negative_tokens)
       else:
         targets = vectors[place]
       scale = encoders.scale(params)
       queries = encoders.queries(params, batch.query_tokens)
       return types.Fresh(
-          queries=queries, positives=targets[:num_queries],
-          negatives=targets[num_queries:].reshape(
-              num_queries, num_negatives, targets.shape[-1]), scale=scale)
+          queries=queries, positives=targets[:num_positives],
+          negatives=targets[num_positives:].reshape(
+              num_queries, num_negatives, targets.shape[-1]), scale=scale,
+          read=read_each(params), fused=read_together(params))
+
+    def read_each(params):
+      if encoders.read is None:
+        return None
+      if encoders.read_fused is not None:  # which trains the reader
+        params = jax.lax.stop_gradient(params)
+      return encoders.read(params, rows).reshape(num_queries, num_negatives, 2)
+
+    def read_together(params):
+      if encoders.read_fused is None:
+        return None
+      return encoders.read_fused(params, rows.reshape(num_queries, -1))[:, 0]
 
     def mean_loss(own, fresh):
       if objective.reads_tokens:
@@ -304,7 +333,8 @@ def make_train_step(
     if memory.num_slots:
       metrics |= staleness(
           method.corrector, corrector, observation.stale, observation.fresh,
-          observation.mask.at[-num_queries:].set(False),  # not the positives
+          observation.mask & (jnp.arange(len(observation.mask))
+                              < len(observation.mask) - num_positives),
           state.step)
       corrector, of_corrector = method.corrector.update(corrector, observation)
       metrics |= of_corrector
@@ -322,7 +352,7 @@ def make_train_step(
       table = write(table, *encoded.refreshed)
     if method.refresh.push and not memory.on_host:
       table = memory.push(
-          table, batch.target_ids, encoded.positives.fresh, state.step)
+          table, target_ids, encoded.positives.fresh, state.step)
     return states.TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
         opt_state=opt_state, table=table, corrector=corrector,
@@ -390,8 +420,9 @@ def make_train_step(
   def complete_on_host(state, outline, *arguments):
     return complete(whole(state, outline), *arguments)
 
-  def update_and_observe(state, outline, *arguments):
-    new, metrics, observation = update(whole(state, outline), *arguments)
+  def update_and_observe(state, outline, stale, *arguments):
+    new, metrics, observation = update(
+        whole(state, outline), *arguments, stale=stale)
     if memory.on_host:
       new = dataclasses.replace(new, table=None)
     return pinned(new), metrics, jax.lax.with_sharding_constraint(
@@ -412,14 +443,15 @@ def make_train_step(
 
   def update_on_host(state, batch, draws, *tokens):
     with jax.transfer_guard('allow'):
-      known, table, stale = bare(state), state.table, ()
+      known, table, stale = bare(state), state.table, None
       if memory.on_host:
-        stale = (table.take(np.concatenate([
-            np.asarray(rows).reshape(-1) for rows in (
+        target_ids = batch.target_ids if method.has_positives else ()
+        stale = table.take(np.concatenate([
+            np.asarray(rows, np.int32).reshape(-1) for rows in (
                 draws.proposal.rows, draws.refresh_rows, draws.anchor_rows,
-                table.rows_of(batch.target_ids))]), replicated),)
+                table.rows_of(target_ids))]), replicated)
     new, metrics, observation = update_jit(
-        *known, batch, draws, *tokens, *stale)
+        *known, stale, batch, draws, *tokens)
     with jax.transfer_guard('allow'):
       sampler_state, of_sampler = sampler.update(state.sampler, observation)
       of_sampler = jax.device_put(dict(of_sampler), replicated)

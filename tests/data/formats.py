@@ -23,6 +23,8 @@ ROWS = {
               ('q2', 'où "est" ça?', ['2', '1'], ['5'])],
     'test': [('q3', '最後', ['4'], [])]}
 
+ANSWERS = {'q1': ['First', '1'], 'q2': ['là'], 'q3': ['"4th"', 'fourth', 'T']}
+
 
 def text(name, first=FIRST):
   """Returns the text of a passage as a reader yields it."""
@@ -51,6 +53,30 @@ def write_beir(folder, first):
   for split, rows in ROWS.items():
     _tsv(folder, f'qrels/{split}.tsv', [
         (row[0], name, 1) for row in rows for name in row[2]])
+  return folder
+
+
+def write_beir_answers(folder, first):
+  write_beir(folder, first)
+  for split, rows in ROWS.items():
+    fakes.write(os.path.join(folder, 'answers', f'{split}.jsonl'), fakes.jsonl(
+        {'_id': row[0], 'answers': ANSWERS[row[0]]} for row in rows))
+  return folder
+
+
+def write_questions(folder, first):
+  """Questions in two forms, whose passages are beside them."""
+  rows = ROWS['train']
+  fakes.write(os.path.join(folder, 'x-train.jsonl'), fakes.jsonl(
+      {'_id': row[0], 'question': row[1], 'answer': ANSWERS[row[0]],
+       'passages': row[2]} for row in rows))
+  fakes.write(os.path.join(folder, 'test.json'), json.dumps({
+      'Data': [{'QuestionId': row[0], 'Question': row[1], 'Answer': {
+          'Value': ANSWERS[row[0]][0], 'Aliases': ANSWERS[row[0]]},
+                'positive_document_ids': row[2]} for row in ROWS['test']],
+      'Domain': 'Web', 'Version': 1.0}, indent=2))
+  fakes.write(os.path.join(folder, 'corpus.jsonl'),
+              fakes.jsonl(document_rows(first)))
   return folder
 
 
@@ -83,10 +109,10 @@ def dpr_rows(split, first):
   ctx = lambda name: {
       'title': passage(name, first)[0], 'text': passage(name, first)[1],
       **({'passage_id': name} if name != '5' else {}), 'score': 1000}
-  return [{'question': query, 'answers': [],
+  return [{'question': query, 'answers': ANSWERS[query_id],
            'positive_ctxs': list(map(ctx, positives)), 'negative_ctxs': [],
            'hard_negative_ctxs': list(map(ctx, negatives))}
-          for _, query, positives, negatives in ROWS[split]]
+          for query_id, query, positives, negatives in ROWS[split]]
 
 
 def write_dpr(folder, first):
@@ -100,7 +126,7 @@ def nested_rows(split, first):
   """Returns a split in the first form of Tevatron."""
   ctx = lambda name: {'docid': name, 'title': passage(name, first)[0],
                       'text': passage(name, first)[1]}
-  return [{'query_id': name, 'query': query,
+  return [{'query_id': name, 'query': query, 'answers': ANSWERS[name],
            'positive_passages': list(map(ctx, positives)),
            'negative_passages': list(map(ctx, negatives))}
           for name, query, positives, negatives in ROWS[split]]
@@ -193,6 +219,7 @@ def write_tfds(folder, first):
       {name: text_feature() for name in ('docid', 'title', 'text')})
   features = {
       'queries': {'query_id': text_feature(), 'query': text_feature(),
+                  'answers': tfds.features.Sequence(text_feature()),
                   'positive_passages': passages,
                   'negative_passages': passages},
       'documents': {'docid': text_feature(), 'document_text': text_feature()}}
@@ -265,6 +292,7 @@ def write_wordnet(folder, first):
 
 WRITERS = {
     'beir': write_beir,
+    'beir, answers': write_beir_answers,
     'dpr': write_dpr,
     'hf': write_saved,
     'hf, parquet': write_parquet,
@@ -272,6 +300,7 @@ WRITERS = {
     'msmarco': write_msmarco,
     'pairs': write_pairs,
     'pairs, tsv': write_triples,
+    'questions': write_questions,
     'tevatron': write_tevatron,
     'tevatron, ids': write_tevatron_ids,
     'tfds': write_tfds,

@@ -11,8 +11,10 @@ from retrieval_jax.data import beir_folder
 from retrieval_jax.data.readers import wordnet_files
 from tests.data import formats
 
-IDS = ('beir', 'ir_datasets', 'msmarco', 'trec', 'tevatron', 'tevatron, ids',
-       'hf', 'hf, parquet', 'tfds')  # formats that have ids
+IDS = ('beir', 'beir, answers', 'ir_datasets', 'msmarco', 'questions', 'trec',
+       'tevatron', 'tevatron, ids', 'hf', 'hf, parquet', 'tfds')  # have ids
+NO_NEGATIVES = ('beir', 'beir, answers', 'questions', 'trec')
+ANSWERS = ('beir, answers', 'dpr', 'hf', 'questions', 'tevatron', 'tfds')
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,13 @@ def candidates(reader, split):
   """Returns the candidates of a split, without where they stand."""
   if hasattr(reader, 'candidates'):
     return [row[:3] for row in reader.candidates(split)]
+  return []
+
+
+def answers(reader, split):
+  """Returns the answers of a split, without where they stand."""
+  if hasattr(reader, 'answers'):
+    return [(name, list(texts)) for name, texts, _ in reader.answers(split)]
   return []
 
 
@@ -72,6 +81,7 @@ def test_iterators_start_afresh(reader):
   for split in reader.splits:
     assert list(reader.qrels(split)) == list(reader.qrels(split))
     assert candidates(reader, split) == candidates(reader, split)
+    assert answers(reader, split) == answers(reader, split)
 
 
 def test_judgements_and_candidates_name_records(reader):
@@ -125,6 +135,7 @@ def test_converted_it_reads_the_same(reader, tmp_path):
     assert [row[:3] for row in again.qrels(split)] == qrels
     assert counts[f'{split} judgements'] == len(qrels)
     assert read_candidates(out, split) == candidates(reader, split)
+    assert answers(again, split) == answers(reader, split)
   assert counts['targets'] == len(list(reader.corpus()))
   if not any(candidates(reader, split) for split in reader.splits):
     assert not os.path.exists(os.path.join(out, 'candidates'))
@@ -171,9 +182,20 @@ def test_formats_with_ids_agree(name, tmp_path):
   for split, rows in formats.ROWS.items():
     assert [row[:3] for row in reader.qrels(split)] == [
         (row[0], n, 1) for row in rows for n in row[2]]
-    if name not in ('beir', 'trec'):
+    if name not in NO_NEGATIVES:
       assert candidates(reader, split) == [
           (row[0], n, None) for row in rows for n in row[3]]
+
+
+@pytest.mark.parametrize('name', formats.WRITERS)
+def test_formats_with_answers_agree(name, tmp_path):
+  reader = formats.make_reader(name, str(tmp_path / 'data'))
+  queries = dict(reader.queries())
+  for split, rows in zip(('train', 'test'), formats.ROWS.values()):
+    found = {queries[query]: texts for query, texts in answers(
+        reader, split if split in reader.splits else reader.splits[0])}
+    expected = {row[1]: formats.ANSWERS[row[0]] for row in rows}
+    assert found == (expected if name in ANSWERS else {})
 
 
 @pytest.mark.parametrize('name', ['dpr', 'pairs', 'pairs, tsv'])

@@ -122,6 +122,9 @@ class RunTest(absltest.TestCase):
 
   def test_rows_become_ids_and_missing_rows_empty(self):
     run = runs.from_rows(['q'], np.array([[2, 0, -1]]), np.zeros((1, 3)), 'abc')
+    np.testing.assert_array_equal(runs.to_rows(run, 'abc'), [[2, 0, -1]])
+    with self.assertRaisesRegex(ValueError, "1 ids of another, such as 'c'"):
+      runs.to_rows(run, 'ab')
     self.assertEqual(run.ids.tolist(), [['c', 'a', '']])
     [(query_id, ids, _)] = run.rankings()
     self.assertEqual((query_id, ids), ('q', ['c', 'a']))

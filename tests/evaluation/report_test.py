@@ -65,6 +65,15 @@ class ReportTest(absltest.TestCase):
       self.assertIn(word, text)
     self.assertNotIn('untrained', text)
 
+  def test_the_table_shows_what_the_split_was_measured_by(self):
+    text = printed(report.results_table({
+        'measures': {'dev': {'Answer@20': 0.5, 'EM': 0.25}},
+        'bm25': {'dev': {'Answer@20': 0.125}}}, 'dev'))
+    for word in ('Answer@20', 'EM', '0.500', '0.250', '0.125'):
+      self.assertIn(word, text)
+    for word in ('MRR@10', 'F1', 'Answer@1 '):
+      self.assertNotIn(word, text)
+
   def test_a_split_that_was_not_evaluated_is_named(self):
     with self.assertRaisesRegex(ValueError, r"split 'dev'.*\['test'\]"):
       report.results_table(_RESULTS, 'dev')

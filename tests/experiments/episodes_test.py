@@ -3,6 +3,7 @@
 import json
 import os
 from unittest import mock
+import warnings
 
 import jax
 import numpy as np
@@ -251,3 +252,13 @@ def test_options_that_nothing_reads_give_a_warning(make_config):
                        memory__kind='corpus'), num_devices=1)
   with pytest.warns(UserWarning, match=r'episodes\.beta=0\.25 is not read'):
     factory.build(make(make_config, episodes__beta=0.25), num_devices=1)
+
+
+def test_such_a_warning_comes_once(make_config):
+  config = make(make_config, sampler__name='uniform', memory__kind='corpus',
+                episodes__depth=100, episodes__restart=False)
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    factory.build(config, num_devices=1).make_step()
+  about = [w for w in caught if 'episodes.depth=100 is not' in str(w.message)]
+  assert len(about) == 1

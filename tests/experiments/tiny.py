@@ -40,6 +40,33 @@ def write_beir(folder):
   return folder
 
 
+def write_questions(folder):
+  """Writes a data set of questions with answers and no judgements.
+
+  A question is the first four words of its passage, and the answer the fifth.
+  Half of the passages hold it twice.
+  """
+  rng = np.random.default_rng(1)
+  texts = [list(rng.choice(_WORDS, 9)) for _ in range(NUM_TARGETS)]
+  for words in texts[::2]:
+    words += [words[4]]
+  os.makedirs(os.path.join(folder, 'answers'))
+  _write_lines(os.path.join(folder, 'corpus.jsonl'), [
+      {'_id': f'd{i}', 'title': '', 'text': ' '.join(words)}
+      for i, words in enumerate(texts)])
+  queries = []
+  for split, number in NUM_QUERIES.items():
+    answers = []
+    for _ in range(number):
+      words = texts[int(rng.integers(NUM_TARGETS))]
+      name = f'q{len(queries)}'
+      queries.append({'_id': name, 'text': ' '.join(words[:4])})
+      answers.append({'_id': name, 'answers': [words[4].title(), 'nowhere']})
+    _write_lines(os.path.join(folder, 'answers', f'{split}.jsonl'), answers)
+  _write_lines(os.path.join(folder, 'queries.jsonl'), queries)
+  return folder
+
+
 def _write_lines(path, records):
   with open(path, 'w', encoding='utf-8') as f:
     f.writelines(json.dumps(record) + '\n' for record in records)

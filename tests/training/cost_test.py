@@ -51,12 +51,13 @@ class Corrector:
 def count(*, sampler=Sampler(), corrector=correctors.Identity(),
           source='encoder', negative_ids=range(B * K), probe_ids=(),
           objective=objectives.Contrastive('truncated_softmax', 'own'),
-          num_candidates=0):
+          num_candidates=0, has_positives=True):
   """Returns the counts of one step."""
   meter = training.Meter()
   method = namespaces.SimpleNamespace(
       sampler=sampler, corrector=corrector, objective=objective,
       num_negatives=K, num_candidates=num_candidates,
+      has_positives=has_positives,
       targets=namespaces.SimpleNamespace(source=source))
   cost = costs.Cost(
       meter=meter, method=method, dim=D, batch_size=B, query_flops=QUERY,
@@ -81,6 +82,22 @@ class CostTest(parameterized.TestCase):
         # 100 rows per query; own column and K others, forward and back.
         'flops_scoring': 2 * D * B * 100 + 3 * 2 * D * B * (1 + K),
         'flops_correcting': (70 + observed) * 1000 + 10 * observed * B})
+
+  def test_what_is_read_counts_by_its_length(self):
+    meter = training.Meter()
+    method = namespaces.SimpleNamespace(
+        reader=namespaces.SimpleNamespace(flops=lambda length: 10. * length**2))
+    costs.Cost(meter, method, D, B, QUERY, TARGET, PASSES).reading(
+        np.array([3, 0, 5, 3]))  # 0: nothing was drawn
+    got = meter.counts()
+    self.assertEqual(got['reader_calls'], 3)
+    self.assertEqual(got['flops_reading'], PASSES * 10 * (9 + 25 + 9))
+
+  def test_questions_without_positives_encode_none(self):
+    got = count(has_positives=False, corrector=Corrector())
+    self.assertEqual(got['target_encoder_calls_in_step'], B * K)
+    self.assertEqual(
+        got['flops_correcting'], (70 + B * K) * 1000 + 10 * B * K * B)
 
   @parameterized.parameters((100, B), (0, 0))
   def test_queries_are_corrected_in_place_of_rows(self, scored, corrected):

@@ -52,6 +52,14 @@ class MeterTest(parameterized.TestCase):
         'flops_in_step': 10., 'flops_reembedding': 2.5, 'flops_scoring': 21.,
         'flops_correcting': 22.})
     self.assertEqual(meter.target_encoder_calls, 10)  # not fetched twice
+    self.assertNotIn('reader_calls', state['counts'])  # there is no reader
+    meter.count('flops_reading', 2, 3.)
+    meter.count('reader_calls', 2)
+    state = meter.state_dict()
+    self.assertEqual((state['counts']['reader_calls'],
+                      state['counts']['flops_reading']), (2, 6.))
+    meter.load_state_dict(state)
+    self.assertEqual(meter.counts()['flops_reading'], 12.)
     self.assertEqual(set(meter_lib.FLOPS), {
         name for name in state['counts'] if name.startswith('flops')})
 

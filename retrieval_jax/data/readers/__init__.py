@@ -9,6 +9,8 @@ reader must do.
 from retrieval_jax.data.readers import dpr
 from retrieval_jax.data.readers import hugging_face
 from retrieval_jax.data.readers import pairs
+from retrieval_jax.data.readers import passages
+from retrieval_jax.data.readers import questions
 from retrieval_jax.data.readers import tevatron
 from retrieval_jax.data.readers import tfds
 from retrieval_jax.data.readers.beir import BeirReader
@@ -18,5 +20,5 @@ from retrieval_jax.data.readers.wordnet import WordNetReader
 
 __all__ = [
     'BeirReader', 'dpr', 'hugging_face', 'IrDatasetsReader', 'MsMarcoReader',
-    'pairs', 'tevatron', 'tfds', 'WordNetReader',
+    'pairs', 'passages', 'questions', 'tevatron', 'tfds', 'WordNetReader',
 ]

@@ -7,6 +7,13 @@
   DIR/candidates/SPLIT.tsv[.gz]  optional, the same three columns: targets to
                            train a query against; the score is a teacher's, any
                            number, or empty
+  DIR/answers/SPLIT.jsonl[.gz]  optional, {"_id": query id, "answers": [str]}:
+                           strings of which each is a right answer; an empty
+                           list counts as no record. Such a split needs no
+                           judgements
+  DIR/answers.jsonl[.gz]   optional, in place of that folder, the same of all
+                           splits: an answer is of the splits that judge its
+                           query
 
 Files may be compressed: .gz, .bz2, .xz, .zst. Other fields are ignored, blank
 lines skipped. The text of a target is 'title text' where the title is not
@@ -23,6 +30,7 @@ from typing import Any
 
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data.readers import answers as answers_lib
 from retrieval_jax.data.readers import lines
 
 _SPLIT_FILE = r'(?P<name>.+)\.tsv' + lines.COMPRESSED
@@ -52,13 +60,18 @@ class BeirReader:
     if not self.splits:
       raise errors.DataError(
           f'{os.path.join(self.path, "qrels")}: expected at least one file of '
-          'judgements such as train.tsv, found none.')
+          'judgements such as train.tsv, found none, nor one of answers such '
+          'as ../answers/train.jsonl.')
+    if self._all_answers and self._answer_files:
+      raise errors.DataError(
+          f'{self._all_answers[0]}: expected answers in this file or in '
+          f'{os.path.join(self.path, "answers")}, found both. Remove one.')
     for split, path in self._candidate_files.items():
       if split not in self.splits:
         raise errors.DataError(
-            f'{path}: candidates of split {split!r}, which has no judgements; '
-            f'there are those of {", ".join(self.splits)}. Rename the file, or '
-            'add the judgements.')
+            f'{path}: candidates of split {split!r}, which has no judgements '
+            f'nor answers; there are those of {", ".join(self.splits)}. Rename '
+            'the file, or add the judgements.')
 
   @property
   def name(self) -> str:
@@ -66,7 +79,7 @@ class BeirReader:
 
   @functools.cached_property
   def splits(self) -> Sequence[str]:
-    return tuple(self._qrels_files)
+    return tuple(dict.fromkeys((*self._qrels_files, *self._answer_files)))
 
   @functools.cached_property
   def _qrels_files(self) -> dict[str, str]:
@@ -77,11 +90,31 @@ class BeirReader:
     return lines.named_files(
         os.path.join(self.path, 'candidates'), _SPLIT_FILE)
 
+  @functools.cached_property
+  def _answer_files(self) -> dict[str, str]:
+    return lines.named_files(
+        os.path.join(self.path, 'answers'),
+        rf'(?P<name>.+)\.jsonl{lines.COMPRESSED}')
+
+  @functools.cached_property
+  def _all_answers(self) -> list[str]:
+    """The one file of answers of all splits, if it is there."""
+    return _files(self.path, 'answers')
+
+  @functools.cached_property
+  def _judged(self) -> dict[str, frozenset[str]]:
+    """Split -> ids of the queries that it judges; for `_all_answers`."""
+    return {split: frozenset(row[0] for row in self.qrels(split))
+            for split in self.splits}
+
   def fingerprint(self) -> str:
     files = [self._file('corpus'), self._file('queries')]
+    answers = [*self._answer_files.values(), *self._all_answers]
     return dataset.hash_files(
-        [*files, *self._qrels_files.values(), *self._candidate_files.values()],
-        'beir', self.name, *self._candidate_files)
+        [*files, *self._qrels_files.values(), *self._candidate_files.values(),
+         *answers],
+        'beir', self.name, *self._candidate_files,
+        *(['answers', *self._answer_files] if answers else []))
 
   def corpus(self) -> Iterator[tuple[str, str]]:
     return ((name, text) for name, text, _ in read_records(
@@ -92,17 +125,32 @@ class BeirReader:
         self._file('queries'), titles=False))
 
   def qrels(self, split: str) -> Iterator[tuple[str, str, int, str]]:
-    if split not in self._qrels_files:
+    if split not in self.splits:
       raise errors.DataError(
           f'{os.path.join(self.path, "qrels")}: no split {split!r}; there are '
           f'{", ".join(self.splits)}.')
-    yield from read_qrels(self._qrels_files[split])
+    if split in self._qrels_files:
+      yield from read_qrels(self._qrels_files[split])
 
   def candidates(
       self, split: str) -> Iterator[tuple[str, str, float | None, str]]:
     """Yields (query id, corpus id, score or None, 'file:line'); maybe none."""
     if split in self._candidate_files:
       yield from read_candidates(self._candidate_files[split])
+
+  def answers(self, split: str) -> Iterator[tuple[str, Sequence[str], str]]:
+    """Yields (query id, answers, 'file:line'); maybe none."""
+    if split in self._answer_files:
+      yield from _read_answers(self._answer_files[split])
+    for path in self._all_answers:
+      for query_id, texts, where in _read_answers(path):
+        if query_id in self._judged[split]:
+          yield query_id, texts, where
+        elif not any(query_id in ids for ids in self._judged.values()):
+          raise errors.DataError(
+              f'{where}: no split judges query {query_id!r}, so these answers '
+              'are of none. Put them into answers/SPLIT.jsonl or remove the '
+              'line.')
 
   def where(self, column: str, row: int) -> str:
     """Returns 'file:line' of a row; re-reads the file, so only for errors."""
@@ -170,6 +218,14 @@ def read_candidates(
   for query_id, corpus_id, score, where in _pairs(path):
     yield (query_id, corpus_id,
            lines.number(where, score) if score.strip() else None, where)
+
+
+def _read_answers(path: str) -> Iterator[tuple[str, Sequence[str], str]]:
+  for line, record in lines.json_lines(path):
+    where = f'{path}:{line}'
+    name = lines.identifier(where, record, '_id')
+    if record.get('answers') != []:
+      yield name, answers_lib.read(where, record), where
 
 
 def _pairs(path: str) -> Iterator[tuple[str, str, str, str]]:

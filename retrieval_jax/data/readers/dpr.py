@@ -1,7 +1,8 @@
 """Reads the training sets of DPR.
 
   DIR/SPLIT.json[.gz]   an array of
-      {"question": str, "positive_ctxs": [CTX], "hard_negative_ctxs": [CTX]}
+      {"question": str, "answers": [str], "positive_ctxs": [CTX],
+       "hard_negative_ctxs": [CTX]}
       with CTX = {"passage_id" or "psg_id": str, "title": str, "text": str}
   DIR/psgs_w100.tsv[.gz]   optional: id <tab> text <tab> title, the corpus
 
@@ -11,7 +12,7 @@ passages of the files, which is easier than the real one. Questions have no ids:
 theirs is a hash of the text, as is that of a passage without one. The text of a
 passage is 'title text'. The field "score" is not read: its meaning changes from
 file to file (BM25, title matches, 1000 for a gold passage). Questions without a
-positive stay out of the judgements, as in DPR.
+positive stay out of the judgements, as in DPR; "answers" may be left out.
 
 Source: Karpukhin et al., EMNLP 2020, and the data of its public code.
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 import csv
 
 from retrieval_jax.data import errors
+from retrieval_jax.data.readers import answers
 from retrieval_jax.data.readers import examples
 from retrieval_jax.data.readers import lines
 
@@ -29,7 +31,7 @@ _IDS = ('passage_id', 'psg_id')
 def make_reader(path: str) -> examples.ExamplesReader:
   """Returns the reader of a folder or of a file."""
   return examples.ExamplesReader(
-      examples.FileRows(path, 'dpr', _read_passages, 'psgs_w100'), parse)
+      examples.FileRows(path, 'dpr', read_passages, 'psgs_w100'), parse)
 
 
 def parse(where: str, row: examples.Row) -> examples.Example:
@@ -40,7 +42,8 @@ def parse(where: str, row: examples.Row) -> examples.Example:
        for ctx in examples.listed_records(where, row, name)]
       for name in ('positive_ctxs', 'hard_negative_ctxs'))
   return examples.Example(
-      examples.content_id(question), question, positives, negatives)
+      examples.content_id(question), question, positives, negatives,
+      answers.read(where, row, required=False))
 
 
 def _passage(where: str, ctx: examples.Row) -> examples.Passage:
@@ -50,7 +53,7 @@ def _passage(where: str, ctx: examples.Row) -> examples.Passage:
   return examples.Passage(lines.identifier(where, ctx, *_IDS), text)
 
 
-def _read_passages(path: str) -> Iterator[tuple[str, examples.Row]]:
+def read_passages(path: str) -> Iterator[tuple[str, examples.Row]]:
   """Yields the rows of psgs_w100.tsv, where quotes are doubled as in CSV."""
   for number, line in lines.read(path):
     fields = next(csv.reader([line], delimiter='\t'))

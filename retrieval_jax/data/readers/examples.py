@@ -41,6 +41,7 @@ class Example(NamedTuple):
   query: str
   positives: Sequence[Passage]
   negatives: Sequence[Passage]
+  answers: Sequence[str] = ()
 
 
 class Rows(Protocol):
@@ -72,7 +73,7 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ExamplesReader(located.LocatedReader):
-  """Reads rows of examples; implements `dataset.Reader` with candidates.
+  """Reads rows of examples; a `dataset.Reader` with candidates and answers.
 
   A query or passage that occurs in several rows with the same id and text is
   one. Iterators stream; they hold the ids of what must not occur twice.
@@ -120,6 +121,12 @@ class ExamplesReader(located.LocatedReader):
                       *(p for p in example.negatives if p.id not in positives)):
         yield example.query_id, passage.id, passage.score, where
 
+  def answers(self, split: str) -> Iterator[tuple[str, Sequence[str], str]]:
+    """Yields (query id, answers, 'file:line') of the rows that have any."""
+    for where, example in self._examples(split):
+      if example.answers:
+        yield example.query_id, example.answers, where
+
   def records(self, column: str) -> Iterator[located.Record]:
     found: Iterator[located.Record]
     if column == 'queries':
@@ -127,21 +134,30 @@ class ExamplesReader(located.LocatedReader):
                for split in self.splits
                for where, example in self._examples(split))
     elif CORPUS in self.source.parts:
-      return (_target(where, row) for where, row in self.source.rows(CORPUS))
+      return (target(where, row) for where, row in self.source.rows(CORPUS))
     else:
       found = self._passages()
     return located.once(found, column)
 
   def _passages(self) -> Iterator[located.Record]:
+    num_rows = num_passages = 0
     for split in self.splits:
       for where, example in self._examples(split):
+        num_rows += 1
         for passage in (*example.positives, *example.negatives):
+          num_passages += 1
           if passage.text is None:
             raise errors.DataError(
                 f'{where}: names its passages by ids only, and '
                 f'{self.source.name} has no part {CORPUS!r} with their texts. '
-                'Add it, such as a file corpus.jsonl beside this one.')
+                'Add it, such as a file corpus.jsonl beside this one, or name '
+                'it by --config.data.corpus.')
           yield passage.id, passage.text, where
+    if num_rows and not num_passages:
+      raise errors.DataError(
+          f'{self.path}: has no passages, and so no corpus. Name one by '
+          '--config.data.corpus=PATH (--corpus of experiments.convert), or add '
+          'a file corpus.jsonl.')
 
   def _examples(self, split: str) -> Iterator[tuple[str, Example]]:
     if split not in self.splits:
@@ -152,7 +168,8 @@ class ExamplesReader(located.LocatedReader):
       yield where, self.parse(where, row)
 
 
-def _target(where: str, row: Row) -> located.Record:
+def target(where: str, row: Row) -> located.Record:
+  """Returns (id, text, where) of a row of a corpus."""
   name = lines.identifier(where, row, 'docid', 'doc_id', '_id', 'id',
                           'passage_id')
   body = lines.string(where, row, 'document_text', 'text', 'contents',
@@ -228,8 +245,8 @@ def load_parts(path: str, load: Callable[[str], Mapping[str, Part]]
   return parts
 
 
-def _json_rows(path: str) -> Iterator[tuple[str, Row]]:
-  for line, record in lines.json_records(path):
+def _json_rows(path: str, inside: str) -> Iterator[tuple[str, Row]]:
+  for line, record in lines.json_records(path, inside):
     yield f'{path}:{line}', record
 
 
@@ -246,6 +263,8 @@ class FileRows:
     format: of the reader, for messages and the fingerprint.
     tsv: reads a .tsv file into rows; None where the format has none.
     corpus_name: the file name, without ending, of the CORPUS.
+    inside: first field of a file that is one object, which holds the array;
+      '' where the format has no such files.
 
   Raises:
     DataError: on construction where nothing is there to read.
@@ -254,6 +273,7 @@ class FileRows:
   format: str
   tsv: Callable[[str], Iterator[tuple[str, Row]]] | None = None
   corpus_name: str = CORPUS
+  inside: str = ''
 
   def __post_init__(self) -> None:
     if set(self.parts) <= {CORPUS}:
@@ -292,4 +312,4 @@ class FileRows:
     path = self._files[part]
     if self.tsv and re.search(rf'\.tsv{lines.COMPRESSED}$', path):
       return self.tsv(path)
-    return _json_rows(path)
+    return _json_rows(path, self.inside)

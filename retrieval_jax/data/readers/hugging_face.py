@@ -13,7 +13,7 @@ The path is one of
 and, after a comma, a second such path whose rows are the corpus, where the rows
 of the first name their passages by ids only. Without one, a split named
 'corpus' is the corpus. The fields of a row tell its format: DPR, Tevatron (of
-both generations) or pairs.
+both generations), pairs or questions with answers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -85,15 +85,27 @@ def json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     yield number, record
 
 
-def json_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_records(path: str, inside: str = ''
+                 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (line number, JSON object) of JSON lines or of one JSON array.
 
   An array is read record by record, however large and however it is broken
   into lines; a record's number is that of the line it begins in.
+
+  Args:
+    path: of the file.
+    inside: the array may also be the first field, of this name, of one object,
+      what follows it is not read; '' for no such files.
   """
   with _opened(path, lambda: 1) as file:
-    is_array = file.read(_CHUNK).lstrip().startswith('[')
-  yield from _array(path) if is_array else json_lines(path)
+    head = file.read(_CHUNK)
+  start = re.match(
+      rf'\s*(\{{\s*"{re.escape(inside)}"\s*:\s*)?(?=\[)' if inside
+      else r'\s*(?=\[)', head)
+  if not start:
+    yield from json_lines(path)
+  else:
+    yield from _array(path, start.end(), alone=not start.group().strip())
 
 
 def csv_records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -132,11 +144,20 @@ def csv_records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
           'in them.') from None
 
 
-def _array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _array(path: str, start: int = 0, alone: bool = True
+           ) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields the records of the array that begins at a character.
+
+  Args:
+    path: of the file.
+    start: its place, within the first _CHUNK.
+    alone: whether nothing may follow it.
+  """
   decode, line, allowed = json.JSONDecoder().raw_decode, 1, '['
   with _opened(path, lambda: line) as file:
-    buffer, at = file.read(_CHUNK), 0
-    while True:
+    buffer, at = file.read(_CHUNK), start
+    line += buffer.count('\n', 0, start)
+    while allowed or alone:
       found = _NO_SPACE.search(buffer, at)
       end = found.start() if found else len(buffer)
       line += buffer.count('\n', at, end)

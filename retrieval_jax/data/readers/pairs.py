@@ -51,6 +51,12 @@ def parse(where: str, row: examples.Row) -> examples.Example:
       _passages(where, row, _NEGATIVE, 'neg_scores'))
 
 
+def has_passages(row: examples.Row) -> bool:
+  """Returns whether a row has a field of passages, "answer" aside."""
+  return any(_POSITIVE.fullmatch(name) or _NEGATIVE.fullmatch(name)
+             for name in row if name != 'answer')
+
+
 def _passages(where: str, row: examples.Row, names: re.Pattern[str],
               scores: str) -> list[examples.Passage]:
   """Returns the passages of the fields that `names` matches, with scores."""

@@ -11,10 +11,12 @@
       before: {"docid": str, "title": str, "text": str}, optional: without it
               the corpus is all passages of the rows
 
-Other fields are ignored; ids may be integers; the text of a passage is
-'title text'. One file in place of a folder will do where rows have passages.
+"answers", a list of strings, may be in a row; other fields are ignored. Ids may
+be integers; the text of a passage is 'title text'. One file in place of a
+folder will do where rows have passages.
 """
 
+from retrieval_jax.data.readers import answers
 from retrieval_jax.data.readers import examples
 from retrieval_jax.data.readers import lines
 
@@ -31,7 +33,8 @@ def parse(where: str, row: examples.Row) -> examples.Example:
   return examples.Example(
       lines.identifier(where, row, 'query_id'),
       lines.string(where, row, 'query_text', 'query'),
-      _passages(where, row, 'positive'), _passages(where, row, 'negative'))
+      _passages(where, row, 'positive'), _passages(where, row, 'negative'),
+      answers.read(where, row, required=False))
 
 
 def _passages(where: str, row: examples.Row, kind: str

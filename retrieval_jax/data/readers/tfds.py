@@ -5,8 +5,8 @@ that TFDS knows ('name/config', looked up in TFDS_DATA_DIR and prepared there if
 it is not, for which tfds 4.9.10 needs the package importlib_resources); and,
 after a comma, a second one whose rows are the corpus. Else a split named
 'corpus' is the corpus. The fields of a row tell its format: DPR, Tevatron (of
-both generations) or pairs. Sets must be stored as array_record: TFRecord, the
-default, cannot be read without TensorFlow.
+both generations), pairs or questions with answers. Sets must be stored as
+array_record: TFRecord, the default, cannot be read without TensorFlow.
 """
 
 from collections.abc import Callable, Iterator, Sequence

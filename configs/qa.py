@@ -1,0 +1,86 @@
+r"""Questions with answers and without passages: the passage is not known.
+
+A retriever and a reader are trained together on -log sum_k P(y_k | x)
+P(a | x, y_k) over K passages drawn by the corrected memory (Monath et al., ICML
+2024, after REALM and EMDR2). The retriever starts from the first two layers of
+all-MiniLM-L6-v2, the reader from all of it; it points at the answer. Variants:
+
+  ''           a corrector, and a table that is embedded once and never again
+  corrector    the same
+  frozen       the retriever stays as it is, the reader learns
+  stale        no corrector: the table as it was embedded
+  write_back   a corrector, and what a step encodes overwrites its row
+  refreshed    no corrector; everything is re-encoded every R steps
+  seq2seq      a T5 that writes the answer, one passage at a time
+  fused        a T5 that reads all passages together (FiD), by EMDR2
+  emdr2        as '', with the retriever's and the reader's losses apart (EMDR2)
+  tiny, and every other name with _tiny
+
+The data is a folder with answers/SPLIT.jsonl, or questions over the passages of
+another one (docs/data.md):
+
+  python -m experiments.train --config=configs/qa.py --workdir=runs/qa \
+      --config.data.path=DIR
+  python -m experiments.train --config=configs/qa.py:frozen \
+      --workdir=runs/qa_frozen --config.data.path=DIR
+  python -m experiments.train --config=configs/qa.py \
+      --workdir=runs/qa_entities --config.data.source=questions \
+      --config.data.path=QUESTIONS --config.data.corpus=DIR
+  python -m experiments.train --config=configs/qa.py:tiny --workdir=/tmp/tiny \
+      --config.data.path=DIR
+
+The paper's reader, estimator and numbers are not known to us; all are ours.
+"""
+
+from configs import base
+from configs.base import seeds
+
+VARIANTS = ('', 'corrector', 'frozen', 'stale', 'write_back', 'refreshed',
+            'emdr2', 'seq2seq', 'fused')
+
+
+def get_config(variant=''):
+  """Returns the configuration; `variant` is one of VARIANTS, or its _tiny."""
+  tiny = variant == 'tiny' or variant.endswith('_tiny')
+  kind = variant.removesuffix('tiny').removesuffix('_')
+  if kind not in VARIANTS:
+    raise ValueError(
+        f"Unknown config variant {variant!r}; there are {VARIANTS[1:]}, "
+        "'tiny', and each with _tiny.")
+  config = base.get_config('tiny' if tiny else '').unlock()
+  config.data.source = 'beir'
+  config.data.test_split = ''
+  config.objective.name = 'marginal'
+  config.objective.estimate = (
+      'emdr2' if kind in ('emdr2', 'fused') else 'marginal')
+  writes = kind in ('seq2seq', 'fused')
+  config.reader.name = 'seq2seq' if writes else 'extractive'
+  config.reader.fused = kind == 'fused'
+  if writes:
+    config.reader.pretrained = 'google-t5/t5-small'
+  config.sampler.num_negatives = 8 if not tiny else 3  # K
+  config.reader.row_length = 160
+  if tiny:
+    config.reader.pretrained = ''
+    config.reader.num_layers = 1
+    config.reader.row_length = 48
+  else:
+    config.num_steps = 500
+    config.batch_size = 16
+    config.data.train_split, config.data.dev_split = 'train', 'dev'
+    config.data.target_length = 128
+    config.encoding.buckets = (12, 16, 24, 32, 48, 64, 96, 128, 160)
+    config.evaluation.every = 250
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 50
+  if kind not in ('frozen', 'stale', 'refreshed'):
+    config.corrector.name = 'mlp'
+  if kind == 'write_back':
+    config.corrector.condition_on_age = True
+    config.refresh.write_back = True
+  if kind == 'refreshed':
+    config.refresh.reencode_every = 100 if not tiny else 2
+  if kind == 'frozen':
+    config.reader.alone = True
+    config.targets.source = 'frozen'  # the table stays right, and is read
+  return config.lock()

@@ -1,0 +1,142 @@
+"""Runs that learn from answers, from the data to results.json."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from configs import qa
+from retrieval_jax import trained as trained_lib
+from retrieval_jax.jobs import train
+from tests.experiments import tiny
+from tests.experiments import train_test
+
+
+@pytest.fixture(scope='module')
+def questions(tmp_path_factory):
+  """Returns the folder of a tiny set of questions with answers."""
+  return tiny.write_questions(str(tmp_path_factory.mktemp('data') / 'asked'))
+
+
+@pytest.fixture(scope='module')
+def make_qa(questions, cache):
+  """Returns variant, **overrides -> tiny config on it."""
+  return lambda variant='tiny', **overrides: tiny.config(
+      f'qa:{variant}', questions, cache, **overrides)
+
+
+@pytest.mark.parametrize('name', [f'{name}_tiny' for name in qa.VARIANTS[2:]])
+def test_every_variant_trains_and_evaluates(name, make_qa, tmp_path):
+  workdir = str(tmp_path / name)
+  results = train.run(make_qa(name), workdir, num_devices=1)
+  assert list(results['measures']) == ['dev']
+  assert results['measures']['dev']['Answer@20'] >= 0
+  meter = results['meter']
+  config = results['config']
+  pairs = (results['steps'] * config['batch_size']
+           * config['sampler']['num_negatives'])
+  assert meter['reader_calls'] == pairs
+  assert meter['flops_reading'] > 0
+  assert meter['seconds']['rows'] > 0
+  # No positive is encoded; a retriever that stays as it is encodes nothing.
+  assert meter['target_encoder_calls_in_step'] == (
+      0 if name == 'frozen_tiny' else pairs)
+  losses = tiny.losses(workdir)
+  assert list(losses) == [2, 4]
+  assert np.isfinite(list(losses.values())).all()
+  last = tiny.read_metrics(workdir)
+  assert any(line.get('train/answerable', 0) > 0.1 for line in last)
+  experiment = trained_lib.open(workdir).experiment
+  moved = jax.tree.map(
+      lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max() > 0,
+      trained_lib.open(workdir).params, first_params(make_qa(name)))
+  assert any(jax.tree.leaves(moved['reader']))
+  assert any(jax.tree.leaves(moved['tower'])) == (name != 'frozen_tiny')
+  assert experiment.method.reader == experiment.reader.reader
+
+
+def first_params(config):
+  return train.factory.build(config, num_devices=1).params
+
+
+def test_goes_on_where_it_was_interrupted(make_qa, tmp_path):
+  straight, workdir = str(tmp_path / 'straight'), str(tmp_path / 'resumed')
+  options = dict(refresh__write_back=True, log__every=1)
+  results = train.run(
+      make_qa('write_back_tiny', **options), straight, num_devices=1)
+  with train_test.stop_after(2):
+    assert train.run(make_qa('write_back_tiny', **options), workdir,
+                     num_devices=1) is None
+  resumed = train.run(
+      make_qa('write_back_tiny', **options), workdir, num_devices=1)
+  assert tiny.losses(workdir) == tiny.losses(straight)
+  assert resumed['measures'] == results['measures']
+  assert resumed['meter']['reader_calls'] == results['meter']['reader_calls']
+  jax.tree.map(np.testing.assert_array_equal,
+               trained_lib.open(workdir).params,
+               trained_lib.open(straight).params)
+
+
+def test_devices_do_not_change_it(make_qa, tmp_path):
+  losses = []
+  for devices in (1, 2):
+    workdir = str(tmp_path / f'{devices}')
+    train.run(make_qa('tiny', log__every=1), workdir, num_devices=devices)
+    losses.append(list(tiny.losses(workdir).values()))
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_retriever_and_reader_learn(make_qa, tmp_path):
+  """The answer is where it is, which both have to find out from answers."""
+  config = make_qa(
+      'refreshed_tiny', num_steps=150, log__every=10,
+      checkpoint__every=150, refresh__reencode_every=10,
+      evaluation__baselines=True)
+  results = train.run(config, str(tmp_path), num_devices=1)
+  nll = list(tiny.losses(str(tmp_path)).values())
+  assert nll[-1] < 0.5 * nll[0]
+  answerable = [line['train/answerable'] for line
+                in tiny.read_metrics(str(tmp_path))
+                if 'train/answerable' in line]
+  assert np.mean(answerable[-3:]) > np.mean(answerable[:3]) + 0.1
+  retriever = trained_lib.open(str(tmp_path))
+  experiment, dataset = retriever.experiment, retriever.dataset
+  answers = dataset.answers['train']
+  rows = answers.query_rows[:32]
+  queries = experiment.embed_queries(retriever.params, rows)
+  scores = queries @ experiment.embed_targets(retriever.params).T
+  ids = np.argsort(-scores, axis=1)[:, :5]
+  read = experiment.read(
+      retriever.params, rows, ids, np.take_along_axis(scores, ids, axis=1))
+  right = [reading.answer in answers.of(row)[0].lower()
+           for reading, row in zip(read, rows)]
+  assert np.mean(right) > 0.3, np.mean(right)
+  for reading, of_question in zip(read, ids):
+    np.testing.assert_allclose(reading.prior.sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(reading.posterior.sum(), 1, rtol=1e-5)
+    for span, text, row in zip(reading.spans, reading.texts, of_question):
+      assert dataset.corpus_texts[int(row)][slice(*span)] == text
+  assert results['measures']['dev']['Answer@5'] > (
+      results['untrained']['dev']['Answer@5'])
+
+
+def test_a_run_without_a_reader_cannot_answer(trained):
+  retriever = trained_lib.open(trained[0])
+  with pytest.raises(ValueError, match='has no reader'):
+    retriever.experiment.read(
+        retriever.params, np.array([0]), np.array([[0]]), np.array([[1.]]))
+
+
+def test_what_cannot_work_is_refused(make_qa, tmp_path):
+  workdir = str(tmp_path)
+  for overrides, message in (
+      (dict(reader__name='none'), "needs the likelihoods of a reader"),
+      (dict(reader__name='generative'), "reader.name='generative' is not one"),
+      (dict(objective__name='contrastive'), 'has no judgements'),
+      (dict(refresh__push=True), 'without a positive'),
+      (dict(reader__fused=True, reader__name='seq2seq'), 'reads each alone'),
+      (dict(reader__max_width=40), 'max_width=40 must lie in')):
+    with pytest.raises(ValueError, match=message):
+      train.run(make_qa('tiny', **overrides), workdir, num_devices=1)
+  assert not os.path.exists(os.path.join(workdir, 'results.json'))

@@ -33,18 +33,23 @@ class HostTable:
     embeddings: [N, D] float32, float16 or bfloat16, maybe mapped.
     live: [N] bool, False where the row is empty, which does not change.
     written: [N] int32, step of the last write.
-    full: static; whether all are live.
+    outline: what stands for it in a jit, on the devices.
   """
   embeddings: np.ndarray
   live: np.ndarray
   written: np.ndarray
-  full: bool = dataclasses.field(metadata={'static': True})
+  outline: 'Outline'
   rows_are_ids = True
 
   @property
   def num_slots(self) -> int:
     """N."""
     return len(self.live)
+
+  @property
+  def full(self) -> bool:
+    """Whether all rows are live."""
+    return self.outline.full
 
   @property
   def ids(self) -> np.ndarray:
@@ -54,7 +59,7 @@ class HostTable:
   @property
   def num_bytes(self) -> int:
     """Bytes on the host."""
-    return sum(array.nbytes for array in jax.tree.leaves(self))
+    return self.embeddings.nbytes + self.live.nbytes + self.written.nbytes
 
   def take(self, rows: Any, place: Any = None) -> types.TargetTable:
     """Returns the slice at rows [...], see `table.take`, on the devices.
@@ -86,11 +91,6 @@ class HostTable:
         self.embeddings.dtype)
     self.written[rows[last]] = np.asarray(step)
 
-  def outline(self) -> 'Outline':
-    """Returns what stands for it in a jit."""
-    return Outline(None if self.full else jnp.asarray(self.live),
-                   self.num_slots)
-
 
 @types.register
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Outline:
 
 
 def create(num_rows: int, dim: int, *, live: np.ndarray, dtype: DTypeLike,
-           step: int = 0, folder: str = '') -> HostTable:
+           step: int = 0, folder: str = '', place: Any = None) -> HostTable:
   """Returns a table of zeros.
 
   Args:
@@ -129,24 +129,20 @@ def create(num_rows: int, dim: int, *, live: np.ndarray, dtype: DTypeLike,
     step: step at which they were computed.
     folder: where the file is that they are mapped from; it has no name, and is
       gone when the process ends, however it ends. '' keeps them in memory.
+    place: sharding of what the devices know of it; None for the default device.
 
   Raises:
     OSError: naming the folder, its size and the free space, where the disk is
       full.
   """
+  shape, dtype = (num_rows, dim), np.dtype(jnp.dtype(dtype))
+  live = np.asarray(live, bool)
   return HostTable(
-      embeddings=scratch((num_rows, dim), dtype, folder),
-      live=np.asarray(live, bool), written=np.full(num_rows, step, np.int32),
-      full=bool(np.all(live)))
-
-
-def scratch(shape: tuple[int, int], dtype: DTypeLike, folder: str
-            ) -> np.ndarray:
-  """Returns zeros in memory, or mapped from a nameless file of `folder`."""
-  dtype = np.dtype(jnp.dtype(dtype))
-  if not folder:
-    return np.zeros(shape, dtype)
-  return files.scratch_array(os.path.expanduser(folder), dtype, shape)
+      embeddings=files.scratch_array(os.path.expanduser(folder), dtype, shape)
+      if folder else np.zeros(shape, dtype),
+      live=live, written=np.full(num_rows, step, np.int32),
+      outline=Outline(None if live.all() else jax.device_put(live, place),
+                      num_rows))
 
 
 def gathered(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

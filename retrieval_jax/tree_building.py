@@ -114,6 +114,9 @@ class Source(Protocol):
   def loop(self, count: int, body: Callable, carry: Any) -> Any:
     """Returns the carry after `body(i, carry)` for i below count."""
 
+  def room(self, number: jax.Array, most: int) -> int:
+    """Returns how many rows to make room for where there are `number`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OnDevice:
@@ -149,6 +152,11 @@ class OnDevice:
   def loop(self, count: int, body: Callable, carry: Any) -> Any:
     """Returns the carry after `body(i, carry)` for i below count."""
     return jax.lax.fori_loop(0, count, body, carry)
+
+  def room(self, number: jax.Array, most: int) -> int:
+    """Returns `most`: inside a jit the number is not known."""
+    del number
+    return most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,6 +203,11 @@ class OnHost:
     for i in range(count):
       carry = body(jnp.int32(i), carry)
     return carry
+
+  def room(self, number: jax.Array, most: int) -> int:
+    """Returns the number, up to whole quarters of `most`: a program each."""
+    quarter = -(-most // 4)
+    return min(most, quarter * max(1, -(-int(number) // quarter)))
 
 
 # --- Trees.
@@ -297,9 +310,9 @@ def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
     source: of the rows.
     rows: [M] int32, sorted by parent.
     sizes: [P] int32, rows of each parent.
-    settle: (p, block [n] int32 rising, -1 last, vectors, live) -> (leaf within
-      the parent [n], arity for none; leaves used; built_scatter or nan for
-      that of now; numbers to add to `counts`).
+    settle: (p, block [n] int32 rising, -1 last, vectors, live), n <=
+      parent_size -> (leaf within the parent [n], arity for none; leaves used;
+      built_scatter or nan for that of now; numbers to add to `counts`).
     shape: of the tree.
     leaf_size: of the tree.
     rank: of the tree.
@@ -308,18 +321,19 @@ def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
   Returns:
     The tree, and the counts.
   """
-  num_rows, size = source.num_rows, shape.parent_size
+  num_rows = source.num_rows
   begins = jnp.cumsum(sizes) - sizes
   leaves = _nothing(shape.num_leaves + shape.arity, source.dim, rank)
   parents = _nothing(shape.num_parents, source.dim, rank)
-  padded = jnp.append(rows, jnp.full(size, num_rows, jnp.int32))
-  order = jnp.zeros(num_rows + size, jnp.int32)
+  padded = jnp.append(
+      rows, jnp.full(shape.parent_size, num_rows, jnp.int32))
+  order = jnp.zeros(num_rows + shape.parent_size, jnp.int32)
   start = jnp.full(shape.num_leaves + shape.arity, num_rows, jnp.int32)
   first = jnp.zeros(shape.num_parents + 1, jnp.int32)
   built = jnp.zeros(shape.num_parents)
 
-  @jax.jit
-  def block_of(padded, begins, sizes, p):
+  @functools.partial(jax.jit, static_argnums=4)
+  def block_of(padded, begins, sizes, p, size):
     block = jax.lax.dynamic_slice_in_dim(padded, begins[p], size)
     inside = jnp.arange(size) < sizes[p]
     block = jnp.sort(jnp.where(inside, block, num_rows))
@@ -349,7 +363,8 @@ def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
 
   def body(p, state):
     carry, counts = state
-    block = block_of(padded, begins, sizes, p)
+    block = block_of(padded, begins, sizes, p, source.room(
+        sizes[p], shape.parent_size))
     vectors, live = source.take(block)
     live = live & (block >= 0)
     leaf, used, was_built, *numbers = settle(p, block, vectors, live)
@@ -460,7 +475,7 @@ def _grow(key, block, vectors, live, shape, leaf_size):
     leaf_size: of the tree.
   """
   placed = block >= 0
-  most = -(-shape.parent_size // shape.mean_size)
+  most = -(-len(block) // shape.mean_size)
   # An empty row is there to be filled; it has a place, but no say.
   active, centres = _k_means(
       key, block, vectors, live, most,

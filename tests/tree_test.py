@@ -59,8 +59,8 @@ def view(vectors, live, devices=1):
 
 def on_host(vectors, live, chunk_rows):
   """Returns the source of vectors that stay on the host."""
-  table = host_table.HostTable(
-      vectors, live, np.zeros(len(live), np.int32), bool(live.all()))
+  table = dataclasses.replace(host_table.create(
+      *vectors.shape, live=live, dtype=vectors.dtype), embeddings=vectors)
   return tree_building.OnHost(types.View(
       table, lambda rows: rows.embeddings.astype(jnp.float32), jnp.float32(1),
       types.Scan(sharding.make_mesh(1), CHUNK)), chunk_rows)
@@ -120,6 +120,13 @@ class BuildTest(parameterized.TestCase):
     jax.tree.map(functools.partial(
         np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
                  *jax.device_get((built('gaps'), host)))
+
+  def test_the_host_makes_room_for_the_rows_that_there_are(self):
+    vectors, live = scene('clustered')
+    host = on_host(vectors, live, 256)
+    self.assertEqual([host.room(jnp.int32(number), 10)
+                      for number in (0, 3, 4, 7, 10)], [3, 3, 6, 9, 10])
+    self.assertEqual(source('clustered').room(jnp.int32(3), 10), 10)
 
   def test_leaves_are_tighter_than_chance(self):
     tree = built('clustered')

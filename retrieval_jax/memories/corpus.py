@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from retrieval_jax import host_table
+from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax.memories import on_device
 
@@ -78,7 +79,7 @@ class Corpus(on_device.OnDevice):
             "would write to rows of its own; set memory.place='device'.")
       table = host_table.create(
           self.num_targets, dim, live=np.isin(rows, ids), dtype=self.dtype,
-          step=step, folder=self.folder)
+          step=step, folder=self.folder, place=sharding.replicated(mesh))
       if embeddings is not None:
         table.embeddings[np.asarray(ids)] = embeddings
       return table

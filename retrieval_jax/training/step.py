@@ -339,20 +339,21 @@ def make_train_step(
       corrector, of_corrector = method.corrector.update(corrector, observation)
       metrics |= of_corrector
 
-    # Then the writes, where rows are here: what was trained, encoded for the
-    # loss, re-encoded, and last the positives, which take the oldest rows of a
-    # ring.
-    write = functools.partial(memory.write, step=state.step)
-    if method.targets.source == 'rows':
-      table = write(table, used_rows, descend(
-          vectors, row_gradient, method.targets))
-    if method.refresh.write_back and not memory.on_host:
-      table = write(table, *encoded.drawn)
-    if num_refreshed and not memory.on_host:
-      table = write(table, *encoded.refreshed)
-    if method.refresh.push and not memory.on_host:
-      table = memory.push(
-          table, target_ids, encoded.positives.fresh, state.step)
+    # Then the writes: what was trained, encoded for the loss, re-encoded, and
+    # last the positives, which take the oldest rows of a ring. Rows on the host
+    # are written there, from the observation, in the same order.
+    if not memory.on_host:
+      write = functools.partial(memory.write, step=state.step)
+      if method.targets.source == 'rows':
+        table = write(table, used_rows, descend(
+            vectors, row_gradient, method.targets))
+      if method.refresh.write_back:
+        table = write(table, *encoded.drawn)
+      if num_refreshed:
+        table = write(table, *encoded.refreshed)
+      if method.refresh.push:
+        table = memory.push(
+            table, target_ids, encoded.positives.fresh, state.step)
     return states.TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
         opt_state=opt_state, table=table, corrector=corrector,
@@ -393,7 +394,6 @@ def make_train_step(
   # --- The same around a sampler or rows on the host, which no jit sees.
 
   correct_on_host = jax.jit(method.corrector.apply)
-  outlines: dict[str, Any] = {}
 
   def bare(state):
     """Returns the state without what is on the host, and what is known of it.
@@ -402,10 +402,7 @@ def make_train_step(
     """
     table, outline = state.table, None
     if memory.on_host:
-      if outlines.get('live') is not table.live:
-        outlines.update(live=table.live, outline=jax.device_put(
-            table.outline(), replicated))
-      table, outline = None, outlines['outline']
+      table, outline = None, table.outline
     return dataclasses.replace(state, table=table, sampler=()), outline
 
   def whole(state, outline):

@@ -397,8 +397,11 @@ class Tree:
           jax.device_put(rows[:, slot], by_query),
           table.take(rows[:, slot], by_query)))
       jax.block_until_ready(logits[-2:-1])  # few lists wait at a time
-    draws = _weighed(self, opened_key, draft, rows, logits)
-    return draws, constants
+    missing = rows.shape[1] - num_lists  # one shape, one program
+    stacked = jnp.pad(
+        jnp.stack(logits, axis=1), ((0, 0), (0, missing), (0, 0)),
+        constant_values=_NEVER)
+    return _weighed(self, opened_key, draft, rows, stacked), constants
 
   def _draft(self, tree, key, request, scale, known):
     """Returns the _Draft of a request, of a tree whose rows may be away."""
@@ -759,10 +762,7 @@ def _scored(correct, queries, scale, exclude_rows, rows, part):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _weighed(sampler, key, draft, rows, logits):
-  """Returns the _Draws of a draft from logits [B, g] of its first lists."""
-  missing = rows.shape[1] - len(logits)
-  logits = jnp.pad(jnp.stack(logits, axis=1), ((0, 0), (0, missing), (0, 0)),
-                   constant_values=_NEVER)
+  """Returns the _Draws of a draft from the logits of its lists' rows."""
   return sampler._weighed(key, draft, rows, logits)
 
 

@@ -1,6 +1,7 @@
 """Draws do not depend on where the rows are."""
 
 import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,6 +14,7 @@ from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import tree as trees
 from retrieval_jax import types
+from retrieval_jax.samplers import tree
 from tests.samplers import tree_test
 
 EIGHT = tree_test.QUERY * np.linspace(-1, 1.5, 8, dtype=np.float32)[:, None]
@@ -81,6 +83,20 @@ class TreeOnHostTest(parameterized.TestCase):
         tree_test.call(sampler.estimate_log_z, tree_test.state(sampler),
                        jax.random.key(1), request(), tree_test.view(scale)),
         rtol=1e-5)
+
+  def test_however_many_leaves_are_opened_one_program_weighs_them(self):
+    sampler = tree_test.make(num_negatives=4, open_until=0.9)
+    lists, sizes = [], []
+    for scale in (0.1, 40.0):
+      view = host_view(scale)
+      with mock.patch.object(
+          tree, '_scored', side_effect=tree._scored) as scored:
+        sampler.propose(
+            host_state(sampler), jax.random.key(1), request(), view)
+      lists.append(scored.call_count)
+      sizes.append(tree._weighed._cache_size())
+    self.assertNotEqual(*lists)
+    self.assertEqual(*sizes)
 
   def test_queries_are_moved_where_the_corrector_folds(self):
     sampler = tree_test.make(num_negatives=4, chain_steps=2)

@@ -102,9 +102,10 @@ def _check_host(method):
   """Raises unless a step needs few of the rows, which are on the host."""
   if not method.sampler.takes_few_rows:
     raise ValueError(
-        "memory.place='host' sends a step the rows that it asks for, but this "
-        "sampler.name goes over all of them; use 'tree', 'uniform' or "
-        "'stochastic', or set memory.place='device'.")
+        "memory.place='host' sends a step the rows that it asks for, but the "
+        f'sampler {type(method.sampler).__name__} goes over all of them; use '
+        "sampler.name='tree', 'uniform' or 'stochastic', or set "
+        "memory.place='device'.")
   if method.targets.source != 'encoder':
     raise ValueError(
         f'targets.source={method.targets.source!r} trains against rows of the '

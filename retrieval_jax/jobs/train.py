@@ -45,7 +45,7 @@ from retrieval_jax.training import step as steps
 MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
               'diagnostics', 'evaluation', 'data.cache', 'data.path',
               'data.corpus', 'data.tokens_on_device', 'encoding.batch_tokens',
-              'sharding')
+              'memory.folder', 'sharding')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,
@@ -268,8 +268,9 @@ def start_state(experiment: factory.Experiment,
               experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
   files.write_json(os.path.join(workdir, trained.BASELINES_FILE), baselines)
-  state = train_step.init_state(
-      experiment.params, table or experiment.make_table(targets))
+  if table is None:
+    table = experiment.make_table(targets)
+  state = train_step.init_state(experiment.params, table)
   if episodes.are_mined(experiment):
     with cost.meter.phase('refresh'):
       state = train_step.refreshed(state, state.table, pools=(

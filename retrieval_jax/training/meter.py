@@ -47,7 +47,7 @@ class Meter:
   still be on its way from the device; it is fetched when a count is read.
 
   Attributes:
-    table_bytes: size of the table over all devices.
+    table_bytes: size of the table, over all devices or on the host.
     index_bytes: size of whatever else is kept to search with.
     device_bytes: of what is alive on the devices between two steps, measured.
     host_bytes: of what a run's state keeps on the host.

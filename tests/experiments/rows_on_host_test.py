@@ -1,5 +1,7 @@
 """Rows on the host train as rows on the devices do, and go on after a stop."""
 
+import contextlib
+import gc
 import os
 from unittest import mock
 
@@ -16,6 +18,7 @@ from retrieval_jax import tree_building
 from retrieval_jax.jobs import diagnose
 from retrieval_jax.jobs import train
 from retrieval_jax.training import checkpoint
+from retrieval_jax.training import meter as meters
 from tests.experiments import tiny
 from tests.experiments import train_test
 
@@ -52,10 +55,12 @@ def test_the_place_of_rows_changes_no_step(options, make_config, tmp_path):
   places = {}
   for place in ('device', 'host'):
     workdir = str(tmp_path / place)
-    results = train.run(make(make_config, place, **options), workdir,
-                        num_devices=1)
+    gc.collect()
+    before = meters.live_bytes()
+    meter = train.run(make(make_config, place, **options), workdir,
+                      num_devices=1)['meter']
     places[place] = (tiny.losses(workdir), train_test.final_state(workdir),
-                     results['meter'])
+                     meter | {'alive': meter['device_bytes'] - before})
   (losses, state, meter), (on_host, host_state, host_meter) = places.values()
   np.testing.assert_allclose(
       list(losses.values()), list(on_host.values()), rtol=1e-5)
@@ -69,28 +74,61 @@ def test_the_place_of_rows_changes_no_step(options, make_config, tmp_path):
           one.astype(np.float32), other.astype(np.float32),
           atol=1e-2 if 'memory__dtype' in options else 1e-4)
     assert host_meter['host_bytes'] > meter['host_bytes'] == 0
+    # What is on the host is on no device; all else that is, is the same.
+    gone = meters.num_bytes((state.table, [getattr(
+        state.sampler, name) for name in ('rows', 'leaf_of', 'start')]))
+    np.testing.assert_allclose(
+        meter['alive'] - host_meter['alive'], gone, rtol=0.1)
   for name in ('target_encoder_calls_in_step', 'flops_correcting',
                'target_encoder_calls_reembedding'):
     assert meter[name] == host_meter[name], name
 
 
-@pytest.mark.parametrize('folder', (False, True))
-def test_a_stopped_run_goes_on_to_the_same_end(folder, make_config, tmp_path):
-  """And on two devices, up to the order of sums."""
-  options = {'memory__folder': str(tmp_path / 'maps')} if folder else {}
-  config = make(make_config, **options)
-  straight, stopped = str(tmp_path / 'straight'), str(tmp_path / 'stopped')
-  train.run(config, straight, num_devices=1)
-  with train_test.stop_after(3):
-    assert train.run(config, stopped, num_devices=1) is None
-  train.run(config, stopped, num_devices=1)
-  end, again = (train_test.final_state(w) for w in (straight, stopped))
+class Killed(BaseException):
+  """What nothing catches."""
+
+
+@contextlib.contextmanager
+def killed_after_rows_of(step):
+  """Kills a run when it has written the rows of a checkpoint, and no more."""
+  save = checkpoint._RowsHandler.save
+
+  def save_and_die(self, directory, args):
+    save(self, directory, args)
+    if f'{step}.' in str(directory):
+      raise Killed
+
+  with mock.patch.object(checkpoint._RowsHandler, 'save', save_and_die):
+    with pytest.raises(Killed):
+      yield
+
+
+@pytest.mark.parametrize('killed', (False, True))
+def test_an_interrupted_run_goes_on_to_the_same_end(killed, make_config,
+                                                    tmp_path):
+  """Rows are those of the last whole checkpoint, wherever they are mapped."""
+  config, where = make(make_config), lambda name: str(tmp_path / name)
+  mapped = lambda folder: make(
+      make_config, memory__folder=where(folder), checkpoint__every=2)
+  train.run(config, where('straight'), num_devices=1)
+  if killed:
+    with killed_after_rows_of(4):
+      train.run(mapped('map'), where('again'), num_devices=1)
+    config = mapped('other')
+  else:
+    with train_test.stop_after(3):
+      assert train.run(config, where('again'), num_devices=1) is None
+  train.run(config, where('again'), num_devices=1)
+  end, again = (
+      train_test.final_state(where(name)) for name in ('straight', 'again'))
   jax.tree.map(np.testing.assert_array_equal, again, end)
-  assert tiny.losses(stopped) == tiny.losses(straight)
+  assert tiny.losses(where('again')) == tiny.losses(where('straight'))
   assert len(set(end.table.written)) > 1  # there was something to lose
-  if folder:
-    assert not os.listdir(tmp_path / 'maps')
-    assert isinstance(end.table.embeddings, np.memmap)
+  assert isinstance(again.table.embeddings, np.memmap) == killed
+  if killed:
+    assert not os.listdir(where('map')) and not os.listdir(where('other'))
+    assert not [name for name in os.listdir(where('again') + '/checkpoints')
+                if 'tmp' in name]
 
 
 def test_two_devices_draw_what_one_does(make_config, tmp_path):
@@ -176,7 +214,8 @@ def test_is_diagnosed_as_rows_on_devices_are(make_config, tmp_path):
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'sampler__name': 'gumbel'}, "goes over all of them; use 'tree'"),
+    ({'sampler__name': 'gumbel'},
+     "Gumbel goes over all of them; use sampler.name='tree'"),
     ({'sampler__name': 'top_k'}, 'goes over all of them'),
     ({'memory__place': 'disk'}, "'disk' is not one of"),
     ({'memory__place': 'device', 'memory__folder': '/tmp/x'},

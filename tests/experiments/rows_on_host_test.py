@@ -131,10 +131,12 @@ def test_an_interrupted_run_goes_on_to_the_same_end(killed, make_config,
                 if 'tmp' in name]
 
 
-def test_two_devices_draw_what_one_does(make_config, tmp_path):
+@pytest.mark.parametrize('sampler', ('tree', 'stochastic'))
+def test_two_devices_draw_what_one_does(sampler, make_config, tmp_path):
   one, two = str(tmp_path / 'one'), str(tmp_path / 'two')
-  train.run(make(make_config), one, num_devices=1)
-  train.run(make(make_config), two, num_devices=2)
+  config = make(make_config, sampler__name=sampler, num_steps=4)
+  train.run(config, one, num_devices=1)
+  train.run(config, two, num_devices=2)
   np.testing.assert_allclose(
       list(tiny.losses(one).values()), list(tiny.losses(two).values()),
       rtol=1e-5)

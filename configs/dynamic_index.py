@@ -7,13 +7,16 @@ exactly and leaves are k-means', see retrieval_jax/samplers/tree.py. All numbers
 are ours. Variants: '' writes back what a step encodes, which the tree follows,
 and re-encodes nothing else; 'nystrom' writes nothing, and moves every target by
 the regression, or rather the queries, as it is linear; 'static' leaves table
-and tree as they are, and makes both anew every R steps.
+and tree as they are, and makes both anew every R steps; 'host' is '' with the
+table in the host's memory, so that devices hold the tree alone.
 
   python -m experiments.train --config=configs/dynamic_index.py --workdir=runs/t
   python -m experiments.train --config=configs/dynamic_index.py:nystrom \
       --workdir=runs/nystrom
   python -m experiments.train --config=configs/dynamic_index.py:static \
       --workdir=runs/static
+  python -m experiments.train --config=configs/dynamic_index.py:host \
+      --workdir=runs/host
   python -m experiments.train --config=configs/dynamic_index.py:tiny \
       --workdir=/tmp/tiny
   python -m experiments.diagnose --workdir=runs/t
@@ -25,7 +28,8 @@ with what radii alone can promise.
 from configs import base
 from configs.base import seeds
 
-VARIANTS = ('', 'nystrom', 'static', 'tiny', 'nystrom_tiny', 'static_tiny')
+VARIANTS = ('', 'nystrom', 'static', 'host', 'tiny', 'nystrom_tiny',
+            'static_tiny', 'host_tiny')
 
 
 def get_config(variant=''):
@@ -38,6 +42,8 @@ def get_config(variant=''):
   if tiny:
     config.sampler.leaf_size = 16
     config.sampler.opened = 4
+  if variant.startswith('host'):
+    config.memory.place = 'host'
   if variant.startswith('static'):
     config.sampler.regrow_share = 0.0
     config.refresh.reencode_every = 100 if not tiny else 2

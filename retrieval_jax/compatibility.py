@@ -83,6 +83,8 @@ def check_method(method: 'methods.Method') -> None:
         f'targets.source={method.targets.source!r} takes the rows of the table '
         "for the targets; it needs memory.kind='corpus', all of refresh off "
         "and corrector.name='identity'.")
+  if memory.on_host:
+    _check_host(method)
   if isinstance(method.sampler, samplers.Tree) and not memory.holds_corpus:
     raise ValueError(
         "sampler.name='tree' is over rows that keep their target; it needs "
@@ -94,6 +96,20 @@ def check_method(method: 'methods.Method') -> None:
         f'{memory.num_slots} rows of the memory; lower it.')
   if isinstance(method.corrector, correctors.Nystrom):
     _check_nystrom(method)
+
+
+def _check_host(method):
+  """Raises unless a step needs few of the rows, which are on the host."""
+  if not method.sampler.takes_few_rows:
+    raise ValueError(
+        "memory.place='host' sends a step the rows that it asks for, but the "
+        f'sampler {type(method.sampler).__name__} goes over all of them; use '
+        "sampler.name='tree', 'uniform' or 'stochastic', or set "
+        "memory.place='device'.")
+  if method.targets.source != 'encoder':
+    raise ValueError(
+        f'targets.source={method.targets.source!r} trains against rows of the '
+        "table; it needs memory.place='device'.")
 
 
 def _check_reader(method):

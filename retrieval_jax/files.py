@@ -15,6 +15,7 @@ import platform
 import re
 import secrets
 import shutil
+import tempfile
 from typing import Any, BinaryIO, TextIO
 import zlib
 
@@ -357,15 +358,40 @@ def _new_array(path: str, dtype: np.dtype, shape: tuple[int, ...]
     yield file
 
 
-def _reserve(file: BinaryIO, num_bytes: int) -> None:
-  """Makes an open file that long, of zeros that have their place on disk."""
+def scratch_array(folder: str, dtype: DTypeLike, shape: Sequence[int]
+                  ) -> np.ndarray:
+  """Returns zeros that are mapped from a file without a name.
+
+  The file is gone when the process ends, however it ends.
+
+  Args:
+    folder: where it is; made if absent.
+    dtype: of the array.
+    shape: of the array, without zeros.
+
+  Raises:
+    OSError: naming the folder, the size and the free space, where the disk is
+      full.
+  """
+  dtype, shape = np.dtype(dtype), tuple(shape)
+  os.makedirs(folder, exist_ok=True)
+  with tempfile.TemporaryFile(dir=folder) as file, naming_full_disk(folder):
+    _reserve(file, math.prod(shape) * dtype.itemsize, os.path.join(folder, '.'))
+    return np.memmap(file, dtype, 'r+', shape=shape)
+
+
+def _reserve(file: BinaryIO, num_bytes: int, path: str = '') -> None:
+  """Makes an open file that long, of zeros that have their place on disk.
+
+  `path` is for messages, of a file that has no name.
+  """
   file.flush()
   try:
     os.posix_fallocate(file.fileno(), 0, num_bytes)
   except (AttributeError, OSError) as error:
     number = getattr(error, 'errno', None)
     if number in _FULL:
-      raise _full(file.name, number, num_bytes) from error
+      raise _full(path or file.name, number, num_bytes) from error
     if number not in (None, errno.EINVAL, errno.EOPNOTSUPP):
       raise
     # Not on this system (macOS, Windows), or not on this file system.

@@ -303,6 +303,7 @@ def map_rows(function: Callable, view: View, *operands: jax.Array) -> Any:
     The same arrays for all rows, [M@data, ...].
   """
   mesh, chunk_rows = view.scan
+  _check_place(view.table)
 
   def on_shard(table, *operands):
     def of_chunk(start):
@@ -324,6 +325,7 @@ def _on_shards(select: Callable, key, queries, view, exclude_rows,
                ceiling=None, *, block_rows=BLOCK_ROWS):
   """Runs `select(shard, key)` on every shard; its results are replicated."""
   mesh, chunk_rows = view.scan
+  _check_place(view.table)
   sizes = check_shapes({
       'queries': (queries, 'B D'), 'table.embeddings': (view.table.embeddings,
                                                         'M D'),
@@ -367,6 +369,15 @@ def _on_shards(select: Callable, key, queries, view, exclude_rows,
   return jax.jit(run)(
       key, queries, view.table, jnp.asarray(view.scale, jnp.float32),
       exclude_rows, ceiling)
+
+
+def _check_place(table):
+  """Raises a ValueError unless the rows are on the devices."""
+  if not isinstance(table, TargetTable):
+    raise ValueError(
+        f'A scan of all rows got a {type(table).__name__}, whose rows are on '
+        "the host; set memory.place='device', or ask for few rows by "
+        'table.take.')
 
 
 class _Shard:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
+from retrieval_jax import host_table
 from retrieval_jax import sharding
 from retrieval_jax.types import check_shapes, QueueTable, TargetTable
 
@@ -22,7 +23,7 @@ REPLACEMENTS = ('lru', 'fifo')
 
 
 def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
-           chunk_rows: int, dtype: DTypeLike, step: int = 0,
+           chunk_rows: int, dtype: DTypeLike, step: int | np.ndarray = 0,
            rows_are_ids: bool = False, replacement: str = 'lru') -> TargetTable:
   """Returns a table that holds the given targets in its first rows.
 
@@ -36,7 +37,7 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
     chunk_rows: rows per scanned chunk; M is rounded up to whole chunks per
       shard, and the rows above N stay empty.
     dtype: float32 or bfloat16, of the remembered embeddings.
-    step: step at which the embeddings were computed.
+    step: step at which the embeddings were computed, of all or of each row.
     rows_are_ids: whether row i holds corpus id i or nothing.
     replacement: one of REPLACEMENTS, see `push`; 'fifo' makes a QueueTable.
 
@@ -76,7 +77,8 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
   fields = dict(
       embeddings=padded(embeddings, 0, jnp.dtype(dtype)),
       ids=padded(ids, -1, integers),
-      written=padded(np.full(num_rows, step), step, integers),
+      written=padded(np.broadcast_to(step, num_rows), 0 if np.ndim(step)
+                     else step, integers),
       rows_are_ids=rows_are_ids, capacity=num_rows,
       # Others may lose no target either, but fill up first.
       full=rows_are_ids and len(live) == num_rows)
@@ -101,6 +103,21 @@ def from_embeddings(embeddings: Any, mesh: jax.sharding.Mesh, chunk_rows: int,
   return create(
       embeddings, np.arange(embeddings.shape[0]), mesh=mesh,
       chunk_rows=chunk_rows, dtype=dtype, step=step, rows_are_ids=True)
+
+
+def of_host(table: host_table.HostTable, mesh: jax.sharding.Mesh,
+            chunk_rows: int) -> TargetTable:
+  """Returns the rows of a table of the host as one on the devices."""
+  return create(
+      table.embeddings, table.ids, mesh=mesh, chunk_rows=chunk_rows,
+      dtype=table.embeddings.dtype, step=table.written, rows_are_ids=True)
+
+
+def num_rows(table: TargetTable | host_table.HostTable) -> int:
+  """Returns M, padding included."""
+  if isinstance(table, host_table.HostTable):
+    return table.num_slots
+  return table.ids.shape[0]
 
 
 def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
@@ -191,6 +208,9 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
 
 def rows_of(table: TargetTable, ids: jax.Array) -> jax.Array:
   """Returns the rows [...] int32 that hold corpus ids [...], -1 where none."""
+  if table.rows_are_ids and table.full:
+    inside = (ids >= 0) & (ids < table.num_slots)
+    return jnp.where(inside, ids, -1).astype(jnp.int32)
   num_rows = table.ids.shape[0]
   if table.rows_are_ids:
     inside = (ids >= 0) & (ids < num_rows)
@@ -208,8 +228,18 @@ def take(table: TargetTable, rows: jax.Array) -> TargetTable:
 
   Where a row is -1 the slice has id -1 and the (finite) embedding of row 0.
   """
+  if isinstance(table, host_table.HostTable):
+    return table.take(rows)
   part = jax.tree.map(lambda array: array[jnp.maximum(rows, 0)], table)
   return dataclasses.replace(part, ids=jnp.where(rows < 0, -1, part.ids))
+
+
+def ids_of(table: TargetTable | host_table.Outline, rows: jax.Array
+           ) -> jax.Array:
+  """Returns the corpus ids [...] int32 of rows [...], -1 where none."""
+  if table.rows_are_ids and table.full:
+    return jnp.maximum(rows, -1)
+  return jnp.where(rows < 0, -1, table.ids[jnp.maximum(rows, 0)])
 
 
 def age(table: TargetTable, step: jax.Array | int) -> jax.Array:

@@ -72,7 +72,8 @@ class Tree:
   Attributes:
     leaves: Level of K nodes.
     parents: Level of P nodes.
-    rows: [M] int32, a permutation.
+    rows: [M] int32, a permutation; numpy, as `leaf_of`, where they are on the
+      host.
     start: [K + 1] int32.
     first: [P + 1] int32.
     leaf_of: [M] int32, the leaf of each row.
@@ -201,8 +202,8 @@ def log_cosh(reach: jax.Array) -> jax.Array:
 # --- Changes.
 
 
-def rewrite(tree: Tree, rows: jax.Array, before: jax.Array, after: jax.Array
-            ) -> Tree:
+def rewrite(tree: Tree, rows: jax.Array, before: jax.Array, after: jax.Array,
+            leaves: jax.Array | None = None) -> Tree:
   """Returns the tree after live rows were overwritten; each stays in its leaf.
 
     c += sum (y' - y) / m,    r = max(r + |dc|, |y' - c|)
@@ -217,14 +218,16 @@ def rewrite(tree: Tree, rows: jax.Array, before: jax.Array, after: jax.Array
     before: [P, D] float32, what the row held in the tree, the same each time
       it comes.
     after: [P, D] float32, what it holds now.
+    leaves: [P] int32, the leaf of each row; None looks it up in `leaf_of`.
   """
-  num_rows = tree.rows.shape[0]
+  if leaves is None:
+    leaves = tree.leaf_of[jnp.maximum(rows, 0)]
   order = jnp.argsort(rows, stable=True)
   last = jnp.append(rows[order][1:] != rows[order][:-1], True)
-  rows = jnp.where(last & (rows[order] >= 0), rows[order], num_rows)
+  counts = last & (rows[order] >= 0)
   before, after = before[order], after[order]
-  leaf = tree.leaf_of.at[rows].get(mode='fill', fill_value=tree.num_leaves)
-  parent = jnp.where(rows < num_rows, parent_of(tree, leaf), tree.num_parents)
+  leaf = jnp.where(counts, leaves[order], tree.num_leaves)
+  parent = jnp.where(counts, parent_of(tree, leaf), tree.num_parents)
   before, after = before.astype(jnp.float32), after.astype(jnp.float32)
   return dataclasses.replace(
       tree, leaves=_shifted(tree.leaves, leaf, before, after),

@@ -11,10 +11,10 @@
              further from their leaves' centres is grown anew.
 
 Both hold the rows of one parent at a time, gathered from wherever they are: a
-table on the devices (`OnDevice`, inside a jit too) or an array of the host,
-which may be mapped (`OnHost`). What is random is a function of (key, row), so
-neither the number of devices nor the place changes a tree, up to ties within
-the rounding of a matmul.
+table on the devices (`OnDevice`, inside a jit too) or one of the host
+(`OnHost`). What is random is a function of (key, row), so neither the number of
+devices nor the place changes a tree, up to ties within the rounding of a
+matmul.
 
 K-means leaves are better than balanced ones: on 117,659 embeddings of glosses,
 at beta 40 and with 12% of the rows opened, proposals were off by TV .085
@@ -114,6 +114,9 @@ class Source(Protocol):
   def loop(self, count: int, body: Callable, carry: Any) -> Any:
     """Returns the carry after `body(i, carry)` for i below count."""
 
+  def room(self, number: jax.Array, most: int) -> int:
+    """Returns how many rows to make room for where there are `number`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OnDevice:
@@ -150,46 +153,48 @@ class OnDevice:
     """Returns the carry after `body(i, carry)` for i below count."""
     return jax.lax.fori_loop(0, count, body, carry)
 
+  def room(self, number: jax.Array, most: int) -> int:
+    """Returns `most`: inside a jit the number is not known."""
+    del number
+    return most
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnHost:
-  """An array of the host, of which a parent's rows at a time go to the device.
+  """The corrected rows of a table of the host, some of which go to the device.
 
   Attributes:
-    vectors: [M, D] float, numpy, maybe mapped.
-    live: [M] bool, which rows hold a target.
-    chunk_rows: rows that go to the device at a time where all do.
+    view: of a HostTable.
+    chunk_rows: rows that go to the device at a time where all do; those of one
+      parent do otherwise.
   """
-  vectors: np.ndarray
-  live: np.ndarray
+  view: types.View
   chunk_rows: int = 16384
 
   @property
   def num_rows(self) -> int:
     """M."""
-    return len(self.vectors)
+    return self.view.table.num_slots
 
   @property
   def dim(self) -> int:
     """D."""
-    return self.vectors.shape[1]
+    return self.view.table.embeddings.shape[1]
 
-  def take(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def take(self, rows: Any) -> tuple[jax.Array, jax.Array]:
     """Returns (vectors [n, D] float32, live [n]) of rows [n]."""
-    at = np.asarray(rows)
-    part = np.asarray(self.vectors[np.maximum(at, 0)], np.float32)
-    return jnp.asarray(part), jnp.asarray((at >= 0) & self.live[at])
+    part = tables.take(self.view.table, rows)
+    return self.view.correct(part), part.ids >= 0
 
   def map(self, function: Callable, *operands: jax.Array) -> Any:
     """Returns function(vectors [C, D], *operands) of all rows, [M, ...]."""
     found = []
     apply = jax.jit(function)
     for start in range(0, self.num_rows, self.chunk_rows):
-      rows = np.asarray(
-          self.vectors[start:start + self.chunk_rows], np.float32)
-      missing = self.chunk_rows - len(rows)  # one shape, one program
-      found.append(jax.device_get(
-          apply(np.pad(rows, ((0, missing), (0, 0))), *operands)))
+      rows = np.arange(start, start + self.chunk_rows)  # one shape, one program
+      vectors, _ = self.take(np.where(rows < self.num_rows, rows, -1))
+      found.append(apply(vectors, *operands))
+      jax.block_until_ready(found[-2:-1])  # few chunks wait at a time
     return jax.tree.map(
         lambda *parts: jnp.concatenate(parts)[:self.num_rows], *found)
 
@@ -198,6 +203,11 @@ class OnHost:
     for i in range(count):
       carry = body(jnp.int32(i), carry)
     return carry
+
+  def room(self, number: jax.Array, most: int) -> int:
+    """Returns the number, up to whole quarters of `most`: a program each."""
+    quarter = -(-most // 4)
+    return min(most, quarter * max(1, -(-int(number) // quarter)))
 
 
 # --- Trees.
@@ -300,9 +310,9 @@ def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
     source: of the rows.
     rows: [M] int32, sorted by parent.
     sizes: [P] int32, rows of each parent.
-    settle: (p, block [n] int32 rising, -1 last, vectors, live) -> (leaf within
-      the parent [n], arity for none; leaves used; built_scatter or nan for
-      that of now; numbers to add to `counts`).
+    settle: (p, block [n] int32 rising, -1 last, vectors, live), n <=
+      parent_size -> (leaf within the parent [n], arity for none; leaves used;
+      built_scatter or nan for that of now; numbers to add to `counts`).
     shape: of the tree.
     leaf_size: of the tree.
     rank: of the tree.
@@ -311,18 +321,19 @@ def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
   Returns:
     The tree, and the counts.
   """
-  num_rows, size = source.num_rows, shape.parent_size
+  num_rows = source.num_rows
   begins = jnp.cumsum(sizes) - sizes
   leaves = _nothing(shape.num_leaves + shape.arity, source.dim, rank)
   parents = _nothing(shape.num_parents, source.dim, rank)
-  padded = jnp.append(rows, jnp.full(size, num_rows, jnp.int32))
-  order = jnp.zeros(num_rows + size, jnp.int32)
+  padded = jnp.append(
+      rows, jnp.full(shape.parent_size, num_rows, jnp.int32))
+  order = jnp.zeros(num_rows + shape.parent_size, jnp.int32)
   start = jnp.full(shape.num_leaves + shape.arity, num_rows, jnp.int32)
   first = jnp.zeros(shape.num_parents + 1, jnp.int32)
   built = jnp.zeros(shape.num_parents)
 
-  @jax.jit
-  def block_of(padded, begins, sizes, p):
+  @functools.partial(jax.jit, static_argnums=4)
+  def block_of(padded, begins, sizes, p, size):
     block = jax.lax.dynamic_slice_in_dim(padded, begins[p], size)
     inside = jnp.arange(size) < sizes[p]
     block = jnp.sort(jnp.where(inside, block, num_rows))
@@ -352,7 +363,8 @@ def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
 
   def body(p, state):
     carry, counts = state
-    block = block_of(padded, begins, sizes, p)
+    block = block_of(padded, begins, sizes, p, source.room(
+        sizes[p], shape.parent_size))
     vectors, live = source.take(block)
     live = live & (block >= 0)
     leaf, used, was_built, *numbers = settle(p, block, vectors, live)
@@ -463,7 +475,7 @@ def _grow(key, block, vectors, live, shape, leaf_size):
     leaf_size: of the tree.
   """
   placed = block >= 0
-  most = -(-shape.parent_size // shape.mean_size)
+  most = -(-len(block) // shape.mean_size)
   # An empty row is there to be filled; it has a place, but no say.
   active, centres = _k_means(
       key, block, vectors, live, most,

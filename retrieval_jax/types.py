@@ -110,9 +110,11 @@ class View(NamedTuple):
   """How a sampler sees the memory, without a corrected copy of the table.
 
   Attributes:
-    table: the stale rows.
+    table: the stale rows; a `host_table.HostTable`, concrete, where they are on
+      the host.
     correct: maps any slice of the table (a TargetTable whose arrays have
-      leading shape [...]) to its present embeddings [..., D] float32.
+      leading shape [...]) to its present embeddings [..., D] float32. This and
+      `fold` are jax.tree_util.Partials where the table is on the host.
     scale: [] float32, beta: fixed or learned.
     scan: how to go over the rows.
     fold: where `correct` is affine, a function of queries x [B, D] that returns
@@ -328,6 +330,9 @@ class Memory(Protocol):
     num_slots: rows that can hold a target, over all devices.
     holds_corpus: whether every target is remembered, target i in row i.
     chunk_rows: C of its scans.
+    on_host: whether its state is a `host_table.HostTable` instead, which
+      changes in place and is seen by no jit: the sampler runs between two
+      compiled parts of a step, and `write` and `push` are not called.
   """
   @property
   def kind(self) -> str: ...
@@ -337,6 +342,8 @@ class Memory(Protocol):
   def holds_corpus(self) -> bool: ...
   @property
   def chunk_rows(self) -> int: ...
+  @property
+  def on_host(self) -> bool: ...
 
   def first_ids(self, num_targets: int, seed: int) -> Any:
     """Returns the ids [n] that it holds before step 0, numpy, rising.
@@ -424,6 +431,8 @@ class Sampler(Protocol):
       step: its state is numpy, never traced or donated, its request and view
       hold concrete arrays, and its proposal may be numpy.
     reads_embeddings: whether its choice depends on what is remembered.
+    takes_few_rows: whether `propose` asks the memory for a few rows, by
+      `table.take`, rather than to scan it; rows on the host need that.
   """
   @property
   def num_negatives(self) -> int: ...
@@ -435,6 +444,8 @@ class Sampler(Protocol):
   def on_host(self) -> bool: ...
   @property
   def reads_embeddings(self) -> bool: ...
+  @property
+  def takes_few_rows(self) -> bool: ...
 
   def init(self, key: jax.Array, view: View) -> Any:
     """Returns the state before step 0: a pytree, replicated but for `ByRow`."""

@@ -9,6 +9,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import host_table
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import tree as trees
@@ -54,6 +55,15 @@ def view(vectors, live, devices=1):
       chunk_rows=CHUNK, dtype='float32')
   return types.View(table, lambda rows: rows.embeddings.astype(jnp.float32),
                     jnp.float32(1), types.Scan(mesh, CHUNK))
+
+
+def on_host(vectors, live, chunk_rows):
+  """Returns the source of vectors that stay on the host."""
+  table = dataclasses.replace(host_table.create(
+      *vectors.shape, live=live, dtype=vectors.dtype), embeddings=vectors)
+  return tree_building.OnHost(types.View(
+      table, lambda rows: rows.embeddings.astype(jnp.float32), jnp.float32(1),
+      types.Scan(sharding.make_mesh(1), CHUNK)), chunk_rows)
 
 
 def source(name, devices=1):
@@ -105,11 +115,18 @@ class BuildTest(parameterized.TestCase):
     np.save(path + '.npy', vectors)
     mapped = np.load(path + '.npy', mmap_mode='r')
     host = tree_building.build(
-        jax.random.key(0), tree_building.OnHost(mapped, live, chunk_rows=256),
+        jax.random.key(0), on_host(mapped, live, chunk_rows=256),
         leaf_size=LEAF, rank=RANK)
     jax.tree.map(functools.partial(
         np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
                  *jax.device_get((built('gaps'), host)))
+
+  def test_the_host_makes_room_for_the_rows_that_there_are(self):
+    vectors, live = scene('clustered')
+    host = on_host(vectors, live, 256)
+    self.assertEqual([host.room(jnp.int32(number), 10)
+                      for number in (0, 3, 4, 7, 10)], [3, 3, 6, 9, 10])
+    self.assertEqual(source('clustered').room(jnp.int32(3), 10), 10)
 
   def test_leaves_are_tighter_than_chance(self):
     tree = built('clustered')
@@ -138,7 +155,7 @@ class BuildTest(parameterized.TestCase):
   def test_takes_any_size(self, count, leaf_size):
     vectors, live = clustered(1, count), np.ones(count, bool)
     tree = tree_building.build(
-        jax.random.key(0), tree_building.OnHost(vectors, live, 64),
+        jax.random.key(0), on_host(vectors, live, 64),
         leaf_size=leaf_size, rank=1)
     trees.check(tree, vectors, live)
     if count == 40:
@@ -268,7 +285,7 @@ class ChangeTest(parameterized.TestCase):
     count = 24
     vectors, live = clustered(3, count), np.zeros(count, bool)
     tree = tree_building.build(
-        jax.random.key(0), tree_building.OnHost(0 * vectors, live, 32),
+        jax.random.key(0), on_host(0 * vectors, live, 32),
         leaf_size=LEAF, rank=0)
     tree = trees.insert(
         tree, np.arange(count, dtype=np.int32), jnp.asarray(vectors))
@@ -331,7 +348,7 @@ class MaintainTest(parameterized.TestCase):
     """Two leaves of one parent, at 0 and at 10; a row of one jumps."""
     vectors = np.array([0, .1, .2, 10, 10.1, 10.2], np.float32)[:, None]
     live = np.ones(6, bool)
-    make = lambda vectors: tree_building.OnHost(vectors, live, 8)
+    make = lambda vectors: on_host(vectors, live, 8)
     tree = tree_building.build(
         jax.random.key(3), make(vectors), leaf_size=4, rank=0)
     self.assertEqual(leaves(tree), {frozenset({0, 1, 2}),
@@ -400,7 +417,7 @@ class MassTest(parameterized.TestCase):
         60, bool)
     vectors = (vectors * [2, 1, 0.5, 0.25, 0.1]).astype(np.float32)
     tree = tree_building.build(
-        jax.random.key(0), tree_building.OnHost(vectors, live, 64),
+        jax.random.key(0), on_host(vectors, live, 64),
         leaf_size=64, rank=D)
     queries = np.random.default_rng(0).normal(size=(6, D)).astype(np.float32)
     scores = queries @ vectors.T
@@ -419,7 +436,7 @@ class MassTest(parameterized.TestCase):
     errors = []
     for rank in (0, 1, D - 1):
       tree = tree_building.build(
-          jax.random.key(0), tree_building.OnHost(vectors, live, 512),
+          jax.random.key(0), on_host(vectors, live, 512),
           leaf_size=32, rank=rank)
       mean = np.asarray(trees.log_mass(tree.leaves, jnp.asarray(queries)))
       error = [

@@ -196,7 +196,9 @@ def meter_table(results: Mapping[str, Any]) -> rich.table.Table:
     value = meter.get(name)
     table.add_row(label, _shown(None if value is None else value / 1e12,
                                 ',.2f'))
-  for label, name in (('table', 'table_bytes'), ('index', 'index_bytes')):
+  for label, name in (
+      ('table', 'table_bytes'), ('index', 'index_bytes'),
+      ('alive on the devices', 'device_bytes'), ('on the host', 'host_bytes')):
     value = meter.get(name)
     table.add_row(
         f'{label}, MiB', _shown(None if value is None else value / 2**20,

@@ -82,6 +82,8 @@ def get_config() -> config_dict.ConfigDict:
   config.memory.prefill = False  # True: filled with random targets at step 0
   config.memory.dtype = 'float32'
   config.memory.chunk_rows = 4096  # C, rows scored at a time on each device
+  config.memory.place = 'device'  # or 'host': of a corpus, with few draws sent
+  config.memory.folder = ''  # of a mapped file with the rows of 'host'
 
   config.corrector = ml_collections.ConfigDict()
   # Or 'linear', 'mlp', 'nystrom'; all numbers [ours].

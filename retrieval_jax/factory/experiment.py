@@ -75,17 +75,22 @@ class Experiment:
         self.tokenizer, prompt=self.config.model.query_prompt).encode_batch(
             texts, self.config.data.query_length)
 
-  def embed_targets(self, params: types.Params, ids: np.ndarray | None = None
-                    ) -> np.ndarray:
+  def embed_targets(self, params: types.Params, ids: np.ndarray | None = None,
+                    out: np.ndarray | None = None) -> np.ndarray:
     """Returns embeddings [n, D] float32 of the targets `ids`, or of all.
 
     On the host; shows progress on stderr, of the first process only.
+
+    Args:
+      params: of the model.
+      ids: [n].
+      out: [N, D], what is written to, row by row, and returned instead.
     """
     total = len(self.target_tokens) if ids is None else len(ids)
     with progress.counter('embedding targets', total=total,
                           show=not jax.process_index()) as add:
       return self._embed(self.model.encode_targets, params, self.target_tokens,
-                         rows=ids, progress=add)
+                         rows=ids, progress=add, out=out)
 
   def targets_of(self, params: types.Params, table_embeddings: Any
                  ) -> np.ndarray:

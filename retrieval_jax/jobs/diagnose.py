@@ -1,6 +1,7 @@
 """How well a run's memory stands in for brute force."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from retrieval_jax import correctors
 from retrieval_jax import factory
+from retrieval_jax import host_table
+from retrieval_jax import table as tables
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import diagnostics
@@ -45,7 +48,8 @@ def of_state(experiment: factory.Experiment, state: states.TrainState,
              bounds: bool = False) -> dict[str, dict[str, float]]:
   """Returns {corrector: what `diagnostics.approximation` found}.
 
-  Encodes the whole corpus; not counted as a cost of training.
+  Encodes the whole corpus; not counted as a cost of training. Rows of the host
+  are put on the devices, which must have room for them.
 
   Args:
     experiment: factory.Experiment.
@@ -53,6 +57,9 @@ def of_state(experiment: factory.Experiment, state: states.TrainState,
     bounds: whether to add correctors fitted to all targets.
   """
   fresh = experiment.targets_of(state.params, state.table.embeddings)
+  if isinstance(state.table, host_table.HostTable):
+    state = dataclasses.replace(state, table=tables.of_host(
+        state.table, experiment.mesh, experiment.method.memory.chunk_rows))
   look = functools.partial(
       against_brute_force, experiment, state, fresh)
   found = {'this run': look(functools.partial(

@@ -19,7 +19,9 @@ import numpy as np
 
 from retrieval_jax import factory
 from retrieval_jax import files
+from retrieval_jax import host_table
 from retrieval_jax import sharding
+from retrieval_jax import table as tables
 from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.evaluation import report
@@ -43,7 +45,7 @@ from retrieval_jax.training import step as steps
 MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
               'diagnostics', 'evaluation', 'data.cache', 'data.path',
               'data.corpus', 'data.tokens_on_device', 'encoding.batch_tokens',
-              'sharding')
+              'memory.folder', 'sharding')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,
@@ -133,6 +135,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     start_step = resumed or 0
     meter.table_bytes = (meters.num_bytes(state.table)
                          if experiment.method.memory.num_slots else 0)
+    meter.host_bytes = meters.num_host_bytes(state)
 
     best = None
     if config.checkpoint.best:
@@ -155,6 +158,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               saved_config=saved_config, best=best),
           start_step=start_step, num_steps=config.num_steps, meter=meter,
           writer=writer, stop=stop)
+    meter.device_bytes = meters.live_bytes()
     if int(state.step) < config.num_steps:
       say(f'Stopped after step {int(state.step)} of {config.num_steps}; the '
           'same command goes on from there.')
@@ -237,17 +241,23 @@ def start_state(experiment: factory.Experiment,
   mined_first = episodes.embeds_first(experiment)
   if mined_first and not experiment.method.memory.num_slots:
     ids = experiment.dataset.distinct_ids
+  # Rows of the host are filled as they come, unless all are measured besides.
+  table: Any = None
+  if experiment.method.memory.on_host and not config.evaluation.baselines:
+    table = experiment.make_table(None)
   if len(ids):
     say(f'Embedding {len(ids):,} targets '
         f'{"to mine" if mined_first else "for the memory"}.')
     # Where training reads no remembered vector, only the measures need them.
     are_read = cost.reads_memory or mined_first
     with cost.meter.phase('refresh' if are_read else 'evaluate'):
-      targets = experiment.embed_targets(experiment.params, ids)
+      targets = experiment.embed_targets(
+          experiment.params, ids, None if table is None else table.embeddings)
     if are_read:
       cost.reembedding(len(ids))
   whole = distinct = None
-  if targets is not None and len(ids) == len(experiment.dataset.distinct_ids):
+  if targets is not None and table is None and len(ids) == len(
+      experiment.dataset.distinct_ids):
     distinct, whole = targets, experiment.of_all_targets(targets)
   if config.evaluation.baselines and evaluate.splits(config):
     say('Measuring BM25 and the untrained encoder.')
@@ -258,8 +268,9 @@ def start_state(experiment: factory.Experiment,
               experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
   files.write_json(os.path.join(workdir, trained.BASELINES_FILE), baselines)
-  state = train_step.init_state(
-      experiment.params, experiment.make_table(targets))
+  if table is None:
+    table = experiment.make_table(targets)
+  state = train_step.init_state(experiment.params, table)
   if episodes.are_mined(experiment):
     with cost.meter.phase('refresh'):
       state = train_step.refreshed(state, state.table, pools=(
@@ -297,7 +308,7 @@ def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
   def step(state, batch):
     with phase('propose') as hold:
       draws = hold(train_step.propose(state, batch))
-    cost.step(state.table.ids.shape[0], draws.negative_ids, draws.probe_ids)
+    cost.step(tables.num_rows(state.table), draws.negative_ids, draws.probe_ids)
     with phase('gather') as hold:
       negatives, probes = hold((
           gather(draws.negative_ids), gather(draws.probe_ids)))
@@ -319,12 +330,17 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   """Returns the state with a memory of all targets, encoded by its model.
 
   The table of `state` is deleted before the new one is made, so that devices
-  need not have room for both. A sampler may then be rebuilt, for which pools
-  are mined if it draws from them; a method without a memory has nothing else to
-  renew.
+  need not have room for both; one on the host is overwritten. A sampler may
+  then be rebuilt, for which pools are mined if it draws from them; a method
+  without a memory has nothing else to renew.
   """
   table, embeddings, pools = state.table, None, None
-  if experiment.method.memory.holds_corpus:
+  if isinstance(table, host_table.HostTable):
+    ids = experiment.first_ids()
+    experiment.embed_targets(state.params, ids, table.embeddings)
+    table.written[ids] = int(state.step)
+    cost.reembedding(len(ids))
+  elif experiment.method.memory.holds_corpus:
     embeddings = experiment.embed_targets(
         state.params, experiment.first_ids())
     cost.reembedding(len(embeddings))

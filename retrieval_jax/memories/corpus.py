@@ -6,9 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import host_table
+from retrieval_jax import sharding
 from retrieval_jax import table as tables
-from retrieval_jax import types
 from retrieval_jax.memories import on_device
+
+PLACES = ('device', 'host')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +22,34 @@ class Corpus(on_device.OnDevice):
 
   Attributes:
     num_targets: N.
-    dtype: of the remembered embeddings, 'float32' or 'bfloat16'.
+    dtype: of the remembered embeddings, 'float32', 'bfloat16' or 'float16'.
     chunk_rows: C, rows scored at a time on each device.
+    place: where rows are, 'device' or 'host'. In the latter case the table is a
+      HostTable, of which a step sees what it asks for; nothing scans it.
+    folder: of the file that rows of the host are mapped from, which is gone
+      when the process ends; '' keeps them in memory.
   """
   num_targets: int
   dtype: str
   chunk_rows: int
+  place: str = 'device'
+  folder: str = ''
   kind = 'corpus'
   holds_corpus = True
+
+  def __post_init__(self):
+    if self.place not in PLACES:
+      raise ValueError(
+          f'memory.place={self.place!r} is not one of {list(PLACES)}.')
+    if self.folder and self.place != 'host':
+      raise ValueError(
+          f'memory.folder={self.folder!r} is of rows on the host; leave it '
+          "out, or set memory.place='host'.")
+
+  @property
+  def on_host(self) -> bool:
+    """Whether rows are in the memory of the host."""
+    return self.place == 'host'
 
   @property
   def num_slots(self) -> int:
@@ -39,12 +62,27 @@ class Corpus(on_device.OnDevice):
     return np.arange(num_targets)
 
   def create(self, embeddings: Any, ids: Any, *, dim: int,
-             mesh: jax.sharding.Mesh, step: int = 0) -> types.TargetTable:
+             mesh: jax.sharding.Mesh, step: int = 0) -> Any:
     """Returns the table of embeddings [n, dim] of `ids` [n], in their rows.
 
-    The rows of other targets, of copies that is, stay empty.
+    The rows of other targets, of copies that is, stay empty. On the host,
+    embeddings may be None: zeros, which the caller overwrites.
+
+    Raises:
+      ValueError: on the host, if there are several processes.
     """
     rows = np.arange(self.num_targets)
+    if self.on_host:
+      if jax.process_count() > 1:
+        raise ValueError(
+            f"memory.place='host' with {jax.process_count()} processes: each "
+            "would write to rows of its own; set memory.place='device'.")
+      table = host_table.create(
+          self.num_targets, dim, live=np.isin(rows, ids), dtype=self.dtype,
+          step=step, folder=self.folder, place=sharding.replicated(mesh))
+      if embeddings is not None:
+        table.embeddings[np.asarray(ids)] = embeddings
+      return table
     if len(ids) < self.num_targets:
       every = np.zeros((self.num_targets, dim), np.float32)
       every[ids] = embeddings

@@ -9,6 +9,11 @@ from retrieval_jax import types
 class OnDevice:
   """Reads and writes a table on the devices; rows sharded over them."""
 
+  @property
+  def on_host(self) -> bool:
+    """False: functions of `table` may scan it inside a jit."""
+    return False
+
   def take(self, table: types.TargetTable, rows: jax.Array
            ) -> types.TargetTable:
     """Returns the slice at rows [...], with id -1 where a row is -1."""

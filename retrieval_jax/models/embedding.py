@@ -39,7 +39,7 @@ class Tokens(Protocol):
 def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
           rows: Sequence[int] | np.ndarray | None = None, mesh=None,
           batch_tokens: int = 16384, buckets: Sequence[int] = BUCKETS,
-          dtype=np.float32,
+          dtype=np.float32, out: np.ndarray | None = None,
           progress: Callable[[int], Any] | None = None) -> np.ndarray:
   """Returns embeddings [n, D] of all texts, or of `rows`, on the host.
 
@@ -58,6 +58,8 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
     buckets: ascending lengths that texts are padded to; those beyond the width
       of `tokens` count as that width.
     dtype: of the result, e.g. np.float16 to halve it.
+    out: [N, D], maybe mapped: the embedding of text i is written to its row i,
+      as its dtype, and it is returned in place of a result of its own.
     progress: called with the number of texts done since the last call.
 
   Raises:
@@ -80,13 +82,14 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
   lengths = np.asarray(tokens.lengths)[rows]
   order = np.argsort(lengths, kind='stable')
   fits = np.searchsorted(buckets, lengths[order])
-  result: np.ndarray | None = None
+  result = out
   waiting: list[tuple[np.ndarray, jax.Array]] = []
 
   def fetch():
     places, embeddings = waiting.pop(0)
     assert result is not None
-    result[places] = np.asarray(embeddings)[:len(places)]
+    at = places if out is None else rows[places]
+    result[at] = np.asarray(embeddings)[:len(places)]
     if progress is not None:
       progress(len(places))
 

@@ -27,6 +27,7 @@ class StochasticNegativeMining(stateless.Stateless):
   """
   num_negatives: int
   pool_size: int
+  takes_few_rows = True
 
   def __post_init__(self):
     proposals.check_enough('pool_size', self.pool_size, self.num_negatives)

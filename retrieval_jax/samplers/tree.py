@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+import numpy as np
 
+from retrieval_jax import host_table
 from retrieval_jax import products
 from retrieval_jax import scoring
+from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import tree as trees
 from retrieval_jax import tree_bounds
@@ -35,6 +38,34 @@ class _Cells(NamedTuple):
   nodes: jax.Array
   num_leaves: int
   counts: jax.Array
+
+
+class _Rows(NamedTuple):
+  """What is known of the rows below before any is scored.
+
+  Attributes:
+    live: [K] int32, live rows of each leaf.
+    gone: [B, E] bool, which of the excluded rows take one away.
+    leaf: [B, E] int32, the leaf of each.
+  """
+  live: jax.Array
+  gone: jax.Array
+  leaf: jax.Array
+
+
+class _Draft(NamedTuple):
+  """Leaves whose rows are to be scored, R drawn ones and T opened ones.
+
+  Attributes:
+    lists: [B, R + T] int32, -1 for none.
+    num_lists: [] int32, behind so many there are none.
+    log_mass: [B, R] float32, see `_Draws`.
+    log_rest: [B] float32, likewise.
+  """
+  lists: jax.Array
+  num_lists: jax.Array
+  log_mass: jax.Array
+  log_rest: jax.Array
 
 
 class _Draws(NamedTuple):
@@ -152,6 +183,7 @@ class Tree:
   draws_from_memory = True
   on_host = False
   reads_embeddings = True
+  takes_few_rows = True
 
   def __post_init__(self):
     for name, least in (
@@ -198,21 +230,22 @@ class Tree:
 
   def init(self, key: jax.Array, view: types.View) -> trees.Tree:
     """Returns a tree over the rows of the memory, as they are corrected."""
-    return tree_building.build(
-        key, tree_building.OnDevice(_unmoved(view)), leaf_size=self.leaf_size,
-        rank=self.moments)
+    return _placed(view, tree_building.build(
+        key, _source(view), leaf_size=self.leaf_size, rank=self.moments))
 
   def update(self, state: trees.Tree, observation: types.Observation
              ) -> tuple[trees.Tree, Mapping[str, jax.Array]]:
     """Returns the tree after the memory's writes, and its mean scatter."""
-    if observation.written_rows is not None:
-      stale = observation.stale.embeddings
-      state = trees.rewrite(
-          state, observation.written_rows, stale,
-          jnp.asarray(observation.fresh, stale.dtype))
-    leaves = state.leaves
-    return state, {'leaf_scatter': jnp.sum(
-        leaves.scatter * leaves.counts) / jnp.maximum(leaves.counts.sum(), 1)}
+    if isinstance(state.leaf_of, np.ndarray):
+      leaves = None
+      if observation.written_rows is not None:
+        leaves = state.leaf_of[np.maximum(observation.written_rows, 0)]
+      new, scatter = _rewritten(_levels(state), observation, leaves)
+      state = dataclasses.replace(
+          new, rows=state.rows, leaf_of=state.leaf_of, start=state.start)
+    else:
+      state, scatter = _rewritten(state, observation, None)
+    return state, {'leaf_scatter': scatter}
 
   def rebuild(self, state: trees.Tree, key: jax.Array,
               episode: types.Episode) -> trees.Tree:
@@ -222,14 +255,20 @@ class Tree:
     degraded as well, and all is built anew.
     """
     view = episode.view
+    if isinstance(view.table, host_table.HostTable):
+      new, info = tree_building.maintain(
+          key, state, _source(view), margin=self.move_margin,
+          degraded=self.regrow_share or -1.)
+      if self.regrow_share and info['grown'] <= 0.5:
+        return _placed(view, new)
+      return self.init(key, view)
 
     def built(key, table):
       return self.init(key, view._replace(table=table))
 
     def maintained(key, state, table):
       return tree_building.maintain(
-          key, state,
-          tree_building.OnDevice(_unmoved(view)._replace(table=table)),
+          key, state, _source(view._replace(table=table)),
           margin=self.move_margin, degraded=self.regrow_share)
 
     where = jax.tree.map(lambda array: array.sharding, state)
@@ -245,9 +284,20 @@ class Tree:
   def propose(self, state: trees.Tree, key: jax.Array, request: types.Request,
               view: types.View) -> types.Proposal:
     """Returns K draws; log_z is nan, and log_q 0 where it is not known."""
+    draw_key, *keys = jax.random.split(key, 3)
+    if isinstance(view.table, host_table.HostTable):
+      return _chosen(self, keys, *self._draw_on_host(
+          state, draw_key, request, view))
     request, view, constants = _with_queries_moved(request, view)
-    draw_key, accept_key, row_key = jax.random.split(key, 3)
     draws = self._draw(state, draw_key, request, view)
+    proposal = self._choose(keys, draws, constants)
+    ids = tables.take(view.table, proposal.rows).ids
+    return dataclasses.replace(
+        proposal, ids=jnp.where(proposal.mask, ids, -1))
+
+  def _choose(self, keys, draws, constants):
+    """Returns the Proposal of rows at which chains end; rows stand for ids."""
+    accept_key, row_key = keys
     at, found = self._ends(accept_key, draws)
     pick = lambda array: jnp.take_along_axis(array, at, axis=1)  # [B, K]
     in_opened = pick(draws.in_opened)
@@ -273,9 +323,9 @@ class Tree:
     if self.gives:
       total = jnp.logaddexp(draws.log_opened, draws.log_rest)
       log_q = logits - total[:, None] - pick(draws.log_weight)
+    rows = jnp.where(mask, rows, -1)
     return types.Proposal(
-        rows=jnp.where(mask, rows, -1),
-        ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
+        rows=rows, ids=rows,
         logits=jnp.where(mask, logits + constants[:, None], _NEVER),
         log_q=jnp.where(mask, log_q, 0.),
         log_z=jnp.full(shape[:1], jnp.nan), mask=mask)
@@ -283,6 +333,9 @@ class Tree:
   def estimate_log_z(self, state: trees.Tree, key: jax.Array,
                      request: types.Request, view: types.View) -> jax.Array:
     """Returns the log of an unbiased estimate of Z, [B], by all proposals."""
+    if isinstance(view.table, host_table.HostTable):
+      draws, constants = self._draw_on_host(state, key, request, view)
+      return draws.log_z + constants
     request, view, constants = _with_queries_moved(request, view)
     return self._draw(state, key, request, view).log_z + constants
 
@@ -304,10 +357,58 @@ class Tree:
 
   def _draw(self, tree, key, request, view):
     """Returns the _Draws of a request."""
-    leaf_key, child_key, opened_key = jax.random.split(key, 3)
-    queries = request.queries.astype(jnp.float32) * view.scale
+    draft_key, opened_key = _draw_keys(key)
+    draft = self._draft(
+        tree, draft_key, request, view.scale,
+        _rows_known(tree, request.exclude_rows, view.table))
+    rows = jnp.where(draft.lists[:, :, None] >= 0, trees.rows_of(
+        tree, jnp.maximum(draft.lists, 0)), -1)
+    return self._weighed(opened_key, draft, rows, scoring.logits_of(
+        request.queries, view, rows, exclude_rows=request.exclude_rows,
+        num_lists=draft.num_lists))
+
+  def _draw_on_host(self, tree, key, request, view):
+    """Returns arguments of `_choose`, of rows that the host gathers.
+
+    One list of each query after the other goes to the devices, which share the
+    queries: the next is gathered while one is scored.
+    """
+    table, mesh = view.table, view.scan.mesh
+    excluded = np.asarray(request.exclude_rows)
+    at = np.maximum(excluded, 0)
+    draft_key, opened_key = _draw_keys(key)
+    request, draft, constants = _drafted(
+        self, _levels(tree), draft_key, request, view.scale, view.fold,
+        table.live[at], tree.leaf_of[at])
+    lists, num_lists = jax.device_get((draft.lists, draft.num_lists))
+    start = np.where(lists >= 0, tree.start[lists], 0)[:, :, None]
+    place = start + np.arange(self.leaf_size)
+    inside = (lists >= 0)[:, :, None] & (
+        place < tree.start[lists + 1][:, :, None])
+    rows = np.where(inside, tree.rows[np.where(inside, place, 0)], -1)
+    by_query = sharding.batch(mesh)
+    correct = view.correct
+    if view.fold is not None:
+      correct = jax.tree_util.Partial(scoring.uncorrected)
+    logits = []
+    for slot in range(num_lists):
+      logits.append(_scored(
+          correct, request.queries, view.scale, request.exclude_rows,
+          jax.device_put(rows[:, slot], by_query),
+          table.take(rows[:, slot], by_query)))
+      jax.block_until_ready(logits[-2:-1])  # few lists wait at a time
+    missing = rows.shape[1] - num_lists  # one shape, one program
+    stacked = jnp.pad(
+        jnp.stack(logits, axis=1), ((0, 0), (0, missing), (0, 0)),
+        constant_values=_NEVER)
+    return _weighed(self, opened_key, draft, rows, stacked), constants
+
+  def _draft(self, tree, key, request, scale, known):
+    """Returns the _Draft of a request, of a tree whose rows may be away."""
+    leaf_key, child_key = key
+    queries = request.queries.astype(jnp.float32) * scale
     num_queries, num_drawn = len(queries), self.num_negatives * self._length
-    cells = self._weigh(tree, queries, request, view)
+    cells = self._weigh(tree, queries, known)
     opened, is_open, log_rest_mass = self._open(cells)
     log_rest = jax.nn.logsumexp(log_rest_mass, axis=1)
     at = _inverse(log_rest_mass, jax.random.uniform(
@@ -320,26 +421,27 @@ class Tree:
           at >= cells.num_leaves)
     lists = jnp.concatenate([
         jnp.where(log_mass > _NEVER, leaves, -1),
-        jnp.where(is_open, opened, -1)], axis=1)  # [B, R + T]
-    rows = jnp.where(lists[:, :, None] >= 0, trees.rows_of(
-        tree, jnp.maximum(lists, 0)), -1)
-    logits = scoring.logits_of(
-        request.queries, view, rows, exclude_rows=request.exclude_rows,
-        num_lists=num_drawn + is_open.sum(axis=1).max())
+        jnp.where(is_open, opened, -1)], axis=1)
+    return _Draft(lists, num_drawn + is_open.sum(axis=1).max(), log_mass,
+                  log_rest)
+
+  def _weighed(self, key, draft, rows, logits):
+    """Returns the _Draws of a draft, from the logits of its lists' rows."""
+    num_queries, num_drawn = draft.log_mass.shape
     sums = jax.nn.logsumexp(logits, axis=2)
     log_opened = jnp.full(num_queries, _NEVER)
     if self.opened:
       log_opened = jax.nn.logsumexp(sums[:, num_drawn:], axis=1)
-    chance = jnp.exp(log_opened - jnp.logaddexp(log_opened, log_rest))
+    chance = jnp.exp(log_opened - jnp.logaddexp(log_opened, draft.log_rest))
     return _Draws(
-        rows, logits, log_mass, sums[:, :num_drawn],
-        jax.random.uniform(opened_key, log_mass.shape) < chance[:, None],
-        log_opened, log_rest)
+        rows, logits, draft.log_mass, sums[:, :num_drawn],
+        jax.random.uniform(key, draft.log_mass.shape) < chance[:, None],
+        log_opened, draft.log_rest)
 
-  def _weigh(self, tree, queries, request, view):
+  def _weigh(self, tree, queries, known):
     """Returns the _Cells of queries [B, D], x = beta q."""
-    num_queries = len(queries)
-    live, counts, without = _counts(tree, request.exclude_rows, view.table)
+    num_queries, live = len(queries), known.live
+    counts, without = _counts(tree, known)
     if self.accept == 'rejection':
       # Of all live rows, of whose mean the bound is; excluded ones only add.
       high = trees.log_mass_bounds(tree.leaves, queries)[1]
@@ -478,7 +580,8 @@ class Tree:
     per_leaf = functools.partial(_sum_by, state.leaf_of, num_leaves)
     truth, gone = per_leaf(logits), per_leaf(left_out)
 
-    cells = self._weigh(state, queries, request, view)
+    cells = self._weigh(state, queries, _rows_known(
+        state, request.exclude_rows, view.table))
     opened, is_open, _ = self._open(cells)
     open_leaf = jnp.zeros((num_queries, num_leaves), bool).at[
         every, jnp.where(is_open, opened, num_leaves)].set(True, mode='drop')
@@ -558,21 +661,128 @@ def _weigh_leaves(tree, queries, counts, parents):
       trees.log_mass(trees.take(tree.leaves, nodes), queries), count)
 
 
-def _counts(tree, exclude_rows, table):
-  """Counts live rows, [K]; those of a query, [B, K]; excluded ones, [B, P]."""
-  num_queries = len(exclude_rows)
+def _rows_known(tree, exclude_rows, table):
+  """Returns the _Rows of a tree over a table on the devices."""
   live = table.ids[:len(tree.rows)] >= 0
   counts = jax.ops.segment_sum(
       live.astype(jnp.int32), tree.leaf_of, tree.num_leaves)
   excluded = _once(exclude_rows)
-  gone = (excluded >= 0) & live[jnp.maximum(excluded, 0)]
-  leaf = tree.leaf_of[jnp.maximum(excluded, 0)]
+  at = jnp.maximum(excluded, 0)
+  return _Rows(counts, (excluded >= 0) & live[at], tree.leaf_of[at])
+
+
+def _counts(tree, known):
+  """Returns rows that are left of each leaf, [B, K], and gone of parents."""
+  num_queries = len(known.gone)
   every = jnp.arange(num_queries)[:, None]
   without = lambda node, count: jnp.zeros(
       (num_queries, count), jnp.int32).at[every, node].add(
-          gone.astype(jnp.int32))
-  return (counts, counts[None] - without(leaf, tree.num_leaves),
-          without(trees.parent_of(tree, leaf), tree.num_parents))
+          known.gone.astype(jnp.int32))
+  return (known.live[None] - without(known.leaf, tree.num_leaves),
+          without(trees.parent_of(tree, known.leaf), tree.num_parents))
+
+
+# --- The same for rows on the host.
+
+
+def _source(view):
+  """Returns the rows that the tree is over, wherever they are."""
+  on_host = isinstance(view.table, host_table.HostTable)
+  kind = tree_building.OnHost if on_host else tree_building.OnDevice
+  return kind(_unmoved(view))
+
+
+def _placed(view, tree):
+  """Returns a tree whose arrays over rows are where the rows are."""
+  if not isinstance(view.table, host_table.HostTable):
+    return tree
+  tree = dataclasses.replace(tree, **{
+      name: np.array(getattr(tree, name))
+      for name in ('rows', 'leaf_of', 'start')})
+  everywhere = sharding.replicated(view.scan.mesh)
+  levels = jax.device_put(_levels(tree), everywhere)
+  return dataclasses.replace(
+      levels, rows=tree.rows, leaf_of=tree.leaf_of, start=tree.start)
+
+
+def _levels(tree):
+  """Returns a tree without the arrays that lie on the host."""
+  return dataclasses.replace(tree, rows=None, leaf_of=None, start=None)
+
+
+def _draw_keys(key):
+  """Returns ((key of leaves, of leaves of drawn parents), of opened rows)."""
+  leaf_key, child_key, opened_key = jax.random.split(key, 3)
+  return (leaf_key, child_key), opened_key
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drafted(sampler, tree, keys, request, scale, fold, live, leaf):
+  """Returns (request, _Draft, c [B]), of queries that were moved.
+
+  Args:
+    sampler: Tree.
+    tree: without its arrays over rows.
+    keys: see `_draw_keys`.
+    request: of the queries as they are.
+    scale: beta.
+    fold: of the view, a jax.tree_util.Partial, or None.
+    live: [B, E] bool, of the excluded rows; of -1 anything.
+    leaf: [B, E] int32, likewise.
+  """
+  constants = jnp.zeros(len(request.queries))
+  if fold is not None:
+    queries, constants = fold(request.queries.astype(jnp.float32))
+    request, constants = request._replace(queries=queries), scale * constants
+  excluded = request.exclude_rows
+  order = jnp.argsort(excluded, axis=1, stable=True)
+  along = lambda array: jnp.take_along_axis(array, order, axis=1)
+  known = _Rows(tree.leaves.counts, (_once(excluded) >= 0) & along(live),
+                along(leaf))
+  return request, sampler._draft(tree, keys, request, scale, known), constants
+
+
+@jax.jit
+def _scored(correct, queries, scale, exclude_rows, rows, part):
+  """Returns the logits [B, g] of one list of rows of each query.
+
+  Args:
+    correct: of the view, a jax.tree_util.Partial.
+    queries: [B, D].
+    scale: beta.
+    exclude_rows: [B, E].
+    rows: [B, g] int32.
+    part: slice of the table, [B, g, D].
+  """
+  scaled = queries.astype(jnp.float32) * scale
+  found = products.inner('bgd,bd->bg', correct(part), scaled)
+  excluded = jnp.any(rows[:, None, :] == exclude_rows[:, :, None], axis=1)
+  return jnp.where((part.ids >= 0) & ~excluded, found, _NEVER)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _weighed(sampler, key, draft, rows, logits):
+  """Returns the _Draws of a draft from the logits of its lists' rows."""
+  return sampler._weighed(key, draft, rows, logits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _chosen(sampler, keys, draws, constants):
+  """Returns the Proposal of _Draws."""
+  return sampler._choose(keys, draws, constants)
+
+
+@jax.jit
+def _rewritten(tree, observation, leaves):
+  """Returns the tree after the memory's writes, and its mean scatter."""
+  if observation.written_rows is not None:
+    stale = observation.stale.embeddings
+    tree = trees.rewrite(
+        tree, observation.written_rows, stale,
+        jnp.asarray(observation.fresh, stale.dtype), leaves)
+  level = tree.leaves
+  return tree, jnp.sum(level.scatter * level.counts) / jnp.maximum(
+      level.counts.sum(), 1)
 
 
 def _once(rows):

@@ -25,6 +25,7 @@ class Uniform(stateless.Stateless):
   num_negatives: int
   gives = frozenset({'log_q'})
   reads_embeddings = False
+  takes_few_rows = True
 
   def propose(self, state: tuple[()], key: jax.Array, request: types.Request,
               view: types.View) -> types.Proposal:

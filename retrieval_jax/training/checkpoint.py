@@ -16,6 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from retrieval_jax import files
+from retrieval_jax import host_table
+
+_ROWS = ('embeddings', 'written')
+_AT_A_TIME = 2**16  # rows that are read at a time
 
 T = TypeVar('T')
 
@@ -40,6 +44,54 @@ class Best:
   def beaten_by(self, value: float) -> bool:
     """Returns whether a value is higher; of equal ones the first stays."""
     return self.value is None or value > self.value
+
+
+class _RowsHandler(ocp.CheckpointHandler):
+  """Writes and reads the rows of a HostTable, which never is on a device.
+
+  At once rather than in the background, since the next step changes them.
+  """
+
+  def save(self, directory, args):
+    for name in _ROWS:
+      array = getattr(args.table, name)
+      files.save_array(str(directory / f'{name}.npy'), _plain(array))
+
+  def restore(self, directory, args):
+    for name in _ROWS:
+      array = _plain(getattr(args.table, name))
+      saved = np.load(str(directory / f'{name}.npy'), mmap_mode='r')
+      if (saved.shape, saved.dtype) != (array.shape, array.dtype):
+        raise ValueError(
+            f'{directory}: {name} of the table: saved {saved.shape}, expected '
+            f'{array.shape}; use the options the run was trained with.')
+      for start in range(0, len(array), _AT_A_TIME):
+        array[start:start + _AT_A_TIME] = saved[start:start + _AT_A_TIME]
+    return args.table
+
+
+@ocp.args.register_with_handler(
+    _RowsHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _Rows(ocp.args.CheckpointArgs):
+  """Attributes: table, a HostTable; what is restored goes into its arrays."""
+  table: host_table.HostTable
+
+
+def _plain(array):
+  """Returns a view of an array with a dtype that .npy files know."""
+  return np.asarray(array).view(f'u{array.dtype.itemsize}')
+
+
+def _apart(state):
+  """Returns a state without its table, if that is of the host, and the table.
+
+  The latter is None where it is not.
+  """
+  table = getattr(state, 'table', None)
+  if not isinstance(table, host_table.HostTable):
+    return state, None
+  return dataclasses.replace(state, table=None), table
 
 
 class Checkpoints:
@@ -69,7 +121,8 @@ class Checkpoints:
         self.folder,
         # Named so that shapes can be asked for before anything was saved.
         item_handlers={'state': ocp.StandardCheckpointHandler(),
-                       'meta': ocp.JsonCheckpointHandler()},
+                       'meta': ocp.JsonCheckpointHandler(),
+                       'rows': _RowsHandler()},
         options=ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             cleanup_tmp_directories=not read_only,
@@ -102,8 +155,10 @@ class Checkpoints:
         del self._checked[damaged]
       if step == self._manager.latest_step():
         return
+      state, table = _apart(state)
       self._manager.save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta),
+          **({} if table is None else {'rows': _Rows(table)})))
 
   def restore(self, abstract_state: Any, step: int | None = None
               ) -> tuple[Any, dict[str, Any]]:
@@ -111,7 +166,8 @@ class Checkpoints:
 
     Args:
       abstract_state: pytree of ShapeDtypeStruct with shardings, as made by
-        `state.abstract`; arrays come back with these shardings.
+        `state.abstract`; arrays come back with these shardings. The rows of a
+        HostTable are overwritten.
       step: which; None for the latest that is whole.
 
     Raises:
@@ -121,12 +177,17 @@ class Checkpoints:
     """
     if step is None:
       return self.newest(lambda step: self.restore(abstract_state, step))
+    abstract_state, table = _apart(abstract_state)
     self._check_shapes(step, abstract_state)
     with self._reading(step):
       restored = self._manager.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(abstract_state),
-          meta=ocp.args.JsonRestore()))
-    return restored.state, restored.meta
+          meta=ocp.args.JsonRestore(),
+          **({} if table is None else {'rows': _Rows(table)})))
+    state = restored.state
+    if table is not None:
+      state = dataclasses.replace(state, table=table)
+    return state, restored.meta
 
   def restore_params(self, abstract_params: Any, step: int | None = None
                      ) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 STEP_PHASES = ('propose', 'gather', 'rows', 'update')
 PHASES = STEP_PHASES + ('refresh', 'evaluate', 'prepare')
@@ -46,8 +47,10 @@ class Meter:
   still be on its way from the device; it is fetched when a count is read.
 
   Attributes:
-    table_bytes: size of the table over all devices.
+    table_bytes: size of the table, over all devices or on the host.
     index_bytes: size of whatever else is kept to search with.
+    device_bytes: of what is alive on the devices between two steps, measured.
+    host_bytes: of what a run's state keeps on the host.
 
   The other counts are read by `as_dict`:
     target_encoder_calls_in_step: targets encoded for the loss.
@@ -86,6 +89,8 @@ class Meter:
     self._pending: list[tuple[str, Any, float]] = []
     self.table_bytes = 0
     self.index_bytes = 0
+    self.device_bytes = 0
+    self.host_bytes = 0
 
   def count(self, name: str, number: int | float | jax.Array,
             each: float = 1) -> None:
@@ -196,6 +201,7 @@ class Meter:
                for name in phases if name != 'total'}
     return self.counts() | {
         'table_bytes': self.table_bytes, 'index_bytes': self.index_bytes,
+        'device_bytes': self.device_bytes, 'host_bytes': self.host_bytes,
         'seconds': seconds | {'total': self.seconds}}
 
   def state_dict(self) -> dict:
@@ -216,6 +222,12 @@ def num_bytes(tree: Any) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def num_host_bytes(tree: Any) -> int:
+  """Returns the bytes of the numpy arrays of a pytree."""
+  return sum(x.nbytes for x in jax.tree.leaves(tree)
+             if isinstance(x, np.ndarray))
+
+
 @jax.jit
 def _nothing():
   return jnp.zeros(())
@@ -228,3 +240,17 @@ def _drain():
   for instead, since they may have been donated.
   """
   jax.block_until_ready(_nothing())
+
+
+def live_bytes() -> int:
+  """Returns the bytes of all arrays that are alive on devices of this process.
+
+  Of the buffers as they are, each once: copies and leftovers count.
+  """
+  buffers = {}
+  for array in jax.live_arrays():
+    if not array.is_deleted():
+      for shard in array.addressable_shards:
+        buffers[shard.device, shard.data.unsafe_buffer_pointer()] = (
+            shard.data.nbytes)
+  return sum(buffers.values())

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import host_table
 from retrieval_jax import types
 
 
@@ -22,7 +23,7 @@ class TrainState:
     params: pytree of float arrays, placed by a sharding.Layout; those of an
       objective, if it has any, under 'objective'.
     opt_state: pytree of the optimizer, likewise.
-    table: the remembered targets, rows sharded over 'data'.
+    table: the remembered targets, rows sharded over 'data'; or a HostTable.
     corrector: pytree of the corrector, replicated.
     sampler: pytree of the sampler, () for those without state; replicated but
       for what is `types.ByRow`. Numpy arrays where the sampler is on the host.
@@ -43,10 +44,14 @@ def abstract(state: Any) -> Any:
 
   Args:
     state: pytree of arrays, or of ShapeDtypeStruct with shardings. A numpy
-      array gives one that takes no memory, and comes back as numpy.
+      array gives one that takes no memory, and comes back as numpy. A HostTable
+      stays what it is: its rows are read into it.
   """
+  on_host = lambda node: isinstance(node, host_table.HostTable)
   def describe(x):
+    if on_host(x):
+      return x
     if isinstance(x, np.ndarray):
       return np.broadcast_to(np.zeros((), x.dtype), x.shape)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-  return jax.tree.map(describe, state)
+  return jax.tree.map(describe, state, is_leaf=on_host)

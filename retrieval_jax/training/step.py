@@ -97,7 +97,9 @@ def make_train_step(
     state, metrics = update(
         state, batch, draws, negative_tokens, probe_tokens, rows)
   and is split there so that token arrays may live on the host. A sampler on the
-  host runs between two compiled parts of `propose`.
+  host, or one of rows on the host, runs between two compiled parts of
+  `propose`; rows that a step observes are then gathered before `update`, and
+  written after it.
 
   Args:
     encoders: the model.
@@ -120,16 +122,17 @@ def make_train_step(
   has_own_params = bool(jax.tree.leaves(
       jax.eval_shape(objective.init, jax.random.key(0))))
   replicated = sharding.replicated(mesh)
+  on_host = sampler.on_host or memory.on_host
 
   # --- What a sampler sees.
 
   def view_of(state, apply=method.corrector.apply):
     fold = None
     if method.corrector.folds:
-      fold = functools.partial(method.corrector.fold, state.corrector)
+      fold = jax.tree_util.Partial(method.corrector.fold, state.corrector)
     return types.View(
         table=state.table, scale=encoders.scale(state.params), scan=scan,
-        correct=functools.partial(apply, state.corrector), fold=fold)
+        correct=jax.tree_util.Partial(apply, state.corrector), fold=fold)
 
   def request_of(state, batch):
     excluded = batch.known_positives
@@ -150,13 +153,15 @@ def make_train_step(
       params = {**params,
                 'objective': objective.init(keys.of_phase(seed, 'objective'))}
 
+    def first_corrector(table):
+      return method.corrector.init(keys.of_phase(seed, 'corrector'), table)
+
     def build(params, table):
       state = states.TrainState(
           step=jnp.zeros([], jnp.int32), params=params,
           opt_state=optimizer.init(params), table=table, sampler=(),
-          corrector=method.corrector.init(
-              keys.of_phase(seed, 'corrector'), table))
-      if not sampler.on_host:
+          corrector=() if memory.on_host else first_corrector(table))
+      if not on_host:
         state = dataclasses.replace(state, sampler=sampler.init(
             keys.of_phase(seed, 'sampler'), view_of(state)))
       return dataclasses.replace(state, table=None)  # it is not to be copied
@@ -164,11 +169,15 @@ def make_train_step(
     # Parameters are placed first: a device that is to hold a shard of one never
     # holds it whole.
     params = jax.device_put(params, layout.shardings(params))
-    shape = jax.eval_shape(build, params, table)
+    on_devices = None if memory.on_host else table
+    shape = jax.eval_shape(build, params, on_devices)
     state = dataclasses.replace(
-        jax.jit(build, out_shardings=state_shardings(shape))(params, table),
-        table=table)
-    if sampler.on_host:
+        jax.jit(build, out_shardings=state_shardings(shape))(
+            params, on_devices), table=table)
+    if memory.on_host:
+      state = dataclasses.replace(state, corrector=jax.device_put(
+          first_corrector(table), replicated))
+    if on_host:
       state = dataclasses.replace(state, sampler=sampler.init(
           keys.of_phase(seed, 'sampler'), view_of(state, correct_on_host)))
     return state
@@ -183,8 +192,13 @@ def make_train_step(
                 known_positives=None, pools=None):
     step = int(state.step)
     key = keys.of_rebuild(seed, step)
-    corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
-        state.corrector, keys.of_phase(seed, 'corrector'), table)
+    corrector_key = keys.of_phase(seed, 'corrector')
+    if memory.on_host:
+      corrector = jax.device_put(method.corrector.rebuild(
+          state.corrector, corrector_key, table), replicated)
+    else:
+      corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
+          state.corrector, corrector_key, table)
     state = dataclasses.replace(state, table=table, corrector=corrector)
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
@@ -227,7 +241,7 @@ def make_train_step(
     return Draws(
         proposal, refresh_rows, anchor_rows,
         proposal.ids.reshape(-1)[:None if asks_for_tokens else 0],
-        memory.take(table, jnp.concatenate([refresh_rows, anchor_rows])).ids,
+        tables.ids_of(table, jnp.concatenate([refresh_rows, anchor_rows])),
         batch.query_ids[:None if reads else 0])
 
   def padded(rows):
@@ -236,8 +250,13 @@ def make_train_step(
 
   # --- Update.
 
-  def update(state, batch, draws, negative_tokens, probe_tokens, rows=None):
-    """Returns (state, metrics, what the step observed of the memory)."""
+  def update(state, batch, draws, negative_tokens, probe_tokens, rows=None, *,
+             stale=None):
+    """Returns (state, metrics, what the step observed of the memory).
+
+    `stale` is the slice of the observed rows, of rows on the host; these are
+    not written here.
+    """
     proposal = draws.proposal
     num_queries, num_negatives = proposal.rows.shape
     num_positives = num_queries if method.has_positives else 0
@@ -309,7 +328,7 @@ def make_train_step(
         refreshed=types.EncodedRows(draws.refresh_rows, probes[:num_refreshed]),
         anchors=types.EncodedRows(draws.anchor_rows, probes[num_refreshed:]),
         positives=types.EncodedRows(positive_rows, fresh.positives))
-    observation = observed(state, encoded, fresh)
+    observation = observed(state, encoded, fresh, stale)
     corrector, table = state.corrector, state.table
     if memory.num_slots:
       metrics |= staleness(
@@ -321,26 +340,29 @@ def make_train_step(
       metrics |= of_corrector
 
     # Then the writes: what was trained, encoded for the loss, re-encoded, and
-    # last the positives, which take the oldest rows of a ring.
-    write = functools.partial(memory.write, step=state.step)
-    if method.targets.source == 'rows':
-      table = write(table, used_rows, descend(
-          vectors, row_gradient, method.targets))
-    if method.refresh.write_back:
-      table = write(table, *encoded.drawn)
-    if num_refreshed:
-      table = write(table, *encoded.refreshed)
-    if method.refresh.push:
-      table = memory.push(
-          table, target_ids, encoded.positives.fresh, state.step)
+    # last the positives, which take the oldest rows of a ring. Rows on the host
+    # are written there, from the observation, in the same order.
+    if not memory.on_host:
+      write = functools.partial(memory.write, step=state.step)
+      if method.targets.source == 'rows':
+        table = write(table, used_rows, descend(
+            vectors, row_gradient, method.targets))
+      if method.refresh.write_back:
+        table = write(table, *encoded.drawn)
+      if num_refreshed:
+        table = write(table, *encoded.refreshed)
+      if method.refresh.push:
+        table = memory.push(
+            table, target_ids, encoded.positives.fresh, state.step)
     return states.TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
         opt_state=opt_state, table=table, corrector=corrector,
         sampler=state.sampler), metrics, observation
 
-  def observed(state, encoded, fresh):
+  def observed(state, encoded, fresh, stale):
     rows, embeddings = (jnp.concatenate(parts) for parts in zip(*encoded))
-    stale = memory.take(state.table, rows)
+    if stale is None:
+      stale = memory.take(state.table, rows)
     none = lambda rows: jnp.full_like(rows, -1)
     written_rows = jnp.concatenate([
         rows if is_written else none(rows) for rows, is_written in (
@@ -363,41 +385,77 @@ def make_train_step(
     new = dataclasses.replace(new, sampler=sampler_state)
     return pinned(new), {**metrics, **of_sampler}
 
-  if not sampler.on_host:
+  if not on_host:
     correct_on_host = method.corrector.apply
     return TrainStep(
         init_state, jax.jit(propose, out_shardings=replicated),
         jax.jit(update_on_device, donate_argnums=0), refreshed)
 
-  # --- The same around a sampler on the host, whose state no jit sees.
+  # --- The same around a sampler or rows on the host, which no jit sees.
 
   correct_on_host = jax.jit(method.corrector.apply)
-  bare = lambda state: dataclasses.replace(state, sampler=())
-  request_jit = jax.jit(
-      lambda state, batch: (request_of(state, batch), step_keys(state)[0]),
-      out_shardings=replicated)
-  complete_jit = jax.jit(complete, out_shardings=replicated)
 
-  def update_and_observe(state, *arguments):
-    new, metrics, observation = update(state, *arguments)
+  def bare(state):
+    """Returns the state without what is on the host, and what is known of it.
+
+    The latter is not to be donated, so it is no part of the former.
+    """
+    table, outline = state.table, None
+    if memory.on_host:
+      table, outline = None, table.outline
+    return dataclasses.replace(state, table=table, sampler=()), outline
+
+  def whole(state, outline):
+    if not memory.on_host:
+      return state
+    return dataclasses.replace(state, table=outline)
+
+  def request_and_key(state, outline, batch):
+    state = whole(state, outline)
+    return request_of(state, batch), step_keys(state)[0]
+
+  def complete_on_host(state, outline, *arguments):
+    return complete(whole(state, outline), *arguments)
+
+  def update_and_observe(state, outline, stale, *arguments):
+    new, metrics, observation = update(
+        whole(state, outline), *arguments, stale=stale)
+    if memory.on_host:
+      new = dataclasses.replace(new, table=None)
     return pinned(new), metrics, jax.lax.with_sharding_constraint(
         observation, replicated)
 
+  request_jit = jax.jit(request_and_key, out_shardings=replicated)
+  complete_jit = jax.jit(complete_on_host, out_shardings=replicated)
   update_jit = jax.jit(update_and_observe, donate_argnums=0)
 
   def propose_on_host(state, batch):
-    request, key = request_jit(bare(state), batch)
     with jax.transfer_guard('allow'):  # moving arrays is what it does
+      known = bare(state)
+      request, key = request_jit(*known, batch)
       proposal = sampler.propose(
           state.sampler, key, request, view_of(state, correct_on_host))
       proposal = jax.device_put(proposal, replicated)
-    return complete_jit(bare(state), batch, proposal)
+    return complete_jit(*known, batch, proposal)
 
-  def update_on_host(state, *arguments):
-    new, metrics, observation = update_jit(bare(state), *arguments)
+  def update_on_host(state, batch, draws, *tokens):
+    with jax.transfer_guard('allow'):
+      known, table, stale = bare(state), state.table, None
+      if memory.on_host:
+        target_ids = batch.target_ids if method.has_positives else ()
+        stale = table.take(np.concatenate([
+            np.asarray(rows, np.int32).reshape(-1) for rows in (
+                draws.proposal.rows, draws.refresh_rows, draws.anchor_rows,
+                table.rows_of(target_ids))]), replicated)
+    new, metrics, observation = update_jit(
+        *known, stale, batch, draws, *tokens)
     with jax.transfer_guard('allow'):
       sampler_state, of_sampler = sampler.update(state.sampler, observation)
       of_sampler = jax.device_put(dict(of_sampler), replicated)
+      if memory.on_host:
+        table.write(observation.written_rows, observation.fresh,
+                    observation.step)
+        new = dataclasses.replace(new, table=table)
     return (dataclasses.replace(new, sampler=sampler_state),
             {**metrics, **of_sampler})
 

@@ -23,6 +23,7 @@ _RESULTS = {
         'query_encoder_calls': 38400, 'flops_in_step': 2.5e12,
         'flops_reembedding': 1e12, 'flops_scoring': 4.56e12,
         'flops_correcting': 7.89e12, 'table_bytes': 3 * 2**20, 'index_bytes': 0,
+        'device_bytes': 5 * 2**20, 'host_bytes': 7 * 2**19,
         'seconds': {'propose': 1.25, 'total': 61.0}}}
 
 
@@ -81,7 +82,7 @@ class ReportTest(absltest.TestCase):
   def test_the_meter_table_shows_every_count(self):
     text = printed(report.meter_table(_RESULTS))
     for word in ('76,800', '117,659', '38,400', '2.50', '4.56', '7.89', '3.0',
-                 'propose', '1.2', 'total', '61.0'):
+                 '5.0', '3.5', 'propose', '1.2', 'total', '61.0'):
       self.assertIn(word, text)
 
   def test_the_file_is_strict_json(self):

@@ -37,7 +37,8 @@ CONFIGS = sorted(
         'negative_cache:full_tiny', 'corrector:refreshed_tiny',
         'corrector:write_back_tiny', 'corrector:ring_tiny',
         'corrector:linear_tiny', 'corrector:nystrom_tiny',
-        'dynamic_index:static_tiny', 'dynamic_index:nystrom_tiny']
+        'dynamic_index:static_tiny', 'dynamic_index:nystrom_tiny',
+        'dynamic_index:host_tiny']
 
 
 def stop_after(step):

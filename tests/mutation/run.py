@@ -65,6 +65,7 @@ GUARDS = {
     'retrieval_jax/training/meter.py': (
         'tests/training/meter_test.py', 'tests/training/loop_test.py'),
     'retrieval_jax/table.py': ('tests/table_test.py',),
+    'retrieval_jax/host_table.py': ('tests/host_table_test.py',),
     'retrieval_jax/scoring.py': ('tests/scoring_test.py',),
     'retrieval_jax/ceiling.py': ('tests/ceiling_test.py',),
     'retrieval_jax/method.py': ('tests/method_test.py',),

@@ -8,7 +8,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from retrieval_jax import sharding
 from retrieval_jax import training
 from retrieval_jax.training import meter as meter_lib
 
@@ -37,6 +39,25 @@ class MeterTest(parameterized.TestCase):
     self.assertContainsSubset(
         ('propose', 'gather', 'update', 'refresh', 'evaluate', 'prepare',
          'total'), got['seconds'])
+
+  def test_counts_the_bytes_of_what_is_alive(self):
+    before = meter_lib.live_bytes()
+    since = lambda: meter_lib.live_bytes() - before
+    mesh = sharding.make_mesh(2)
+    rows = jax.device_put(np.ones((6, 5), np.float16), sharding.rows(mesh))
+    self.assertEqual(since(), 60)
+    copied = jax.device_put(
+        np.ones(7, np.float32), sharding.replicated(mesh))
+    self.assertEqual(since(), 60 + 2 * 28)
+    shards = [shard.data for shard in rows.addressable_shards]
+    self.assertEqual(since(), 60 + 2 * 28)  # the same buffers
+    del shards
+    rows.delete()
+    self.assertEqual(since(), 2 * 28)
+    del copied
+    self.assertEqual(since(), 0)
+    self.assertEqual(meter_lib.num_host_bytes(
+        {'host': np.ones(3, np.float32), 'device': self.on_device}), 12)
 
   def test_counts_of_the_device_are_fetched_when_they_are_read(self):
     meter = training.Meter()

@@ -57,4 +57,5 @@ def get_config(variant=''):
   else:
     config.refresh.push = True
     config.refresh.write_back = True
+    config.sampler.maintain_every = 50 if not tiny else 2
   return config.lock()

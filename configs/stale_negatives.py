@@ -181,11 +181,14 @@ def distinct():
 def _dynamic_index_arms():
   """Returns name -> overrides: each of tree and regression made exact, too."""
   tree = {'sampler.name': 'tree'}
+  followed = {'sampler.maintain_every': 30}
   rebuilt = {'sampler.regrow_share': 0.0}
   nystrom = {'corrector.name': 'nystrom', 'corrector.num_landmarks': 4096,
              'corrector.num_anchors': 512, 'corrector.kernel': 'linear',
              'corrector.ridge': 0.1, 'corrector.keep_norm': False}  # to fold
-  kernel = nystrom | {'corrector.kernel': 'rbf', 'corrector.keep_norm': True}
+  # Its features cost m, those of the linear kernel D: fewer, each at every step.
+  kernel = nystrom | {'corrector.kernel': 'rbf', 'corrector.keep_norm': True,
+                      'corrector.num_landmarks': 512}
   few = {'corrector.num_anchors': 64}
   arms = _arms(240, 117_659)
   ridge = _LINEAR | {'corrector.num_anchors': 512}
@@ -195,9 +198,9 @@ def _dynamic_index_arms():
       'stale': {},
       'reencode_2': arms['reencode_2'],
       'tree_static': tree | rebuilt | arms['reencode_2'],
-      'tree_kept': tree | _KEPT,
+      'tree_kept': tree | _KEPT | followed,
       'tree_nystrom': tree | nystrom,
-      'tree_nystrom_rbf': tree | kernel,
+      'tree_nystrom_rbf': tree | kernel | followed,
       'gumbel_nystrom': nystrom,
       'gumbel_nystrom_rbf': kernel,
       'linear': ridge,
@@ -207,6 +210,9 @@ def _dynamic_index_arms():
       # What the regression adds between two times that all is made anew.
       'tree_nystrom_rebuilt': tree | nystrom | few | arms['reencode_2'],
       'gumbel_nystrom_rebuilt': nystrom | few | arms['reencode_2'],
+      # What it costs a tree to be left as it was built.
+      'tree_kept_unfollowed': tree | _KEPT,
+      'gumbel_kept': _KEPT,
   }
 
 

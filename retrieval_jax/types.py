@@ -274,11 +274,13 @@ class Observation(NamedTuple):
 class Episode(NamedTuple):
   """What a sampler may rebuild itself from once the memory has been renewed.
 
-  Lives on the host. What is embedded is counted by the meter.
+  Lives on the host. What is embedded is counted by the meter. All but the step
+  and the view is None where the memory is as it was.
 
   Attributes:
     step: int, number of finished steps.
-    view: View of the new table, encoded with the present parameters.
+    view: View of the new table, encoded with the present parameters; or of the
+      old one, as `maintain_every` steps have left it.
     embed_queries: query ids [n] int -> [n, D] float32 numpy.
     embed_targets: corpus ids [n] int -> [n, D] float32 numpy.
     known_positives: query ids [n] int -> [n, E] int32 corpus ids, padded
@@ -288,9 +290,9 @@ class Episode(NamedTuple):
   """
   step: int
   view: View
-  embed_queries: Callable[[Any], Any]
-  embed_targets: Callable[[Any], Any]
-  known_positives: Callable[[Any], Any]
+  embed_queries: Callable[[Any], Any] | None = None
+  embed_targets: Callable[[Any], Any] | None = None
+  known_positives: Callable[[Any], Any] | None = None
   pools: Any = None
 
 
@@ -433,6 +435,8 @@ class Sampler(Protocol):
     reads_embeddings: whether its choice depends on what is remembered.
     takes_few_rows: whether `propose` asks the memory for a few rows, by
       `table.take`, rather than to scan it; rows on the host need that.
+    maintain_every: steps after which it is rebuilt from the memory as that is,
+      besides whenever the memory is renewed; 0: never.
   """
   @property
   def num_negatives(self) -> int: ...
@@ -446,6 +450,8 @@ class Sampler(Protocol):
   def reads_embeddings(self) -> bool: ...
   @property
   def takes_few_rows(self) -> bool: ...
+  @property
+  def maintain_every(self) -> int: ...
 
   def init(self, key: jax.Array, view: View) -> Any:
     """Returns the state before step 0: a pytree, replicated but for `ByRow`."""

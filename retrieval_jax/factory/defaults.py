@@ -118,7 +118,7 @@ def get_config() -> config_dict.ConfigDict:
   # gaps are about 0.1.
   config.sampler.simans_a = 100.0
   config.sampler.simans_b = 0.0
-  # Of 'tree', as all down to regrow_share; all numbers [ours].
+  # Of 'tree', as all down to maintain_every; all numbers [ours].
   config.sampler.leaf_size = 128  # the most rows of a leaf
   config.sampler.moments = 4  # axes of second moments; 0: first order
   config.sampler.beam = 0  # parents whose leaves are weighed; 0: all
@@ -129,6 +129,7 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.step_proposals = 1
   config.sampler.move_margin = 0.1
   config.sampler.regrow_share = 0.1  # 0: the tree is built anew when renewed
+  config.sampler.maintain_every = 0  # steps; 0: only when memory is renewed
   config.sampler.pool_order = 'rotating'  # of 'pool'; or 'uniform'
   # Negatives above this share of the positive's score, or nearer to it than
   # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.

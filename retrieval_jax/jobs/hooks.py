@@ -21,6 +21,7 @@ def make_hooks(experiment: factory.Experiment,
                checkpoints: checkpoint.Checkpoints, workdir: str, *,
                schedule: Callable[[int], jax.Array],
                reencode: Callable[[states.TrainState], states.TrainState],
+               maintain: Callable[[states.TrainState], states.TrainState],
                restart: Callable[[states.TrainState], states.TrainState],
                saved_config: Mapping[str, Any],
                best: checkpoint.Best | None = None) -> list[hooks.Hook]:
@@ -32,6 +33,7 @@ def make_hooks(experiment: factory.Experiment,
     workdir: folder of the run.
     schedule: step -> learning rate.
     reencode: state -> state with a memory that is re-encoded whole.
+    maintain: state -> state whose sampler follows the memory as it is.
     restart: state -> state with the encoder of step 0.
     saved_config: what a checkpoint keeps of the config, as plain JSON.
     best: the best checkpoint so far, which is kept too; or None.
@@ -44,6 +46,10 @@ def make_hooks(experiment: factory.Experiment,
   until = ends[-1] if ends else 0
   if every:
     chosen.append(hooks.ReencodeHook(reencode, every, until))
+  if experiment.method.sampler.maintain_every:
+    chosen.append(hooks.MaintainHook(
+        maintain, experiment.method.sampler.maintain_every,
+        renewed_every=every))
   if config.evaluation.every:
     # The last state may be the best, whether or not its turn has come.
     kind = hooks.EvaluateHook if best else EvaluateDevHook

@@ -153,6 +153,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               experiment, checkpoints, workdir, schedule=schedule,
               reencode=functools.partial(
                   reencode, experiment, train_step, cost),
+              maintain=train_step.maintained,
               restart=functools.partial(
                   episodes.restarted, experiment, train_step, workdir),
               saved_config=saved_config, best=best),

@@ -63,6 +63,7 @@ class Pool:
   draws_from_memory: ClassVar[bool] = False
   on_host: ClassVar[bool] = False
   reads_embeddings: ClassVar[bool] = False
+  maintain_every: ClassVar[int] = 0
 
   def __post_init__(self):
     if self.num_negatives < 1:

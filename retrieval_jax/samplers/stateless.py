@@ -18,6 +18,7 @@ class Stateless:
   draws_from_memory: ClassVar[bool] = True
   on_host: ClassVar[bool] = False
   reads_embeddings: ClassVar[bool] = True
+  maintain_every: ClassVar[int] = 0
   takes_few_rows: ClassVar[bool] = False
 
   def init(self, key: jax.Array, view: types.View) -> tuple[()]:

@@ -141,8 +141,9 @@ class Tree:
   In a step the tree follows what the memory overwrites. With a corrector that
   folds it is over the rows as they are remembered, and queries are moved; with
   another that learns it stays one of the rows as they were corrected when it
-  was built.
-  When the memory is renewed it is brought up to date, by
+  was built. Written rows stay in their leaves, and the axes of second moments
+  as they were, so that a tree whose rows move degrades: when the memory is
+  renewed, and every `maintain_every` steps, it is brought up to date by
   `tree_building.maintain`.
 
   Source: Monath et al., AISTATS 2023 (sampling clusters of a dynamic index, by
@@ -168,6 +169,9 @@ class Tree:
     regrow_share: then, too, leaves are grown anew where their rows have come
       to lie further apart by this share (see `tree_building`); 0 builds the
       whole tree anew, whatever has changed.
+    maintain_every: steps after which both are done with the memory as it is:
+      rows that were written back, or that a corrector has moved; 0: when it is
+      renewed alone.
   """
   num_negatives: int
   leaf_size: int
@@ -180,6 +184,7 @@ class Tree:
   step_proposals: int
   move_margin: float
   regrow_share: float
+  maintain_every: int = 0
   draws_from_memory = True
   on_host = False
   reads_embeddings = True
@@ -189,7 +194,7 @@ class Tree:
     for name, least in (
         ('num_negatives', 1), ('leaf_size', 2), ('moments', 0), ('beam', 0),
         ('opened', 0), ('chain_steps', 0), ('step_proposals', 1),
-        ('regrow_share', 0)):
+        ('regrow_share', 0), ('maintain_every', 0)):
       if getattr(self, name) < least:
         raise ValueError(
             f'sampler.{name}={getattr(self, name)} must be at least {least}.')
@@ -263,21 +268,16 @@ class Tree:
         return _placed(view, new)
       return self.init(key, view)
 
-    def built(key, table):
-      return self.init(key, view._replace(table=table))
-
-    def maintained(key, state, table):
-      return tree_building.maintain(
-          key, state, _source(view._replace(table=table)),
-          margin=self.move_margin, degraded=self.regrow_share)
-
     where = jax.tree.map(lambda array: array.sharding, state)
+    arguments = view.table, _argument(view.correct), _argument(view.fold)
     if self.regrow_share:
-      new, info = jax.jit(maintained, out_shardings=(where, None))(
-          key, state, view.table)
+      new, info = jax.jit(
+          _maintained, static_argnums=(0, 1), out_shardings=(where, None))(
+              self, view.scan, key, state, *arguments)
       if info['grown'] <= 0.5:
         return new
-    return jax.jit(built, out_shardings=where)(key, view.table)
+    return jax.jit(_built, static_argnums=(0, 1), out_shardings=where)(
+        self, view.scan, key, *arguments)
 
   # --- A proposal.
 
@@ -630,6 +630,26 @@ class Tree:
         every, jnp.where(beam >= 0, beam, tree.num_leaves)].set(
             True, mode='drop')
     return jnp.where(in_beam, leaves, scaled)
+
+
+def _argument(function):
+  """Returns a function, or None, as what a jit takes for an argument."""
+  if function is None or isinstance(function, jax.tree_util.Partial):
+    return function
+  return jax.tree_util.Partial(function)
+
+
+def _built(sampler, scan, key, table, correct, fold):
+  """Returns `init` of these; a function of all that it reads is traced once."""
+  return sampler.init(
+      key, types.View(table, correct, jnp.float32(1), scan, fold))
+
+
+def _maintained(sampler, scan, key, tree, table, correct, fold):
+  view = types.View(table, correct, jnp.float32(1), scan, fold)
+  return tree_building.maintain(
+      key, tree, _source(view), margin=sampler.move_margin,
+      degraded=sampler.regrow_share)
 
 
 def _unmoved(view):

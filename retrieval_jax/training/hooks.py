@@ -254,6 +254,21 @@ class ReencodeHook(Hook):
 
 
 @dataclasses.dataclass
+class MaintainHook(ReencodeHook):
+  """Brings what a sampler keeps up to date with the memory as it is.
+
+  Attributes:
+    renewed_every: period of another hook, which does that, too, and in whose
+      place this one need not; 0 for none.
+  """
+  renewed_every: int = 0
+
+  def __call__(self, run: 'loop.TrainingRun') -> None:
+    if not self.renewed_every or run.step % self.renewed_every:
+      super().__call__(run)
+
+
+@dataclasses.dataclass
 class RestartHook(ReencodeHook):
   """Starts the encoder again, where the same period ends.
 

@@ -76,11 +76,14 @@ class TrainStep(NamedTuple):
       pools=) -> state, with the table replaced by a new one of the present
       parameters, and corrector and sampler rebuilt; the rest is as of a
       types.Episode.
+    maintained: state -> state, whose sampler is rebuilt from the memory as it
+      is.
   """
   init_state: Callable[..., states.TrainState]
   propose: Callable[..., Draws]
   update: Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]
   refreshed: Callable[..., states.TrainState]
+  maintained: Callable[[states.TrainState], states.TrainState]
 
 
 def make_train_step(
@@ -200,10 +203,17 @@ def make_train_step(
       corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
           state.corrector, corrector_key, table)
     state = dataclasses.replace(state, table=table, corrector=corrector)
+    return rebuilt(state, key, embed_queries=embed_queries,
+                   embed_targets=embed_targets, known_positives=known_positives,
+                   pools=pools)
+
+  def rebuilt(state, key, **episode):
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
-            step, view_of(state, correct_on_host), embed_queries,
-            embed_targets, known_positives, pools)))
+            int(state.step), view_of(state, correct_on_host), **episode)))
+
+  def maintained(state):
+    return rebuilt(state, keys.of_rebuild(seed, int(state.step)))
 
   # --- Propose.
 
@@ -389,7 +399,7 @@ def make_train_step(
     correct_on_host = method.corrector.apply
     return TrainStep(
         init_state, jax.jit(propose, out_shardings=replicated),
-        jax.jit(update_on_device, donate_argnums=0), refreshed)
+        jax.jit(update_on_device, donate_argnums=0), refreshed, maintained)
 
   # --- The same around a sampler or rows on the host, which no jit sees.
 
@@ -459,7 +469,8 @@ def make_train_step(
     return (dataclasses.replace(new, sampler=sampler_state),
             {**metrics, **of_sampler})
 
-  return TrainStep(init_state, propose_on_host, update_on_host, refreshed)
+  return TrainStep(init_state, propose_on_host, update_on_host, refreshed,
+                   maintained)
 
 
 def with_candidates(proposal: types.Proposal,

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from scipy import stats
 
+from retrieval_jax import correctors
 from retrieval_jax import method as methods
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -539,6 +540,33 @@ class StateTest(parameterized.TestCase):
     self.assertGreater((first != last).any(axis=1).sum(), 10)
     with self.assertRaises(AssertionError):
       trees.check(tree, last, live)
+
+  @parameterized.parameters(False, True)
+  def test_follows_the_memory_as_it_is(self, moved):
+    """Of rows that steps have written, or that a corrector has moved."""
+    corrector = helpers.linear() if moved else correctors.Identity()
+    method = helpers.method(
+        make(leaf_size=4, regrow_share=0.01), corrector=corrector, push=True,
+        write_back=not moved)
+    mesh = sharding.make_mesh(2)
+    left, _ = helpers.train(
+        method, mesh, num_steps=4, stale_params=helpers.params(1))
+    train_step = training_step.make_train_step(
+        helpers.ENCODERS, method, optax.sgd(0.1), mesh=mesh, seed=0)
+    new = train_step.maintained(left)
+    rows = np.asarray(corrector.apply(new.corrector, new.table))[
+        :helpers.NUM_TARGETS]
+    trees.check(new.sampler, rows, np.ones(helpers.NUM_TARGETS, bool))
+
+    def scatter(tree):
+      leaf = np.asarray(tree.leaf_of)
+      means = [rows[leaf == at].mean(axis=0) for at in leaf]
+      return np.square(rows - means).sum(axis=1).mean()
+
+    self.assertLess(scatter(new.sampler), 0.9 * scatter(left.sampler))
+    for name in ('table', 'params', 'corrector', 'opt_state', 'step'):
+      jax.tree.map(np.testing.assert_array_equal, getattr(new, name),
+                   getattr(left, name))
 
   def test_stays_where_a_step_writes_nothing(self):
     trees_seen = []

@@ -110,6 +110,16 @@ class HooksTest(absltest.TestCase):
     self.train(training.ReencodeHook(reencode, 4))
     self.assertEqual(steps, [2, 4, 4])  # on multiples alone
 
+  def test_maintaining_is_left_to_what_renews_the_memory(self):
+    steps = []
+    def maintain(state):
+      steps.append(int(state.step))
+      return state
+    self.train(hooks.MaintainHook(maintain, 1, renewed_every=2))
+    self.assertEqual(steps, [1, 3, 5])
+    self.train(hooks.MaintainHook(maintain, 2))
+    self.assertEqual(steps, [1, 3, 5, 2, 4])
+
   def test_diagnostics_are_timed_apart_from_evaluation(self):
     meter = training.Meter()
     diagnose = training.DiagnosticsHook(lambda state: {'diagnostics/tv': 0}, 4)

@@ -127,7 +127,9 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.step_proposals = 1
   config.sampler.move_margin = 0.1
   config.sampler.regrow_share = 0.1  # 0: the tree is built anew when renewed
-  config.sampler.pool_order = 'rotating'  # of 'pool'; or 'uniform'
+  # Of 'pool' and 'pool_gumbel'; or 'uniform', or 'softmax' of the memory's.
+  config.sampler.pool_order = 'rotating'
+  config.sampler.num_pooled = 1  # of 'pool_gumbel': as many of K from the pool
   # Negatives above this share of the positive's score, or nearer to it than
   # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.
   config.sampler.max_share = config_dict.placeholder(float)

@@ -16,7 +16,6 @@ import numpy as np
 
 from retrieval_jax import factory
 from retrieval_jax import memories
-from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
@@ -34,7 +33,7 @@ _START = 'start'  # folder of a run, of the encoder that it began with
 
 def are_mined(experiment: factory.Experiment) -> bool:
   """Returns whether the run draws from mined pools."""
-  return isinstance(experiment.method.sampler, samplers.Pool)
+  return experiment.method.sampler.draws_from_pools
 
 
 def embeds_first(experiment: factory.Experiment) -> bool:

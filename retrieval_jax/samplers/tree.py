@@ -150,6 +150,7 @@ class Tree:
   move_margin: float
   regrow_share: float
   draws_from_memory = True
+  draws_from_pools = False
   on_host = False
   reads_embeddings = True
 

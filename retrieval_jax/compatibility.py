@@ -192,6 +192,10 @@ def check_episodes(plan: 'episodes.Plan', method: 'methods.Method', *,
     best: what is measured to keep the best checkpoint, '' for none.
   """
   every = method.refresh.reencode_every
+  if plan.later == 'memory' and not method.memory.holds_corpus:
+    raise ValueError(
+        "--config.episodes.later='memory' searches the memory for the next "
+        "pools; it needs --config.memory.kind='corpus'.")
   if not every:
     if plan.number > 1 or plan.restart:
       raise ValueError(

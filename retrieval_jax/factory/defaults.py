@@ -175,11 +175,14 @@ def get_config() -> config_dict.ConfigDict:
   config.refresh.fraction = 0.0
   config.refresh.reencode_every = 0  # R, in steps; 0: never
 
-  # Episodes of refresh.reencode_every steps; what a 'pool' is mined by.
+  # Episodes of refresh.reencode_every steps, and what pools are mined by.
   config.episodes = ml_collections.ConfigDict()
   config.episodes.number = 0  # the last goes on to the end; 0: no such last
   config.episodes.restart = False  # each from the encoder of step 0
-  config.episodes.first = 'encoder'  # or 'bm25'; the rest is of 'pool'
+  # This and the rest: of 'pool' and 'pool_gumbel'. The first pools by
+  # 'encoder' or 'bm25'; later ones by 'encoder', or 'memory' without embedding.
+  config.episodes.first = 'encoder'
+  config.episodes.later = 'encoder'
   config.episodes.depth = 200
   config.episodes.per_list = 30  # n
   config.episodes.lookahead = True

@@ -321,10 +321,11 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   The table of `state` is deleted before the new one is made, so that devices
   need not have room for both. A sampler may then be rebuilt, for which pools
   are mined if it draws from them; a method without a memory has nothing else to
-  renew.
+  renew, nor has one whose pools are mined from the memory.
   """
   table, embeddings, pools = state.table, None, None
-  if experiment.method.memory.holds_corpus:
+  remembers = episodes.are_remembered(experiment)
+  if experiment.method.memory.holds_corpus and not remembers:
     embeddings = experiment.embed_targets(
         state.params, experiment.first_ids())
     cost.reembedding(len(embeddings))
@@ -339,13 +340,14 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   if episodes.are_mined(experiment):
     pools = episodes.mine_pools(
         experiment, cost, state.params, embeddings, table,
-        step=int(state.step), previous=state.sampler)
+        step=int(state.step), previous=state.sampler,
+        corrector=state.corrector if remembers else None)
   known_positives = lambda ids: np.full((len(ids), 1), -1, np.int32)
   if experiment.method.has_positives:
     known_positives = experiment.dataset.by_text.qrels[
         experiment.config.data.train_split].padded_known
   return train_step.refreshed(
-      state, table, embed_targets=embed_targets, pools=pools,
+      state, None if remembers else table, embed_targets=embed_targets, pools=pools,
       embed_queries=functools.partial(experiment.embed_queries, state.params),
       known_positives=known_positives)
 

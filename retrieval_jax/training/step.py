@@ -75,7 +75,8 @@ class TrainStep(NamedTuple):
     refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
       pools=) -> state, with the table replaced by a new one of the present
       parameters, and corrector and sampler rebuilt; the rest is as of a
-      types.Episode.
+      types.Episode. A table that is None leaves that of the state and its
+      corrector as they are.
   """
   init_state: Callable[..., states.TrainState]
   propose: Callable[..., Draws]
@@ -183,9 +184,10 @@ def make_train_step(
                 known_positives=None, pools=None):
     step = int(state.step)
     key = keys.of_rebuild(seed, step)
-    corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
-        state.corrector, keys.of_phase(seed, 'corrector'), table)
-    state = dataclasses.replace(state, table=table, corrector=corrector)
+    if table is not None:
+      corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
+          state.corrector, keys.of_phase(seed, 'corrector'), table)
+      state = dataclasses.replace(state, table=table, corrector=corrector)
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
             step, view_of(state, correct_on_host), embed_queries,

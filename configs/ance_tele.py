@@ -37,12 +37,13 @@ corpus is embedded for training, once before the first step and then again:
   0                      'static_bm25'
   48      every 10       'oracle'
 
-Inside of the design space: 'tele_softmax' lets a memory that draws are written
-back to say which of the pool to train on, 'tele_gumbel' takes half of the draws
-from the pool and half from that memory, and 'tele_corrected' is the first
-mined from the corrected memory, without embedding again. They go on training,
-as 'tele_continued' does, for a memory of the encoder that was trained is none of
-the one that a restart brings back.
+Of these, three have a pool and a memory, to which draws and positives are
+written back: 'tele_softmax' draws from the pool by the softmax of remembered
+scores, 'tele_gumbel' takes half of its draws from the pool and half from the
+memory, and 'tele_corrected' is 'tele_softmax' with a corrected memory, from
+which later pools are mined without embedding the corpus again. They go on
+training, as 'tele_continued' does: what an episode's encoder has embedded means
+little to the encoder that a restart brings back.
 
   python -m experiments.sweep --config=configs/ance_tele.py --sweep=arms \
       --workdir=runs/ance_tele
@@ -173,7 +174,8 @@ def arms():
       'tele_gumbel': scored | {
           'sampler.name': 'pool_gumbel', 'sampler.num_pooled': 2},
       'tele_corrected': scored | moved | {
-          'sampler.pool_order': 'softmax', 'episodes.later': 'memory'},
+          'corrector.condition_on_age': True, 'episodes.later': 'memory',
+          'sampler.pool_order': 'softmax'},
       'oracle': memory | {'refresh.reencode_every': 10},
   }
   for seed in SEEDS:

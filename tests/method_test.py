@@ -76,7 +76,8 @@ class MethodTest(parameterized.TestCase):
       ('write_back_nothing', dict(
           sampler=samplers.NoNegatives(), columns='positives',
           refresh=methods.Refresh(write_back=True)), 'needs drawn rows'),
-      *[(f'pool_{number}', dict(memory=memory, sampler=sampler, refresh=refresh),
+      *[(f'pool_{number}',
+         dict(memory=memory, sampler=sampler, refresh=refresh),
          'score mined ids by their rows.*corpus.*rotating')
         for number, (memory, sampler, refresh) in enumerate((
             ('none', SOFTMAX_POOL, methods.Refresh()),

@@ -347,9 +347,9 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
     known_positives = experiment.dataset.by_text.qrels[
         experiment.config.data.train_split].padded_known
   return train_step.refreshed(
-      state, None if remembers else table, embed_targets=embed_targets, pools=pools,
+      state, None if remembers else table, embed_targets=embed_targets,
       embed_queries=functools.partial(experiment.embed_queries, state.params),
-      known_positives=known_positives)
+      known_positives=known_positives, pools=pools)
 
 
 def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:

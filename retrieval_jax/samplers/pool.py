@@ -103,8 +103,7 @@ class Pool:
 
   def propose(self, state: Pools, key: jax.Array, request: types.Request,
               view: types.View) -> types.Proposal:
-    """Returns K draws; only by the softmax with rows, logits, log_q and log_z.
-    """
+    """Returns ids [B, K]; rows and their scores are known by softmax only."""
     pools = state.ids[request.query_ids]  # [B, P]
     if self.pool_order == 'softmax':
       return self._by_softmax(pools, key, request, view)

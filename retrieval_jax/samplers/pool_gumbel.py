@@ -1,6 +1,8 @@
 """Negatives from a query's mined pool, and others from the whole memory."""
 
+from collections.abc import Mapping
 import dataclasses
+from typing import ClassVar
 
 import jax
 from jax import numpy as jnp
@@ -10,11 +12,10 @@ from retrieval_jax import types
 from retrieval_jax.samplers import gumbel
 from retrieval_jax.samplers import pool
 from retrieval_jax.samplers import proposals
-from retrieval_jax.samplers import stateless
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolGumbel(stateless.Stateless):
+class PoolGumbel:
   """Draws some of K as `Pool` does, and behind them the rest as `Gumbel`.
 
   What comes again in a query's draws is masked, so that each id is there once.
@@ -34,7 +35,11 @@ class PoolGumbel(stateless.Stateless):
   pool_capacity: int
   num_queries: int
   epoch_size: int
-  draws_from_pools = True
+  gives: ClassVar[frozenset[str]] = frozenset()
+  draws_from_memory: ClassVar[bool] = True
+  draws_from_pools: ClassVar[bool] = True
+  on_host: ClassVar[bool] = False
+  reads_embeddings: ClassVar[bool] = True
 
   def __post_init__(self):
     if not 1 <= self.num_pooled < self.num_negatives:
@@ -72,10 +77,20 @@ class PoolGumbel(stateless.Stateless):
     return proposals.scored(
         jnp.where(again, -1, rows), jnp.where(again, -jnp.inf, logits), view)
 
+  def update(self, state: pool.Pools, observation: types.Observation
+             ) -> tuple[pool.Pools, Mapping[str, jax.Array]]:
+    """Returns the pools as they are."""
+    return self._pool.update(state, observation)
+
   def rebuild(self, state: pool.Pools, key: jax.Array, episode: types.Episode
               ) -> pool.Pools:
     """Returns the pools that were mined, or these if none were."""
     return self._pool.rebuild(state, key, episode)
+
+  def diagnose(self, state: pool.Pools, request: types.Request,
+               view: types.View) -> Mapping[str, jax.Array]:
+    """Returns nothing: part of the draws is not by the softmax."""
+    return self._pool.diagnose(state, request, view)
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, row>, rows corrected) of one `propose`."""

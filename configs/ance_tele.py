@@ -25,7 +25,25 @@ There the published runs draw fewer negatives in the first two episodes (15 and
 train on a query's first positive alone; these do not.
 
 `arms` has the method, what it is made of, and what else trains for as many
-steps: ANCE is the same driver by its options.
+steps: ANCE is the same driver by its options. They differ in how often the
+corpus is embedded for training, once before the first step and then again:
+
+  passes  when           arms
+  3       0, 120, 240    all pools mined by the encoder: 'tele' and what it is
+                         made of, 'ance' and its kinds, 'tele_softmax' and
+                         'tele_gumbel'; but for 'ance_bm25', which has 2
+  3       0, 160, 320    'kept_refreshed', 'corrector_refreshed'
+  1       0              'static', 'kept', 'corrector', 'tele_corrected'
+  0                      'static_bm25'
+  48      every 10       'oracle'
+
+Of these, three have a pool and a memory, to which draws and positives are
+written back: 'tele_softmax' draws from the pool by the softmax of remembered
+scores, 'tele_gumbel' takes half of its draws from the pool and half from the
+memory, and 'tele_corrected' is 'tele_softmax' with a corrected memory, from
+which later pools are mined without embedding the corpus again. They go on
+training, as 'tele_continued' does: what an episode's encoder has embedded means
+little to the encoder that a restart brings back.
 
   python -m experiments.sweep --config=configs/ance_tele.py --sweep=arms \
       --workdir=runs/ance_tele
@@ -40,6 +58,7 @@ from configs.base import seeds
 VARIANTS = ('', 'scratch', 'links', 'links_scratch', 'msmarco', 'nq', 'tiny')
 SEEDS = (0, 1, 2)
 EPISODES, EARLY, LAST = 3, 120, 240  # early stop of all but the last; its steps
+THIRD = 160  # of all steps: as many passes over the corpus as episodes make
 
 
 def get_config(variant=''):
@@ -131,7 +150,10 @@ def arms():
   static = ance | {'episodes.number': 1, 'refresh.reencode_every': 0}
   memory = {'memory.kind': 'corpus', 'sampler.name': 'gumbel',
             'refresh.reencode_every': 0, 'episodes.number': 0} | continued
-  kept = memory | {'refresh.push': True, 'refresh.write_back': True}
+  writes = {'refresh.push': True, 'refresh.write_back': True}
+  moved = {'corrector.name': 'mlp', 'corrector.hidden': 128}
+  kept, corrector = memory | writes, memory | moved
+  scored = continued | writes | {'memory.kind': 'corpus'}
   arms = {
       'tele': {},
       'tele_weighted': {'episodes.combine': 'weighted'},
@@ -145,7 +167,15 @@ def arms():
       'static': static,
       'static_bm25': static | {'episodes.first': 'bm25'},
       'kept': kept,
-      'corrector': memory | {'corrector.name': 'mlp', 'corrector.hidden': 128},
+      'corrector': corrector,
+      'kept_refreshed': kept | {'refresh.reencode_every': THIRD},
+      'corrector_refreshed': corrector | {'refresh.reencode_every': THIRD},
+      'tele_softmax': scored | {'sampler.pool_order': 'softmax'},
+      'tele_gumbel': scored | {
+          'sampler.name': 'pool_gumbel', 'sampler.num_pooled': 2},
+      'tele_corrected': scored | moved | {
+          'corrector.condition_on_age': True, 'episodes.later': 'memory',
+          'sampler.pool_order': 'softmax'},
       'oracle': memory | {'refresh.reencode_every': 10},
   }
   for seed in SEEDS:

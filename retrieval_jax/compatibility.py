@@ -20,7 +20,8 @@ if typing.TYPE_CHECKING:  # a Method checks itself, so it imports this
 NEEDS = {
     'log_z': (
         "estimator.name='cache_gradient' needs log Z over the memory; use "
-        "sampler.name='gumbel', 'top_k_gumbel' or 'bucketed'."),
+        "sampler.name='gumbel', 'top_k_gumbel' or 'bucketed' ('pool' with "
+        "sampler.pool_order='softmax' has that of the pool)."),
     'log_q': (
         "estimator.name='sampled_softmax' and objective.importance=True need "
         'log q of every column; use '
@@ -72,6 +73,13 @@ def check_method(method: 'methods.Method') -> None:
   memory, refresh = method.memory, method.refresh
   if method.reader is not None:
     _check_reader(method)
+  if (method.sampler.draws_from_pools and method.sampler.draws_from_memory
+      and not memory.holds_corpus):
+    raise ValueError(
+        "sampler.name='pool_gumbel', and 'pool' with sampler.pool_order="
+        "'softmax', score mined ids by their rows; set memory.kind='corpus', "
+        "or draw from the pool alone: sampler.name='pool' with "
+        "sampler.pool_order='rotating' or 'uniform'.")
   _MEMORY_CHECKS.get(memory.kind, lambda method: None)(method)
   if not method.sampler.num_negatives and refresh.write_back:
     raise ValueError(
@@ -200,6 +208,10 @@ def check_episodes(plan: 'episodes.Plan', method: 'methods.Method', *,
     best: what is measured to keep the best checkpoint, '' for none.
   """
   every = method.refresh.reencode_every
+  if plan.later == 'memory' and not method.memory.holds_corpus:
+    raise ValueError(
+        "--config.episodes.later='memory' searches the memory for the next "
+        "pools; it needs --config.memory.kind='corpus'.")
   if not every:
     if plan.number > 1 or plan.restart:
       raise ValueError(

@@ -429,6 +429,8 @@ class Sampler(Protocol):
       'every_row': the batch's draws together cover every row.
     draws_from_memory: False for one that draws corpus ids, with rows -1 (the
       step looks them up, and takes the first target of a text for a copy).
+    draws_from_pools: whether it draws from `Episode.pools`, which are then
+      mined before each episode.
     on_host: True for one that runs on the host between two compiled parts of a
       step: its state is numpy, never traced or donated, its request and view
       hold concrete arrays, and its proposal may be numpy.
@@ -444,6 +446,8 @@ class Sampler(Protocol):
   def gives(self) -> frozenset[str]: ...
   @property
   def draws_from_memory(self) -> bool: ...
+  @property
+  def draws_from_pools(self) -> bool: ...
   @property
   def on_host(self) -> bool: ...
   @property

@@ -58,6 +58,9 @@ MADE_UP = {'made_up_on_device': made_up_samplers.Rare,
            'made_up_of_ids': made_up_samplers.Pool}
 SAMPLERS = {name: {'name': name} for name in (*registries.SAMPLERS, *MADE_UP)
             } | {'top_k_of_a_depth': {'name': 'top_k', 'depth': 8}} | {
+                f'{name}_by_{order}': {'name': name, 'pool_order': order}
+                for name in ('pool', 'pool_gumbel')
+                for order in ('uniform', 'softmax')} | {
                 name: {'name': 'tree', 'leaf_size': 8, 'opened': 2} | options
                 for name, options in (
                     ('tree_of_proposals', {'chain_steps': 0}),
@@ -321,6 +324,8 @@ EXCLUDED = np.random.default_rng(0).integers(0, N, (B, K)).astype(np.int32)
 EXCLUDED[:, 0], EXCLUDED[1, 1] = KNOWN, -1
 POSITIVES = EXCLUDED[:, 1]
 OTHER = int(np.setdiff1d(np.arange(N), EXCLUDED)[0])  # is no query's
+POOLS = np.random.default_rng(2).integers(0, N, (2 * B, 40)).astype(np.int32)
+POOLS[:, 1], POOLS[:, 2], POOLS[1, 3:] = OTHER, KNOWN, -1
 
 
 def remembered_ids(scene):
@@ -386,6 +391,9 @@ def play(case, devices):
     where = sharding.state_shardings(jax.eval_shape(init, table), mesh)
     init = jax.jit(init, out_shardings=where)
   first = init(table)
+  if sampler.draws_from_pools:
+    first = sampler.rebuild(first, jax.random.key(3), types.Episode(
+        0, view_of(table, mesh), None, None, None, POOLS))
   asked.clear()  # `rows_scored` is what a proposal costs
 
   @compiled

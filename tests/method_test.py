@@ -19,6 +19,9 @@ def build(*, sampler=samplers.Gumbel(1), refresh=methods.Refresh(), **options):
 
 NONE = samplers.NoNegatives()
 IDS = made_up_samplers.Pool(2, helpers.NUM_TARGETS, 8)  # needs no memory
+BLIND_POOL, SOFTMAX_POOL = (
+    samplers.Pool(2, order, 4, 8, 8) for order in ('rotating', 'softmax'))
+BESIDE_POOL = samplers.PoolGumbel(2, 1, 'rotating', 4, 8, 8)
 EXHAUSTIVE = samplers.Exhaustive(helpers.NUM_TARGETS, helpers.BATCH)
 PUSH = methods.Refresh(push=True)
 LACKING = {
@@ -73,6 +76,12 @@ class MethodTest(parameterized.TestCase):
       ('write_back_nothing', dict(
           sampler=samplers.NoNegatives(), columns='positives',
           refresh=methods.Refresh(write_back=True)), 'needs drawn rows'),
+      *[(f'pool_{number}',
+         dict(memory=memory, sampler=sampler, refresh=refresh),
+         'score mined ids by their rows.*corpus.*rotating')
+        for number, (memory, sampler, refresh) in enumerate((
+            ('none', SOFTMAX_POOL, methods.Refresh()),
+            ('ring', SOFTMAX_POOL, PUSH), ('ring', BESIDE_POOL, PUSH)))],
       ('ring_reencode', dict(memory='ring', refresh=methods.Refresh(
           push=True, reencode_every=5)), 'use refresh.fraction'),
       ('ring_without_push', dict(memory='ring'), 'refresh.push=True'),
@@ -111,6 +120,10 @@ class MethodTest(parameterized.TestCase):
       dict(sampler=IDS, memory='none', refresh=methods.Refresh(
           reencode_every=2)),
       dict(sampler=IDS, refresh=methods.Refresh(write_back=True)),
+      dict(sampler=BLIND_POOL, memory='none'),
+      dict(sampler=BLIND_POOL, memory='ring', refresh=PUSH),
+      dict(sampler=SOFTMAX_POOL, estimator='cache_gradient'),
+      dict(sampler=BESIDE_POOL, refresh=methods.Refresh(True, True, 0.5, 7)),
       dict(memory='ring', refresh=methods.Refresh(
           push=True, write_back=True, fraction=0.1),
            corrector=helpers.linear(num_anchors=64)),

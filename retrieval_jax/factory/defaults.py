@@ -130,7 +130,9 @@ def get_config() -> config_dict.ConfigDict:
   config.sampler.move_margin = 0.1
   config.sampler.regrow_share = 0.1  # 0: the tree is built anew when renewed
   config.sampler.maintain_every = 0  # steps; 0: only when memory is renewed
-  config.sampler.pool_order = 'rotating'  # of 'pool'; or 'uniform'
+  # Of 'pool' and 'pool_gumbel'; or 'uniform', or 'softmax' of the memory's.
+  config.sampler.pool_order = 'rotating'
+  config.sampler.num_pooled = 1  # of 'pool_gumbel': as many of K from the pool
   # Negatives above this share of the positive's score, or nearer to it than
   # this margin, are left out ('top_k', 'gumbel', 'simans'); unset: none are.
   config.sampler.max_share = config_dict.placeholder(float)
@@ -176,11 +178,14 @@ def get_config() -> config_dict.ConfigDict:
   config.refresh.fraction = 0.0
   config.refresh.reencode_every = 0  # R, in steps; 0: never
 
-  # Episodes of refresh.reencode_every steps; what a 'pool' is mined by.
+  # Episodes of refresh.reencode_every steps, and what pools are mined by.
   config.episodes = ml_collections.ConfigDict()
   config.episodes.number = 0  # the last goes on to the end; 0: no such last
   config.episodes.restart = False  # each from the encoder of step 0
-  config.episodes.first = 'encoder'  # or 'bm25'; the rest is of 'pool'
+  # This and the rest: of 'pool' and 'pool_gumbel'. The first pools by
+  # 'encoder' or 'bm25'; later ones by 'encoder', or 'memory' without embedding.
+  config.episodes.first = 'encoder'
+  config.episodes.later = 'encoder'
   config.episodes.depth = 200
   config.episodes.per_list = 30  # n
   config.episodes.lookahead = True

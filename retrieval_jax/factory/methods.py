@@ -10,7 +10,6 @@ from retrieval_jax import compatibility
 from retrieval_jax import data
 from retrieval_jax import method as methods
 from retrieval_jax import objectives
-from retrieval_jax import samplers
 from retrieval_jax import types
 from retrieval_jax.factory import registries
 from retrieval_jax.mining import episodes
@@ -35,7 +34,6 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
   memory = registries.make(
       registries.MEMORIES, 'memory.kind', config.memory,
       num_targets=num_targets)
-  _warn_of_episodes(config)
   plan = make_plan(config)
   ceiling = _ceiling(config, 'sampler')
   have_ceiling = [
@@ -46,18 +44,19 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
         '--config.sampler.max_share and min_margin are of the samplers '
         f'{sorted(have_ceiling)}, which score the whole table; leave them out '
         f'with {config.sampler.name!r}.')
+  sampler = registries.make(
+      registries.SAMPLERS, 'sampler.name', config.sampler,
+      ceiling=ceiling, num_slots=memory.num_slots,
+      batch_size=config.batch_size, num_targets=num_targets,
+      num_queries=num_queries, epoch_size=epoch_size or num_queries,
+      pool_capacity=plan.capacity(plan.num_episodes(
+          config.num_steps, config.refresh.reencode_every)))
+  _warn_of_episodes(config, sampler)
   return methods.Method(
       memory=memory,
       corrector=registries.make(
           registries.CORRECTORS, 'corrector.name', config.corrector),
-      sampler=registries.make(
-          registries.SAMPLERS, 'sampler.name', config.sampler,
-          ceiling=ceiling, num_slots=memory.num_slots,
-          batch_size=config.batch_size, num_targets=num_targets,
-          num_queries=num_queries, epoch_size=epoch_size or num_queries,
-          pool_capacity=plan.capacity(plan.num_episodes(
-              config.num_steps, config.refresh.reencode_every))),
-      objective=_make_objective(config),
+      sampler=sampler, objective=_make_objective(config),
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
           **config.targets, normalize=config.model.normalize),
@@ -73,9 +72,10 @@ def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
   return episodes.Plan(**config.episodes)
 
 
-def _warn_of_episodes(config: config_dict.ConfigDict) -> None:
+def _warn_of_episodes(config: config_dict.ConfigDict, sampler: types.Sampler
+                      ) -> None:
   """Warns of options of the episodes that were set and that nothing reads."""
-  if registries.SAMPLERS.get(config.sampler.name) is not samplers.Pool:
+  if not sampler.draws_from_pools:
     registries.warn_unread(
         'episodes', config.episodes, f'sampler.name={config.sampler.name!r}',
         {'number', 'restart'})

@@ -57,6 +57,7 @@ SAMPLERS = {
     'bucketed': samplers.BucketedGumbel,
     'tree': samplers.Tree,
     'pool': samplers.Pool,
+    'pool_gumbel': samplers.PoolGumbel,
 }
 
 OBJECTIVES = {

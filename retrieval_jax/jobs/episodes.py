@@ -8,15 +8,17 @@ checkpoint before, and does it again.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
 
+from retrieval_jax import correctors
 from retrieval_jax import factory
 from retrieval_jax import memories
-from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
@@ -34,7 +36,12 @@ _START = 'start'  # folder of a run, of the encoder that it began with
 
 def are_mined(experiment: factory.Experiment) -> bool:
   """Returns whether the run draws from mined pools."""
-  return isinstance(experiment.method.sampler, samplers.Pool)
+  return experiment.method.sampler.draws_from_pools
+
+
+def are_remembered(experiment: factory.Experiment) -> bool:
+  """Returns whether all pools but the first are mined from the memory."""
+  return are_mined(experiment) and experiment.plan.later == 'memory'
 
 
 def embeds_first(experiment: factory.Experiment) -> bool:
@@ -62,7 +69,8 @@ def end_steps(experiment: factory.Experiment) -> list[int]:
 def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
                params: types.Params, embeddings: np.ndarray | None,
                table: types.TargetTable, *, step: int,
-               previous: pools.Pools | None = None) -> np.ndarray:
+               previous: pools.Pools | None = None,
+               corrector: Any = None) -> np.ndarray:
   """Returns the pools [Q, P] int32 of the episode that begins now.
 
   Args:
@@ -75,6 +83,8 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
       then holds these embeddings.
     step: number of finished steps.
     previous: the pools of the episode before; None in the first.
+    corrector: state of the run's corrector, for pools by the memory as it moves
+      it, without embedding; then `embeddings` are not read.
   """
   plan, dataset = experiment.plan, experiment.dataset.by_text
   qrels = dataset.qrels[experiment.config.data.train_split]
@@ -88,7 +98,14 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
     lists = episodes.choose(plan, dataset.copies.firsts_of(found), rows,
                             known=known, seed=seed)
   else:
-    if embeddings is None:
+    in_place, fold = experiment.method.memory.holds_corpus, None
+    if corrector is not None:
+      embeddings = corrected(experiment, table, corrector)
+      cost.correcting(len(embeddings))
+      by = experiment.method.corrector
+      in_place = by.folds or by == correctors.Identity()
+      fold = functools.partial(by.fold, corrector) if by.folds else None
+    elif embeddings is None:
       embeddings = experiment.embed_targets(params, ids)
       cost.reembedding(len(embeddings))
     queries = experiment.embed_queries(params, rows)
@@ -96,8 +113,7 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
     cost.mining(len(rows), len(embeddings), searches=len(rows) + (
         int((ahead >= 0).sum()) if plan.lookahead else 0))
     with searchable(
-        experiment, embeddings,
-        table if experiment.method.memory.holds_corpus else None
+        experiment, embeddings, table if in_place else None, fold
     ) as search, progress.counter(
         f'mining episode {episode}', unit='queries', total=len(rows),
         show=not jax.process_index()) as add:
@@ -115,9 +131,36 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
   return every
 
 
+def corrected(experiment: factory.Experiment, table: types.TargetTable,
+              state: Any) -> np.ndarray:
+  """Returns [m, D] float32, the remembered targets moved to the present.
+
+  On the host, in the order of `Experiment.first_ids`; a chunk at a time goes
+  over the devices.
+
+  Args:
+    experiment: of the run.
+    table: its memory, which holds the corpus.
+    state: of its corrector.
+  """
+  memory, size = experiment.method.memory, experiment.config.memory.chunk_rows
+  apply = jax.jit(
+      lambda state, table, rows: experiment.method.corrector.apply(
+          state, memory.take(table, rows)),
+      out_shardings=sharding.replicated(experiment.mesh))
+  rows = experiment.first_ids()  # of a corpus, the rows
+  moved = np.empty((len(rows), experiment.model.dim), np.float32)
+  for start in range(0, len(rows), size):
+    part = rows[start:start + size]
+    padded = np.pad(part, (0, size - len(part)), mode='edge')
+    moved[start:start + size] = apply(state, table, padded)[:len(part)]
+  return moved
+
+
 @contextlib.contextmanager
 def searchable(experiment: factory.Experiment, embeddings: np.ndarray,
-               table: types.TargetTable | None = None) -> Iterator[
+               table: types.TargetTable | None = None,
+               fold: Callable | None = None) -> Iterator[
                    Callable[[np.ndarray, int], np.ndarray]]:
   """Yields the `search` of an episodes.Corpus; what it needs is freed then.
 
@@ -125,6 +168,7 @@ def searchable(experiment: factory.Experiment, embeddings: np.ndarray,
     experiment: of the run.
     embeddings: [m, D] float32, of the distinct targets.
     table: that holds them already; None makes one.
+    fold: where it holds what a corrector moves there, the `View.fold` of that.
   """
   mesh, chunk_rows = experiment.mesh, experiment.config.memory.chunk_rows
   own = None
@@ -135,7 +179,9 @@ def searchable(experiment: factory.Experiment, embeddings: np.ndarray,
             dim=experiment.model.dim, mesh=mesh)
   index = exact.ExactIndex(mesh, chunk_rows)
   try:
-    yield lambda vectors, depth: index.search(table, vectors, depth)[1]
+    yield lambda vectors, depth: index.search(
+        table, vectors if fold is None else np.asarray(fold(vectors)[0]),
+        depth)[1]
   finally:
     for array in jax.tree.leaves(own):
       array.delete()

@@ -153,7 +153,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               experiment, checkpoints, workdir, schedule=schedule,
               reencode=functools.partial(
                   reencode, experiment, train_step, cost),
-              maintain=train_step.maintained,
+              maintain=functools.partial(train_step.refreshed, table=None),
               restart=functools.partial(
                   episodes.restarted, experiment, train_step, workdir),
               saved_config=saved_config, best=best),
@@ -333,15 +333,17 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   The table of `state` is deleted before the new one is made, so that devices
   need not have room for both; one on the host is overwritten. A sampler may
   then be rebuilt, for which pools are mined if it draws from them; a method
-  without a memory has nothing else to renew.
+  without a memory has nothing else to renew, nor has one whose pools are mined
+  from the memory.
   """
   table, embeddings, pools = state.table, None, None
+  remembers = episodes.are_remembered(experiment)
   if isinstance(table, host_table.HostTable):
     ids = experiment.first_ids()
     experiment.embed_targets(state.params, ids, table.embeddings)
     table.written[ids] = int(state.step)
     cost.reembedding(len(ids))
-  elif experiment.method.memory.holds_corpus:
+  elif experiment.method.memory.holds_corpus and not remembers:
     embeddings = experiment.embed_targets(
         state.params, experiment.first_ids())
     cost.reembedding(len(embeddings))
@@ -356,15 +358,16 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   if episodes.are_mined(experiment):
     pools = episodes.mine_pools(
         experiment, cost, state.params, embeddings, table,
-        step=int(state.step), previous=state.sampler)
+        step=int(state.step), previous=state.sampler,
+        corrector=state.corrector if remembers else None)
   known_positives = lambda ids: np.full((len(ids), 1), -1, np.int32)
   if experiment.method.has_positives:
     known_positives = experiment.dataset.by_text.qrels[
         experiment.config.data.train_split].padded_known
   return train_step.refreshed(
-      state, table, embed_targets=embed_targets, pools=pools,
+      state, None if remembers else table, embed_targets=embed_targets,
       embed_queries=functools.partial(experiment.embed_queries, state.params),
-      known_positives=known_positives)
+      known_positives=known_positives, pools=pools)
 
 
 def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from retrieval_jax.data import pipeline
 from retrieval_jax.indexes import arguments
 
 FIRST = ('encoder', 'bm25')
+LATER = ('encoder', 'memory')
 POSITIVES = ('first', 'all')
 COMBINATIONS = ('concatenated', 'weighted')
 
@@ -46,6 +47,9 @@ class Plan:
       the others stop early; else training goes on.
     first: what the first pool is of, 'encoder' or 'bm25'. The latter is a list
       of neighbours, without lookahead.
+    later: what finds the pools of later episodes: 'encoder' embeds the corpus,
+      which renews the memory too; 'memory' takes the remembered embeddings as
+      the corrector moves them, and renews nothing.
     depth: neighbours that a list is chosen from.
     per_list: n, how many of them are chosen at random.
     lookahead: whether there is a list of neighbours of the positive.
@@ -66,6 +70,7 @@ class Plan:
   number: int
   restart: bool
   first: str
+  later: str
   depth: int
   per_list: int
   lookahead: bool
@@ -77,7 +82,8 @@ class Plan:
   relative_margin: float | None
 
   def __post_init__(self):
-    for name, choices in (('first', FIRST), ('positives', POSITIVES),
+    for name, choices in (('first', FIRST), ('later', LATER),
+                          ('positives', POSITIVES),
                           ('combine', COMBINATIONS)):
       if getattr(self, name) not in choices:
         raise ValueError(

@@ -10,6 +10,7 @@ from retrieval_jax.samplers.exhaustive import Exhaustive
 from retrieval_jax.samplers.gumbel import Gumbel
 from retrieval_jax.samplers.none import NoNegatives
 from retrieval_jax.samplers.pool import Pool
+from retrieval_jax.samplers.pool_gumbel import PoolGumbel
 from retrieval_jax.samplers.shortlist import BucketedGumbel
 from retrieval_jax.samplers.shortlist import ShortlistGumbel
 from retrieval_jax.samplers.simans import SimANS

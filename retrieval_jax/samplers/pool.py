@@ -8,9 +8,12 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import scoring
+from retrieval_jax import table as tables
 from retrieval_jax import types
+from retrieval_jax.samplers import proposals
 
-ORDERS = ('rotating', 'uniform')
+ORDERS = ('rotating', 'uniform', 'softmax')
 
 # As many rows on every mesh whose size divides this, so that a run goes on with
 # another number of devices.
@@ -25,26 +28,32 @@ class Pools(types.ByRow):
   Attributes:
     ids: [Q@data, P] int32, corpus ids by query id, in the order in which they
       are drawn, then -1; Q is padded for the mesh. An id may be there several
-      times, and is then drawn as often.
+      times, and is then drawn as often, but by 'softmax'.
   """
   ids: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-  """Draws K of the ids that were mined for a query, without a memory.
+  """Draws K of the ids that were mined for a query.
 
     rotating  the K ids from place (e K mod p) on of the p in the query's pool,
               and round its end, where e counts the epochs: without replacement
               in a draw, and each id once before any comes again where K divides
               p
     uniform   any K, without replacement
+    softmax   K without replacement from softmax(corrected logits) over the
+              distinct ids of the pool, by Gumbel-top-k: how hard they are now
+              decides, and not how often they were mined
 
-  A pool of fewer than K ids is drawn from with replacement; of an empty one,
-  nothing is. Pools are empty until they are given by `rebuild`.
+  The first two need no memory, and draw from a pool of fewer than K ids with
+  replacement. 'softmax' needs one that holds the corpus, whose rows it draws;
+  K ids or fewer all come out, and the places left are masked. Its log_z is the
+  pool's: too small, as a shortlist's is. Of an empty pool nothing is drawn.
+  Pools are empty until they are given by `rebuild`.
 
-  Source: Sun et al., EMNLP 2022 (ANCE-Tele), whose public code takes such a
-    window of a shuffled list.
+  Source: Sun et al., EMNLP 2022 (ANCE-Tele), whose public code takes a rotating
+    window of a shuffled list. 'softmax' is ours.
 
   Attributes:
     num_negatives: K.
@@ -59,11 +68,10 @@ class Pool:
   pool_capacity: int
   num_queries: int
   epoch_size: int
-  gives: ClassVar[frozenset[str]] = frozenset()
-  draws_from_memory: ClassVar[bool] = False
+  draws_from_pools: ClassVar[bool] = True
   on_host: ClassVar[bool] = False
-  reads_embeddings: ClassVar[bool] = False
   maintain_every: ClassVar[int] = 0
+  takes_few_rows: ClassVar[bool] = False
 
   def __post_init__(self):
     if self.num_negatives < 1:
@@ -74,6 +82,21 @@ class Pool:
           f'sampler.pool_order={self.pool_order!r} is not one of '
           f'{list(ORDERS)}.')
 
+  @property
+  def gives(self) -> frozenset[str]:
+    """Log Z of the pool where it draws by the softmax."""
+    return frozenset(['log_z'] if self.reads_embeddings else [])
+
+  @property
+  def draws_from_memory(self) -> bool:
+    """Whether it draws rows, not ids."""
+    return self.reads_embeddings
+
+  @property
+  def reads_embeddings(self) -> bool:
+    """Whether what is remembered decides."""
+    return self.pool_order == 'softmax'
+
   def init(self, key: jax.Array, view: types.View) -> Pools:
     """Returns pools that are empty."""
     del key, view
@@ -82,9 +105,10 @@ class Pool:
 
   def propose(self, state: Pools, key: jax.Array, request: types.Request,
               view: types.View) -> types.Proposal:
-    """Returns ids [B, K]; rows, logits, log_q and log_z are unknown."""
-    del view
+    """Returns ids [B, K]; rows and their scores are known by softmax only."""
     pools = state.ids[request.query_ids]  # [B, P]
+    if self.pool_order == 'softmax':
+      return self._by_softmax(pools, key, request, view)
     shape = len(pools), self.num_negatives
     again_key, order_key = jax.random.split(key)
     size = jnp.sum(pools >= 0, axis=1, keepdims=True)
@@ -107,6 +131,23 @@ class Pool:
         rows=jnp.full(shape, -1, jnp.int32), ids=jnp.where(mask, ids, -1),
         logits=jnp.zeros(shape), log_q=jnp.zeros(shape),
         log_z=jnp.full(shape[:1], jnp.nan), mask=mask)
+
+  def _by_softmax(self, pools, key, request, view):
+    """Returns the Proposal of draws from pools [B, P]."""
+    missing = max(self.num_negatives - pools.shape[1], 0)
+    ids = jnp.pad(jnp.sort(pools, axis=1), ((0, 0), (missing, 0)),
+                  constant_values=-1)
+    again = jnp.pad(ids[:, 1:] == ids[:, :-1], ((0, 0), (1, 0)))
+    rows = tables.rows_of(view.table, jnp.where(again, -1, ids))
+    logits = scoring.logits_of(
+        request.queries, view, rows[:, None],
+        exclude_rows=request.exclude_rows)[:, 0]
+    found, places = jax.lax.top_k(
+        logits + jax.random.gumbel(key, logits.shape), self.num_negatives)
+    take = lambda array: jnp.take_along_axis(array, places, axis=1)
+    return proposals.scored(
+        jnp.where(found > -jnp.inf, take(rows), -1), take(logits), view,
+        jax.nn.logsumexp(logits, axis=1))
 
   def update(self, state: Pools, observation: types.Observation
              ) -> tuple[Pools, Mapping[str, jax.Array]]:
@@ -135,11 +176,16 @@ class Pool:
 
   def diagnose(self, state: Pools, request: types.Request, view: types.View
                ) -> Mapping[str, jax.Array]:
-    """Returns nothing: no draw is by the softmax."""
+    """Returns nothing: no draw is by the softmax over the memory."""
     del state, request, view
     return {}
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
-    """Returns no products and no rows: nothing is scored in a step."""
-    del num_queries, capacity
-    return 0, 0
+    """Returns (products <query, row>, rows corrected) of one `propose`.
+
+    By the softmax those of whole pools, else none.
+    """
+    del capacity
+    if self.pool_order != 'softmax':
+      return 0, 0
+    return (num_queries * max(self.pool_capacity, self.num_negatives),) * 2

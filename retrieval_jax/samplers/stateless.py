@@ -16,6 +16,7 @@ class Stateless:
   """
   gives: ClassVar[frozenset[str]] = frozenset()
   draws_from_memory: ClassVar[bool] = True
+  draws_from_pools: ClassVar[bool] = False
   on_host: ClassVar[bool] = False
   reads_embeddings: ClassVar[bool] = True
   maintain_every: ClassVar[int] = 0

@@ -186,6 +186,7 @@ class Tree:
   regrow_share: float
   maintain_every: int = 0
   draws_from_memory = True
+  draws_from_pools = False
   on_host = False
   reads_embeddings = True
   takes_few_rows = True

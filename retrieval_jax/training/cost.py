@@ -106,6 +106,11 @@ class Cost:
     self.meter.count('flops_reembedding', num_queries, self.query_flops)
     self.meter.count('flops_scoring', searches, 2. * self.dim * num_targets)
 
+  def correcting(self, num_rows: int) -> None:
+    """Counts remembered rows that are corrected outside of a step."""
+    self.meter.count('flops_correcting', num_rows,
+                     self.method.corrector.flops_per_row(self.dim))
+
   def _loss(self, negative_ids):
     encoded = self.method.targets.source == 'encoder'
     self.meter.count_step(

@@ -75,15 +75,13 @@ class TrainStep(NamedTuple):
     refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
       pools=) -> state, with the table replaced by a new one of the present
       parameters, and corrector and sampler rebuilt; the rest is as of a
-      types.Episode.
-    maintained: state -> state, whose sampler is rebuilt from the memory as it
-      is.
+      types.Episode. A table that is None leaves that of the state and its
+      corrector as they are.
   """
   init_state: Callable[..., states.TrainState]
   propose: Callable[..., Draws]
   update: Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]
   refreshed: Callable[..., states.TrainState]
-  maintained: Callable[[states.TrainState], states.TrainState]
 
 
 def make_train_step(
@@ -196,24 +194,18 @@ def make_train_step(
     step = int(state.step)
     key = keys.of_rebuild(seed, step)
     corrector_key = keys.of_phase(seed, 'corrector')
-    if memory.on_host:
-      corrector = jax.device_put(method.corrector.rebuild(
-          state.corrector, corrector_key, table), replicated)
-    else:
-      corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
-          state.corrector, corrector_key, table)
-    state = dataclasses.replace(state, table=table, corrector=corrector)
-    return rebuilt(state, key, embed_queries=embed_queries,
-                   embed_targets=embed_targets, known_positives=known_positives,
-                   pools=pools)
-
-  def rebuilt(state, key, **episode):
+    if table is not None:
+      if memory.on_host:
+        corrector = jax.device_put(method.corrector.rebuild(
+            state.corrector, corrector_key, table), replicated)
+      else:
+        corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
+            state.corrector, corrector_key, table)
+      state = dataclasses.replace(state, table=table, corrector=corrector)
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
-            int(state.step), view_of(state, correct_on_host), **episode)))
-
-  def maintained(state):
-    return rebuilt(state, keys.of_rebuild(seed, int(state.step)))
+            step, view_of(state, correct_on_host), embed_queries,
+            embed_targets, known_positives, pools)))
 
   # --- Propose.
 
@@ -399,7 +391,7 @@ def make_train_step(
     correct_on_host = method.corrector.apply
     return TrainStep(
         init_state, jax.jit(propose, out_shardings=replicated),
-        jax.jit(update_on_device, donate_argnums=0), refreshed, maintained)
+        jax.jit(update_on_device, donate_argnums=0), refreshed)
 
   # --- The same around a sampler or rows on the host, which no jit sees.
 
@@ -469,8 +461,7 @@ def make_train_step(
     return (dataclasses.replace(new, sampler=sampler_state),
             {**metrics, **of_sampler})
 
-  return TrainStep(init_state, propose_on_host, update_on_host, refreshed,
-                   maintained)
+  return TrainStep(init_state, propose_on_host, update_on_host, refreshed)
 
 
 def with_candidates(proposal: types.Proposal,

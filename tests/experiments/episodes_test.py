@@ -238,6 +238,9 @@ def test_ance_and_static_negatives_are_options(make_config, tmp_path):
     ({'checkpoint__best': 'dev/RR@10', 'evaluation__every': 1},
      r'checkpoint\.best=.*restart=True throws away'),
     ({'episodes__depth': 2}, r'depth=2'),
+    ({'episodes__later': 'bm25'}, r"later='bm25' is not one of.*memory"),
+    ({'episodes__later': 'memory'}, r"later='memory' searches.*kind='corpus'"),
+    ({'sampler__pool_order': 'softmax'}, r"score mined ids.*kind='corpus'"),
     ({'memory__kind': 'ring', 'memory__capacity': 32, 'refresh__push': True},
      r'reencode_every re-encodes a whole corpus')])
 def test_refuses_what_does_not_go_together(

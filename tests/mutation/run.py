@@ -82,8 +82,9 @@ GUARDS = {
         'tests/samplers/simans_test.py', *_SAMPLERS),
     'retrieval_jax/samplers/tree.py': (
         'tests/samplers/tree_test.py', *_SAMPLERS),
-    'retrieval_jax/samplers/pool.py': (
-        'tests/samplers/pool_test.py', *_SAMPLERS),
+    'retrieval_jax/samplers/pool*.py': (
+        'tests/samplers/pool_test.py', 'tests/samplers/pool_gumbel_test.py',
+        *_SAMPLERS),
     'retrieval_jax/samplers/*.py': _SAMPLERS,
     'retrieval_jax/tree_bounds.py': (
         'tests/samplers/tree_test.py::BoundTest',),

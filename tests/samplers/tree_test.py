@@ -553,7 +553,7 @@ class StateTest(parameterized.TestCase):
         method, mesh, num_steps=4, stale_params=helpers.params(1))
     train_step = training_step.make_train_step(
         helpers.ENCODERS, method, optax.sgd(0.1), mesh=mesh, seed=0)
-    new = train_step.maintained(left)
+    new = train_step.refreshed(left, None)
     rows = np.asarray(corrector.apply(new.corrector, new.table))[
         :helpers.NUM_TARGETS]
     trees.check(new.sampler, rows, np.ones(helpers.NUM_TARGETS, bool))

@@ -93,6 +93,12 @@ class CostTest(parameterized.TestCase):
     self.assertEqual(got['reader_calls'], 3)
     self.assertEqual(got['flops_reading'], PASSES * 10 * (9 + 25 + 9))
 
+  def test_what_is_corrected_between_steps_counts_by_the_row(self):
+    meter = training.Meter()
+    costs.Cost(meter, namespaces.SimpleNamespace(corrector=Corrector()), D, B,
+               QUERY, TARGET, PASSES).correcting(7)
+    self.assertEqual(meter.counts()['flops_correcting'], 7 * 1000)
+
   def test_questions_without_positives_encode_none(self):
     got = count(has_positives=False, corrector=Corrector())
     self.assertEqual(got['target_encoder_calls_in_step'], B * K)

@@ -27,16 +27,22 @@ MEASURES = ('Answer@1', 'Answer@5', 'Answer@20', 'Answer@100')
 _NAME = re.compile(r'Answer@([1-9]\d*)')
 _ARTICLES = re.compile(r'\b(?:a|an|the)\b')
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
-_SIGNS = f'[{re.escape(string.punctuation)}]*'
-_BETWEEN = rf'{_SIGNS}\s+{_SIGNS}(?:(?:an?|the){_SIGNS}\s+{_SIGNS})*'
-_ARTICLE_BEFORE = re.compile(rf'(?<![^\W_])(?:an?|the){_SIGNS}\s+{_SIGNS}\Z')
+_SIGN = re.escape(string.punctuation)
+_SIGNS = f'[{_SIGN}]*'
+_GAP = rf'{_SIGNS}\s[{_SIGN}\s]*'  # signs may stand alone, as in 'x - y'
+_BETWEEN = rf'{_GAP}(?:(?:an?|the){_GAP})*'
+_ARTICLE_BEFORE = re.compile(rf'(?<![^\W_])(?:an?|the){_GAP}\Z')
 _REACH = 16  # characters in front of an occurrence that may hold an article
 
 
 def normalize(text: str) -> str:
   """Returns a text in lower case without punctuation, articles, more spaces.
 
-  Source: the evaluation script of SQuAD 1.1. Punctuation is that of ASCII.
+  Source: the evaluation script of SQuAD 1.1. Punctuation is that of ASCII, and
+    nothing comes in its place. So answers that a data set has in tokens, as
+    Natural Questions does, do not match what is written together: 'Jean - Paul'
+    becomes 'jean paul', 'Jean-Paul' 'jeanpaul'. All numbers that are published
+    for such sets are by this; `has_answer` finds either in the other.
   """
   text = text.lower().translate(_NO_PUNCTUATION)
   return ' '.join(_ARTICLES.sub(' ', text).split())

@@ -35,18 +35,16 @@ The paper's reader, estimator and numbers are not known to us; all are ours.
 from configs import base
 from configs.base import seeds
 
-VARIANTS = ('', 'corrector', 'frozen', 'stale', 'write_back', 'refreshed',
-            'emdr2', 'seq2seq', 'fused')
+KINDS = ('', 'corrector', 'frozen', 'stale', 'write_back', 'refreshed', 'emdr2',
+         'seq2seq', 'fused')
+VARIANTS = (*KINDS, 'tiny', *(f'{kind}_tiny' for kind in KINDS if kind))
 
 
 def get_config(variant=''):
-  """Returns the configuration; `variant` is one of VARIANTS, or its _tiny."""
-  tiny = variant == 'tiny' or variant.endswith('_tiny')
+  """Returns the configuration; `variant` is one of VARIANTS."""
+  base.check_variant(variant, VARIANTS)
+  tiny = variant.endswith('tiny')
   kind = variant.removesuffix('tiny').removesuffix('_')
-  if kind not in VARIANTS:
-    raise ValueError(
-        f"Unknown config variant {variant!r}; there are {VARIANTS[1:]}, "
-        "'tiny', and each with _tiny.")
   config = base.get_config('tiny' if tiny else '').unlock()
   config.data.source = 'beir'
   config.data.test_split = ''

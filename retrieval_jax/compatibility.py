@@ -44,6 +44,14 @@ NEEDS = {
     'answers': (
         "objective.name='marginal' needs the likelihoods of a reader; set "
         "reader.name='extractive' or 'seq2seq'."),
+    'independent': (
+        'objective.importance=True weighs draws that are independent of each '
+        "other, and sampler.name='gumbel' draws without replacement; use "
+        "sampler.name='uniform' or 'tree', or objective.importance=False."),
+    'reads_alone': (
+        'reader.fused=True trains the reader on all passages together, but '
+        "objective.estimate='marginal' or 'joint' has it read each alone; use "
+        "objective.estimate='emdr2' or 'perplexity'."),
 }
 """Need of an objective -> what to say where nothing gives it."""
 
@@ -58,6 +66,11 @@ def given(method: 'methods.Method') -> frozenset[str]:
     gives.add('negatives')
   if method.reader is not None:
     gives.add('answers')
+  if method.reader is None or not method.reader.fuses:
+    gives.add('reads_alone')
+  if (not isinstance(method.sampler, samplers.Gumbel)
+      or method.sampler.num_negatives == 1):
+    gives.add('independent')
   return frozenset(gives)
 
 
@@ -126,18 +139,13 @@ def _check_reader(method):
     raise ValueError(
         "reader.name is set, but this objective reads no answers; set "
         "objective.name='marginal', or reader.name='none'.")
-  estimate = getattr(method.objective, 'estimate', None)
-  if method.reader.fuses and estimate in ('marginal', 'joint'):
-    raise ValueError(
-        'reader.fused=True trains the reader on all passages together, but '
-        f'objective.estimate={estimate!r} reads each alone; use '
-        "objective.estimate='emdr2' or 'perplexity'.")
   sampler = method.sampler
   asked = {
       'refresh.push=True': method.refresh.push,
       'data.num_candidates': method.num_candidates,
       'distillation.kind': 'teacher' in method.objective.needs,
       "sampler.name='simans'": isinstance(sampler, samplers.SimANS),
+      "sampler.name='pool'": isinstance(sampler, samplers.Pool),
       'sampler.max_share or min_margin': getattr(sampler, 'ceiling', None)}
   for option, is_set in asked.items():
     if is_set:

@@ -25,8 +25,10 @@ class Reading(NamedTuple):
     posterior: [K] float32, of the passages, given the answer.
     spans: K (start, stop), in characters of each passage: its own best answer;
       None where it has none or does not point at it.
-    texts: K, these answers as they are written there; '' for none.
-    log_probs: [K] float32, the log-likelihoods of `texts`.
+    texts: K, these answers as they are written there; '' for none, as by a
+      reader that fuses passages.
+    log_probs: [K] float32, the log-likelihoods of `texts`; by a reader that
+      fuses, those of `answer` given each passage alone.
   """
   answer: str
   prior: np.ndarray
@@ -175,9 +177,48 @@ class Seq2SeqTexts:
               passages: Sequence[str], **options: Any) -> list[list[_Guess]]:
     """Returns the answers of a beam from each passage."""
     rows = self.rows(questions, passages)
-    found = embedding.embed(
+    return self._decoded(embedding.embed(
         seq2seq.Decode(self.reader, self.num_beams), params,
-        data.TokenStore(rows, (rows >= 0).sum(axis=1)), **options)
+        data.TokenStore(rows, (rows >= 0).sum(axis=1)), **options))
+
+  def guesses_together(
+      self, params: types.Params, questions: Sequence[str],
+      passages: Sequence[Sequence[str]], exists: np.ndarray, **options: Any
+      ) -> list[list[_Guess]]:
+    """Returns what all passages of each question together answer.
+
+    Args:
+      params: the reader's.
+      questions: n.
+      passages: K of each.
+      exists: [n, K] bool, which of these are there.
+      **options: as of `guesses`.
+    """
+    n, k = exists.shape
+    rows = np.full((n, k, self.reader.row_length), -1, np.int32)
+    rows[exists] = self.rows(
+        np.repeat(np.array(questions, object), k)[exists.ravel()].tolist(),
+        [text for of_question, there in zip(passages, exists)
+         for text, is_there in zip(of_question, there) if is_there])
+    rows, mesh = rows.reshape(n, -1), options.get('mesh')
+    width = rows.shape[1]  # padding is inside of a row, none may be cut
+    options |= {'buckets': (width,), 'batch_tokens': max(
+        options.get('batch_tokens', 0), width * (mesh.size if mesh else 1))}
+    return self._decoded(embedding.embed(
+        seq2seq.Decode(self.reader, self.num_beams, fused=True), params,
+        data.TokenStore(rows, np.full(n, width)), **options))
+
+  def log_probs(self, params: types.Params, questions: Sequence[str],
+                passages: Sequence[str], answers: Sequence[str],
+                **options: Any) -> np.ndarray:
+    """Returns log P [n] of an answer to each question in one passage."""
+    rows = self.rows(questions, passages, [[answer] for answer in answers])
+    return embedding.embed(
+        self.reader.read, params,
+        data.TokenStore(rows, (rows >= 0).sum(axis=1)), **options)[:, 0]
+
+  def _decoded(self, found):
+    """Returns the guesses of what `Decode` returns."""
     log_probs = found[:, :self.num_beams]
     tokens = found[:, self.num_beams:].astype(np.int32).reshape(
         len(found), self.num_beams, -1)
@@ -196,7 +237,8 @@ def read(texts: Texts, params: types.Params, questions: Sequence[str],
     P(a | x) = sum_k P(y_k | x) P(a | x, y_k)
 
   over the guesses a of all passages; two are one answer if they are equal when
-  normalised.
+  normalised. A reader that fuses passages answers by P(a | x, y_1 ... y_K), and
+  the posterior is that of what it reads in each passage alone.
 
   Args:
     texts: of the reader.
@@ -207,6 +249,9 @@ def read(texts: Texts, params: types.Params, questions: Sequence[str],
     **options: of `embedding.embed`.
   """
   exists = np.isfinite(log_prior)
+  if isinstance(texts, Seq2SeqTexts) and texts.reader.fuses:
+    return _read_together(
+        texts, params, questions, passages, log_prior, **options)
   flat = [(question, text) for question, of_question, there in zip(
       questions, passages, exists) for text, is_there in zip(of_question, there)
           if is_there]
@@ -216,6 +261,33 @@ def read(texts: Texts, params: types.Params, questions: Sequence[str],
   return [_combined([next(guesses) if is_there else [] for is_there in there],
                     np.where(there, np.exp(prior), 0).astype(np.float32))
           for prior, there in zip(log_prior, exists)]
+
+
+def _read_together(texts: Seq2SeqTexts, params: types.Params,
+                   questions: Sequence[str], passages: Sequence[Sequence[str]],
+                   log_prior: np.ndarray, **options: Any) -> list[Reading]:
+  """Returns what `read` does, by a reader that fuses passages."""
+  exists = np.isfinite(log_prior)
+  answers = [_combined([guesses], np.ones(1, np.float32)).answer
+             for guesses in texts.guesses_together(
+                 params, questions, passages, exists, **options)]
+  log_probs = np.full(exists.shape, -np.inf, np.float32)
+  places = np.argwhere(exists & (np.array(answers, object) != '')[:, None])
+  log_probs[tuple(places.T)] = texts.log_probs(
+      params, [questions[i] for i, _ in places],
+      [passages[i][k] for i, k in places], [answers[i] for i, _ in places],
+      **options)
+  found = []
+  for answer, prior, likelihood in zip(answers, log_prior, log_probs):
+    joint = prior + likelihood
+    top = joint.max(initial=-np.inf)
+    weights = np.exp(joint - top) if np.isfinite(top) else np.zeros(len(joint))
+    found.append(Reading(
+        answer=answer, prior=np.exp(prior).astype(np.float32),
+        posterior=(weights / max(weights.sum(), 1)).astype(np.float32),
+        spans=[None] * len(joint), texts=[''] * len(joint),
+        log_probs=likelihood))
+  return found
 
 
 def _combined(guesses: Sequence[Sequence[_Guess]], prior: np.ndarray

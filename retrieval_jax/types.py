@@ -490,10 +490,10 @@ class Objective(Protocol):
   """What fresh embeddings become: a loss. Frozen and hashable.
 
   Attributes:
-    needs: what must be given to it, of 'log_q', 'log_z', 'every_row' (by the
-      sampler), 'own_columns', 'negatives', 'teacher' and 'answers' (by the data
-      or the method); see `compatibility`. One that needs answers reads no
-      positive.
+    needs: what must be given to it, such as 'log_q', 'log_z' or 'every_row' by
+      the sampler, 'own_columns', 'negatives', 'teacher' or 'answers' by the
+      data or the method; `compatibility.NEEDS` has all. One that needs answers
+      reads no positive.
     reads_tokens: whether it needs the tokens of the draws besides their
       embeddings.
   """

@@ -99,10 +99,10 @@ def objective(estimator='truncated_softmax', columns='own', ceiling=None,
               distillation=None):
   """Returns the Contrastive, under a teacher where a kind of one is given.
 
-  Or the Marginal where `estimator` is 'marginal'.
+  Or `estimator` itself where it is an objective.
   """
-  if estimator == 'marginal':
-    return objectives.Marginal()
+  if not isinstance(estimator, str):
+    return estimator
   inner = objectives.Contrastive(estimator, columns, ceiling)
   if distillation is None:
     return inner
@@ -112,12 +112,12 @@ def objective(estimator='truncated_softmax', columns='own', ceiling=None,
 def method(sampler, *, memory='corpus', corrector=correctors.Identity(),
            num_candidates=0, estimator='truncated_softmax', columns='own',
            ceiling=None, distillation=None, targets=methods.Targets(),
-           **refresh):
+           reader=None, **refresh):
   return methods.Method(
       memory=MEMORIES.get(memory, memory), corrector=corrector, sampler=sampler,
       objective=objective(estimator, columns, ceiling, distillation),
       refresh=methods.Refresh(**refresh), targets=targets,
-      num_candidates=num_candidates)
+      num_candidates=num_candidates, reader=reader)
 
 
 def linear(**options):

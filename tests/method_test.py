@@ -8,8 +8,10 @@ from absl.testing import parameterized
 from retrieval_jax import compatibility
 from retrieval_jax import memories
 from retrieval_jax import method as methods
+from retrieval_jax import objectives
 from retrieval_jax import samplers
 from tests import helpers
+from tests import made_up_readers
 from tests import made_up_samplers
 
 
@@ -24,6 +26,7 @@ BLIND_POOL, SOFTMAX_POOL = (
 BESIDE_POOL = samplers.PoolGumbel(2, 1, 'rotating', 4, 8, 8)
 EXHAUSTIVE = samplers.Exhaustive(helpers.NUM_TARGETS, helpers.BATCH)
 PUSH = methods.Refresh(push=True)
+ALONE = made_up_readers.Bag(helpers.VOCABULARY)
 LACKING = {
     'log_z': ("'cache_gradient' needs log Z .* sampler.name='gumbel'", [
         dict(estimator='cache_gradient', sampler=sampler)
@@ -51,7 +54,17 @@ LACKING = {
                 [dict(distillation='kl'),
                  dict(distillation='margin_mse', columns='all')]),
     'answers': ("objective.name='marginal' needs the likelihoods of a reader",
-                [dict(estimator='marginal')])}
+                [dict(estimator=objectives.Marginal())]),
+    'independent': ("importance=True .* sampler.name='gumbel' draws without", [
+        dict(estimator=objectives.Marginal(importance=True), reader=ALONE,
+             sampler=samplers.Gumbel(2))]),
+    'reads_alone': ('reader.fused=True .* has it read each alone', [
+        dict(estimator=objectives.Marginal(estimate),
+             reader=dataclasses.replace(ALONE, together=True))
+        for estimate in ('marginal', 'joint')] + [
+            dict(estimator=objectives.Matryoshka(
+                objectives.Marginal(), (2,), (1.0,), True),
+                 reader=dataclasses.replace(ALONE, together=True))])}
 """Need of an objective -> what is said, and methods in which nothing gives it.
 """
 
@@ -100,6 +113,13 @@ class MethodTest(parameterized.TestCase):
     for options in methods_without:
       with self.assertRaisesRegex(ValueError, message):
         build(**options)
+
+  def test_independent_draws_may_be_weighed(self):
+    weighed = objectives.Marginal('emdr2', importance=True)
+    for sampler in (samplers.Uniform(3), samplers.Gumbel(1)):
+      build(estimator=weighed, reader=ALONE, sampler=sampler)
+    build(estimator=weighed, sampler=samplers.Uniform(3),
+          reader=dataclasses.replace(ALONE, together=True))
 
   @parameterized.parameters(
       *[dict(estimator='cache_gradient', sampler=sampler) for sampler in (

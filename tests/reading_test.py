@@ -7,8 +7,11 @@ import numpy as np
 from retrieval_jax import data
 from retrieval_jax import reading
 from retrieval_jax import sharding
+from retrieval_jax.models import t5
+from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
 from retrieval_jax.models.readers import extractive
+from retrieval_jax.models.readers import seq2seq
 
 PASSAGES = ['Rome: Rome is the capital of Italy, not Paris.',
             'Paris is the capital of France. Paris, France!', '']
@@ -144,6 +147,54 @@ class AnswersTest(absltest.TestCase):
                             np.zeros((1, 1)))
       self.assertEqual(found.answer, '')
       np.testing.assert_array_equal(found.posterior, [0])
+
+
+class FusedTest(absltest.TestCase):
+
+  def test_answers_are_those_of_all_passages_together(self):
+    """Greedily, by the likelihoods of every next token after those before."""
+    tokenizer = data.train_tokenizer(PASSAGES * 3 + ['what is it?'] * 3, 40)
+    size = tokenizer.vocab_size
+    reader = seq2seq.Seq2Seq(t5_decoder.Seq2SeqConfig(
+        t5.T5Config(vocab_size=size, hidden_size=8, num_layers=1, num_heads=2,
+                    head_size=4, intermediate_size=12,
+                    pad_id=tokenizer.pad_id),
+        1, eos_id=int(tokenizer.encode_batch([''], 4)[0].max())),
+        text_length=24, answer_length=4, fuses=True)
+    params = jax.tree.map(lambda x: 2 * x, reader.init(jax.random.key(8)))
+    made = reading.Seq2SeqTexts(reader, tokenizer, num_beams=1)
+    questions, passages = ['what is it?', 'is it Paris?', 'what?'], [
+        PASSAGES[:2] + [''], [PASSAGES[1], '', PASSAGES[0]], ['', '', '']]
+    log_prior = np.log(np.array([[.5, .3, .2], [.8, 0, .2], [0, 0, 0]]),
+                       where=[[1, 1, 1], [1, 0, 1], [0, 0, 0]],
+                       out=np.full((3, 3), -np.inf))
+    found = reading.read(made, params, questions, passages, log_prior,
+                         batch_tokens=80, buckets=(8, 16))
+    for i in (0, 1):
+      there = np.isfinite(log_prior[i])
+      texts_ = made.rows([questions[i]] * 3, passages[i])[:, 4:]
+      answer = []
+      while len(answer) < 4 and reader.config.eos_id not in answer:
+        longer = np.full((size, 4), -1)
+        longer[:, :len(answer) + 1] = [[*answer, one] for one in range(size)]
+        rows = np.stack([np.where(there[:, None], reader.pack(
+            np.tile(tokens, (3, 1)), texts_), -1).ravel() for tokens in longer])
+        answer.append(int(reader.read_fused(params, rows)[:, 0].argmax()))
+      self.assertEqual(found[i].answer, tokenizer.decode(answer))
+      self.assertNotEmpty(found[i].answer)
+      likelihood = np.asarray(reader.read(params, made.rows(
+          [questions[i]] * 3, passages[i], [[found[i].answer]] * 3)))[:, 0]
+      np.testing.assert_allclose(
+          found[i].log_probs[there], likelihood[there], atol=1e-4)
+      np.testing.assert_allclose(
+          found[i].posterior, jax.nn.softmax(np.where(
+              there, log_prior[i] + likelihood, -np.inf)), atol=1e-5)
+      np.testing.assert_allclose(
+          found[i].prior, np.exp(log_prior[i]), rtol=1e-5)
+    self.assertEqual(found[1].posterior[1], 0)
+    self.assertNotAlmostEqual(found[0].posterior[0], found[0].prior[0])
+    self.assertEqual(found[0].spans, [None] * 3)
+    np.testing.assert_array_equal(found[2].posterior, 0)  # nothing to read
 
 
 if __name__ == '__main__':

@@ -7,8 +7,8 @@
 
 "id" and "prediction" are what measures read, "question" and "prediction" those
 of EfficientQA. "prior" is the retriever's probability of a passage, "posterior"
-that given the prediction, "answer" what the passage alone says, and "span"
-where, in characters of its text.
+that given the prediction, "answer" what the passage alone says, '' by a reader
+that fuses passages, and "span" where, in characters of its text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

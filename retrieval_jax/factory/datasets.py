@@ -108,6 +108,18 @@ def _check_judged(config: config_dict.ConfigDict,
         f'--config.data.train_split={split!r} of {dataset.name} has no {what}, '
         f'which --config.objective.name={config.objective.name} learns from; '
         f'those of {have} do.')
+  if (config.sampler.name == 'pool' and config.episodes.bar_answers
+      and split not in dataset.answers):
+    raise ValueError(
+        '--config.episodes.bar_answers=True leaves out passages that have an '
+        f'answer to their query, and train_split={split!r} of {dataset.name} '
+        'has no answers; add them (docs/data.md), or set it to False.')
+  for split in (config.data.train_split, config.data.dev_split):
+    if (config.forgetting.every and split
+        and not len(dataset.qrels[split].grades)):
+      raise ValueError(
+          '--config.forgetting.every looks at the positives of queries, and '
+          f'{split!r} of {dataset.name} has answers alone; set it to 0.')
   split, best = config.data.dev_split, config.checkpoint.best
   if best:
     name = best.removeprefix(f'{split}/').split('/')[0]
@@ -121,10 +133,6 @@ def _check_judged(config: config_dict.ConfigDict,
       raise ValueError(
           f'--config.checkpoint.best={best!r} is of a reader, and '
           "--config.reader.name='none'.")
-  if config.diagnostics.every and not len(dataset.qrels[split].grades):
-    raise ValueError(
-        '--config.diagnostics.every looks at the positives of the dev queries, '
-        f'and {split!r} of {dataset.name} has answers alone; set it to 0.')
 
 
 def make_tokenizer(config: config_dict.ConfigDict,

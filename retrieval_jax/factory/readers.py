@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -67,14 +68,27 @@ def make(config: config_dict.ConfigDict,
     return None
   if workdir is not None:
     reader, tokenizer = run_folder.read_reader(workdir)
+    reader = _computing_by(config.model, reader)
     shapes = jax.eval_shape(reader.init, jax.random.key(0))
     return Made(reader, tokenizer, jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), shapes))
   return make_new(config, make_tokenizer)
 
 
+def _computing_by(options, reader):
+  """Returns the reader with the numbers and memory that options ask."""
+  computing = functools.partial(encoders.computing_by, options)
+  if isinstance(reader, readers.Extractive):
+    return dataclasses.replace(reader, config=computing(reader.config))
+  return dataclasses.replace(reader, config=dataclasses.replace(
+      reader.config, encoder=computing(reader.config.encoder)))
+
+
 def _extractive(config, make_tokenizer):
   options = config.reader
+  registries.warn_unread(
+      'reader', options, "reader.name='extractive'",
+      set(options) - {'answer_length', 'fused'})
   weights = None
   if options.pretrained:
     folder = pretrained.tower_folders(options.pretrained)[-1]
@@ -95,9 +109,8 @@ def _extractive(config, make_tokenizer):
         num_heads=config.model.num_heads,
         intermediate_size=config.model.intermediate_size, type_vocab_size=2,
         pad_id=tokenizer.pad_id, max_positions=options.row_length)
-  reader = readers.Extractive(
-      encoders.computing_by(config.model, architecture), options.row_length,
-      options.max_width)
+  reader = _computing_by(config.model, readers.Extractive(
+      architecture, options.row_length, options.max_width))
   params = reader.init(keys.of_phase(config.seed, 'reader'))
   if weights is not None:
     params = {**params, 'transformer': weights}
@@ -106,8 +119,13 @@ def _extractive(config, make_tokenizer):
 
 def _seq2seq(config, make_tokenizer):
   options, model = config.reader, config.model
+  registries.warn_unread(
+      'reader', options, "reader.name='seq2seq'", set(options) - {'max_width'})
   weights = None
   if options.pretrained:
+    registries.warn_unread(
+        'reader', options, f'reader.pretrained={options.pretrained!r}',
+        set(options) - {'num_layers'})
     folder = pretrained.resolve_folder(options.pretrained)
     shape, weights = pretrained.load_seq2seq(folder)
     tokenizer = data.load_tokenizer(folder)
@@ -120,9 +138,7 @@ def _seq2seq(config, make_tokenizer):
         head_size=model.hidden_size // model.num_heads,
         intermediate_size=model.intermediate_size, pad_id=tokenizer.pad_id),
         num_layers, eos_id=int(tokenizer.encode_batch([''], 4)[0].max()))
-  reader = readers.Seq2Seq(
-      dataclasses.replace(
-          shape, encoder=encoders.computing_by(model, shape.encoder)),
-      options.row_length, options.answer_length, options.fused)
+  reader = _computing_by(model, readers.Seq2Seq(
+      shape, options.row_length, options.answer_length, options.fused))
   params = weights or reader.init(keys.of_phase(config.seed, 'reader'))
   return Made(reader, tokenizer, jax.device_get(params))

@@ -79,7 +79,9 @@ def against_brute_force(
     ) -> dict[str, float]:
   """Returns `diagnostics.approximation` of the memory seen through `correct`.
 
-  And what the sampler has to say of its draws from it.
+  And what the sampler has to say of its draws from it. Queries without
+  positives, or of a method that knows none, exclude nothing, as in training,
+  and gradients are then those of the negatives alone.
 
   Args:
     experiment: factory.Experiment.
@@ -90,19 +92,25 @@ def against_brute_force(
   config = experiment.config
   dataset = experiment.dataset.by_text
   qrels = dataset.qrels[config.data.dev_split]
-  rows = qrels.queries()
+  method = experiment.method
+  has_positives = method.has_positives and len(qrels.grades) > 0
+  rows = (qrels.queries() if has_positives
+          else dataset.queries_of(config.data.dev_split))
   rows = rows[diagnostics.sample_queries(
       [dataset.query_ids[row] for row in rows],
       config.diagnostics.num_queries)]
-  method = experiment.method
   queries = experiment.embed_queries(state.params, rows)
   view = types.View(table=state.table, correct=correct,
                     scale=experiment.model.scale_of(state.params),
                     scan=types.Scan(experiment.mesh, method.memory.chunk_rows))
-  known = qrels.padded_known(rows)
-  positives = np.array([qrels.positives(row)[0] for row in rows], np.int32)
+  positives = np.full(len(rows), -1, np.int32)
+  known = positives[:, None]
+  if has_positives:
+    known = qrels.padded_known(rows)
+    positives = np.array([qrels.positives(row)[0] for row in rows], np.int32)
   found = diagnostics.approximation(
-      queries, fresh, view, known_positives=known, positive_ids=positives,
+      queries, fresh, view, known_positives=known,
+      positive_ids=positives if has_positives else None,
       copies=dataset.copies.ids, mesh=experiment.mesh)
 
   def of_sampler(state, table, queries, known, positives):

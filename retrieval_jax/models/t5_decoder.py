@@ -95,7 +95,8 @@ class Seq2SeqConfig:
         {'params': params}, tokens, token_vectors))
 
   def decode(self, params: types.Params, table: jax.Array, tokens: jax.Array,
-             context: jax.Array, mask: jax.Array) -> jax.Array:
+             context: jax.Array, mask: jax.Array, *,
+             place: jax.Array | None = None) -> jax.Array:
     """Returns the log-probabilities [n, T, V] of the next tokens, float32.
 
     Args:
@@ -104,10 +105,14 @@ class Seq2SeqConfig:
       tokens: [n, T] int32, those before the next, the start among them.
       context: [n, L, H] float32, what was encoded.
       mask: [n, L] bool, which of it is there.
+      place: [] int32, in [0, T), for those of one place alone, [n, V].
     """
     hidden = jnp.asarray(Decoder(self).apply(
         {'params': params['decoder']}, transformer.look_up(table, tokens),
         context, mask))
+    if place is not None:  # the table is larger than all of the decoder
+      hidden = jax.lax.dynamic_index_in_dim(
+          hidden, place, axis=1, keepdims=False)
     if self.scaled_output:
       hidden = hidden * self.encoder.hidden_size ** -0.5
     output = table if self.tied_output else params['output_table']

@@ -72,8 +72,12 @@ class Marginal(parameterless.Parameterless):
   @property
   def needs(self) -> frozenset[str]:
     """Draws, a reader and answers; log q where they are weighed."""
-    weights = {'log_q'} if self.importance else set()
-    return frozenset({'negatives', 'answers', *weights})
+    needs = {'negatives', 'answers'}
+    if self.importance:
+      needs |= {'log_q', 'independent'}
+    if self.estimate in ('marginal', 'joint'):
+      needs.add('reads_alone')
+    return frozenset(needs)
 
   def __call__(self, params: types.Params, fresh: types.Fresh,
                batch: types.Batch, proposal: types.Proposal

@@ -79,6 +79,9 @@ class Cost:
   def reading(self, lengths: np.ndarray) -> None:
     """Counts the rows that a reader reads for the loss.
 
+    One that fuses them learns from that alone, and reads each besides without
+    a gradient.
+
     Args:
       lengths: [n], tokens of each; 0 for padding, of which none is read.
     """
@@ -87,7 +90,8 @@ class Cost:
     for length, number in zip(*np.unique(
         lengths[lengths > 0], return_counts=True)):
       self.meter.count('flops_reading', int(number),
-                       self.passes * reader.flops(int(length)))
+                       (self.passes + reader.fuses)
+                       * reader.flops(int(length)))
 
   def reembedding(self, num_targets: int | jax.Array) -> None:
     """Counts targets encoded for the memory alone."""

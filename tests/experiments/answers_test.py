@@ -141,8 +141,8 @@ def test_passages_with_an_answer_are_no_negatives(asked, cache, tmp_path):
 
 @pytest.mark.parametrize('options, message', [
     ({'data__train_split': 'alone'}, "train_split='alone' .* no judgements"),
-    ({'data__dev_split': 'alone', 'diagnostics__every': 1},
-     "diagnostics.every .*'alone' .* answers alone"),
+    ({'data__dev_split': 'alone', 'forgetting__every': 1},
+     "forgetting.every .*'alone' .* answers alone"),
     ({'data__dev_split': 'alone', 'evaluation__every': 1,
       'checkpoint__best': 'alone/RR@10'}, "'alone' of .* has no judgements"),
     ({'evaluation__every': 1, 'checkpoint__best': 'dev/Answer@20'},

@@ -167,7 +167,8 @@ class AnswersTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'this objective reads no answers'):
       method(helpers.gumbel(), objective=helpers.objective())
     for options in (dict(push=True), dict(
-        sampler=samplers.SimANS(2, 16, 1.0, 0.0, None))):
+        sampler=samplers.SimANS(2, 16, 1.0, 0.0, None)), dict(
+            sampler=samplers.Pool(2, 'rotating', 4, 8, 8))):
       sampler = options.pop('sampler', helpers.gumbel())
       with self.assertRaisesRegex(ValueError, 'questions without a positive'):
         method(sampler, **options)

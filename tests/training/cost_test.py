@@ -83,15 +83,17 @@ class CostTest(parameterized.TestCase):
         'flops_scoring': 2 * D * B * 100 + 3 * 2 * D * B * (1 + K),
         'flops_correcting': (70 + observed) * 1000 + 10 * observed * B})
 
-  def test_what_is_read_counts_by_its_length(self):
+  @parameterized.parameters((False, PASSES), (True, PASSES + 1))
+  def test_what_is_read_counts_by_its_length(self, fuses, passes):
     meter = training.Meter()
     method = namespaces.SimpleNamespace(
-        reader=namespaces.SimpleNamespace(flops=lambda length: 10. * length**2))
+        reader=namespaces.SimpleNamespace(
+            flops=lambda length: 10. * length**2, fuses=fuses))
     costs.Cost(meter, method, D, B, QUERY, TARGET, PASSES).reading(
         np.array([3, 0, 5, 3]))  # 0: nothing was drawn
     got = meter.counts()
     self.assertEqual(got['reader_calls'], 3)
-    self.assertEqual(got['flops_reading'], PASSES * 10 * (9 + 25 + 9))
+    self.assertEqual(got['flops_reading'], passes * 10 * (9 + 25 + 9))
 
   def test_what_is_corrected_between_steps_counts_by_the_row(self):
     meter = training.Meter()

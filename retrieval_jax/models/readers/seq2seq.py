@@ -85,15 +85,13 @@ class Seq2Seq:
     return self._log_p(params, answers, texts)[:, None]
 
   def flops(self, length: int) -> float:
-    """Returns the FLOPs of a row, answer included; twice if also fused.
+    """Returns the FLOPs of a row, answer included.
 
-    Fusing encodes once more, and decodes as long an answer with all contexts,
-    which is counted as if each passage had a decoder of its own.
+    Fused passages count as if each had a decoder of its own.
     """
     text = max(length - self.answer_length, 0)
-    once = self.config.encoder.flops(text) + self.config.flops(
+    return self.config.encoder.flops(text) + self.config.flops(
         self.answer_length, text)
-    return (1 + self.fuses) * once
 
   def context(self, params: types.Params, texts: jax.Array, num_questions: int
               ) -> tuple[jax.Array, jax.Array]:
@@ -183,7 +181,7 @@ def _beam(config, params, context, mask, num_beams, length):
     going, beams, done, finished = carry
     before = jnp.pad(flat(beams)[:, :-1], ((0, 0), (1, 0)),
                      constant_values=config.start_id)
-    log_p = config.decode(params, table, before, context, mask)[:, i]
+    log_p = config.decode(params, table, before, context, mask, place=i)
     every = going[..., None] + log_p.reshape(n, num_beams, vocabulary)
     best, places = jax.lax.top_k(
         every.reshape(n, -1), 2 * num_beams)  # so many that W go on

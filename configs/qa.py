@@ -37,6 +37,8 @@ from configs.base import seeds
 
 VARIANTS = ('', 'corrector', 'frozen', 'stale', 'write_back', 'refreshed',
             'emdr2', 'seq2seq', 'fused')
+SEEDS = (0, 1, 2)
+REFRESH_EVERY = 100
 
 
 def get_config(variant=''):
@@ -79,8 +81,28 @@ def get_config(variant=''):
     config.corrector.condition_on_age = True
     config.refresh.write_back = True
   if kind == 'refreshed':
-    config.refresh.reencode_every = 100 if not tiny else 2
+    config.refresh.reencode_every = REFRESH_EVERY if not tiny else 2
   if kind == 'frozen':
     config.reader.alone = True
     config.targets.source = 'frozen'  # the table stays right, and is read
   return config.lock()
+
+
+def arms():
+  """Yields what keeps the retriever's memory right, or does not: equal steps.
+
+  Over the variant '' (a corrector); the reader learns in all of them.
+  """
+  none = {'corrector.name': 'none'}
+  arms = {
+      'frozen': none | {'reader.alone': True, 'targets.source': 'frozen'},
+      'stale': none,
+      'corrector': {},
+      'write_back': {'corrector.condition_on_age': True,
+                     'refresh.write_back': True},
+      'refreshed': none | {'refresh.reencode_every': REFRESH_EVERY},
+      'emdr2': {'objective.estimate': 'emdr2'},
+  }
+  for seed in SEEDS:
+    for name, overrides in arms.items():
+      yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}

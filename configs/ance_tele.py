@@ -20,9 +20,10 @@ new layer, 'links' and 'links_scratch' the same on the Wikipedia links
       --workdir=runs/tele_msmarco --config.data.path=DIR \
       --config.model.pretrained=CO_CONDENSER_MARCO
 
-There the published runs draw fewer negatives in the first two episodes (15 and
-3 in place of 31 and 11), and on NQ leave out passages that hold an answer and
-train on a query's first positive alone; these do not.
+On NQ passages that have an answer to the query are no negatives; the data has
+answers then. The published runs draw fewer negatives in the first two episodes
+(15 and 3 in place of 31 and 11), and on NQ train on a query's first positive
+alone; these do not.
 
 `arms` has the method, what it is made of, and what else trains for as many
 steps: ANCE is the same driver by its options.
@@ -115,6 +116,7 @@ def _published(config, variant):
     config.batch_size = 128
     config.sampler.num_negatives = 11
     config.episodes.per_list = 80
+    config.episodes.bar_answers = True
     early, last = 2_000, 18_400  # 40 epochs of 58,880 queries
   config.refresh.reencode_every = early
   config.num_steps = (EPISODES - 1) * early + last

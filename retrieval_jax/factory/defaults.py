@@ -187,6 +187,7 @@ def get_config() -> config_dict.ConfigDict:
   config.episodes.alpha = 0.5  # of the pool before
   config.episodes.beta = 0.5  # of the lookahead list in the rest
   config.episodes.relative_margin = config_dict.placeholder(float)
+  config.episodes.bar_answers = False  # leave out passages with an answer
 
   config.targets = ml_collections.ConfigDict()
   config.targets.source = 'encoder'  # or 'frozen' or 'rows', both of the table

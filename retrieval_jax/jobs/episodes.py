@@ -20,6 +20,7 @@ from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
+from retrieval_jax.evaluation import answers
 from retrieval_jax.evaluation import bm25
 from retrieval_jax.indexes import exact
 from retrieval_jax.mining import episodes
@@ -81,12 +82,17 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
   rows, episode = qrels.queries(), number_of(experiment, step)
   known, seed = qrels.padded_known(rows), experiment.config.seed
   positives, ids = qrels.padded_positives(rows), dataset.distinct_ids
+  unfit = None
+  if plan.bar_answers:
+    unfit = answers.holders(
+        dataset.answers[experiment.config.data.train_split].of,
+        dataset.corpus_texts)
   if episode == 1 and plan.first == 'bm25':
     found, _ = bm25.bm25_run(
         dataset.corpus_texts, [dataset.query_texts[row] for row in rows],
         plan.depth)
     lists = episodes.choose(plan, dataset.copies.firsts_of(found), rows,
-                            known=known, seed=seed)
+                            known=known, seed=seed, unfit=unfit)
   else:
     if embeddings is None:
       embeddings = experiment.embed_targets(params, ids)
@@ -104,7 +110,7 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
       lists = episodes.mine(
           plan, episodes.Corpus(ids, embeddings, search),
           queries, rows, positives=positives, known=known,
-          seed=seed, episode=episode, progress=add)
+          seed=seed, episode=episode, unfit=unfit, progress=add)
   before = None
   if previous is not None:
     before = np.asarray(jax.device_put(

@@ -185,16 +185,8 @@ def _holders(collection: datasets.Collection, splits: Sequence[str]
         f'--bar_answers needs answers and texts; {collection.name} has '
         f'{f"no answers in {without}" if without else "no texts"}.')
 
-  def of(split):
-    wanted = collection.answers[split]
-    def has_answer(query_rows, ids):
-      return np.array([
-          [row >= 0 and answers.has_answer(texts[row], of_query)
-           for row in found] for of_query, found in zip(
-               map(wanted.of, query_rows.tolist()), ids.tolist())], bool)
-    return has_answer
-
-  return {split: of(split) for split in splits}
+  return {split: answers.holders(collection.answers[split].of, texts)
+          for split in splits}
 
 
 def _check_without_scores(options: Options) -> None:

@@ -14,7 +14,7 @@ Source: Sun et al., EMNLP 2022 (ANCE-Tele), and its public code where the two
   differ: 'concatenated' is the code's, 'weighted' the paper's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 from typing import NamedTuple
 
@@ -62,6 +62,8 @@ class Plan:
       tries pairs whose sum exceeds 1.
     relative_margin: leaves out what scores above the lowest positive's score
       less this share of it; None: nothing (see `negatives.Rules`).
+    bar_answers: whether passages that have an answer to the query are left out,
+      see `evaluation.answers`.
   """
   number: int
   restart: bool
@@ -75,6 +77,7 @@ class Plan:
   alpha: float
   beta: float
   relative_margin: float | None
+  bar_answers: bool
 
   def __post_init__(self):
     for name, choices in (('first', FIRST), ('positives', POSITIVES),
@@ -307,34 +310,3 @@ def _below_margin(margin: float, corpus: Corpus, queries: np.ndarray,
   lowest = np.min(np.where(positives >= 0, score(positives), np.inf), axis=1,
                   keepdims=True)
   return score(ids) <= lowest - margin * np.abs(lowest)
-
-
-def holding_answers(answers: Sequence[Sequence[str]],
-                    texts: Sequence[str]) -> Unfit:
-  """Returns what finds the passages that hold an answer to their query.
-
-  A passage holds an answer if the words of the answer follow each other in it;
-  case counts for nothing, nor does what stands between words.
-
-  Args:
-    answers: by query row, maybe none.
-    texts: by corpus id.
-  """
-  def unfit(query_rows, ids):
-    found = np.zeros(ids.shape, bool)
-    for place, row in enumerate(query_rows.tolist()):
-      wanted = [words for answer in answers[row]
-                if (words := _words(answer)).strip()]
-      if wanted:
-        found[place] = [i >= 0 and any(
-            one in _words(texts[i]) for one in wanted)
-                        for i in ids[place].tolist()]
-    return found
-
-  return unfit
-
-
-def _words(text: str) -> str:
-  """Returns the words of a text, lower-case, with a space round each."""
-  kept = ''.join(c if c.isalnum() else ' ' for c in text.casefold())
-  return f' {" ".join(kept.split())} '

@@ -13,6 +13,9 @@ from retrieval_jax.evaluation import runs
 
 _WORDS = ('the', 'a', 'New', 'york', 'York,', 'U.S.', 'us', '"york"', 'x-york',
           'the-new', 'ÉTÉ', 'été', '12', '1.2', '\n', 'İ', '–')
+# Whose lower case, or that of what they are made of, depends on the neighbours.
+_ODD = ('ΑΣ.Β', 'ας', 'ασ', 'Σ', '\u2260', '=', 'K\u212a', 'kk', '\u037e', ';',
+        'x;y')
 
 
 def has_answer_by_dpr(text, wanted):
@@ -89,14 +92,26 @@ def test_a_passage_has_words_not_parts_of_them():
 def test_has_answer_agrees_with_dpr():
   rng = random.Random(0)
   found = 0
-  for _ in range(500):
-    text = ' '.join(rng.choices(_WORDS, k=12))
-    wanted = [' '.join(rng.choices(_WORDS, k=rng.randint(1, 2)))
-              for _ in range(2)]
-    expected = has_answer_by_dpr(text, [one for one in wanted if one.strip()])
-    assert answers.has_answer(text, wanted) == expected, (text, wanted)
-    found += expected
-  assert 50 < found < 450
+  for words in (_WORDS, _ODD):
+    for _ in range(300):
+      text = ' '.join(rng.choices(words, k=6))
+      wanted = [' '.join(rng.choices(words, k=rng.randint(1, 2)))
+                for _ in range(2)]
+      expected = has_answer_by_dpr(text, [one for one in wanted if one.strip()])
+      assert answers.has_answer(text, wanted) == expected, (text, wanted)
+      found += expected
+  assert 100 < found < 500
+
+
+def test_holders_are_found_for_all_results_of_a_batch():
+  texts = ['in new  YORK, today', 'New Yorkers', '7th', 'at 7.', '']
+  find = answers.holders(
+      {4: ['New York', '--'], 2: [], 3: ['7', 'yorkers']}.__getitem__, texts)
+  rows = np.array([[0, 1, 2, 3, 4, -1], [3, 0, 1, 1, -1, -1],
+                   [3, 3, 1, 0, 2, -1]])
+  np.testing.assert_array_equal(find(np.array([4, 2, 3]), rows), [
+      [1, 0, 0, 0, 0, 0], [0] * 6, [1, 1, 1, 0, 0, 0]])
+  assert find(np.array([], int), np.zeros((0, 3), int)).shape == (0, 3)
 
 
 def test_words_are_of_the_categories_that_dpr_names():

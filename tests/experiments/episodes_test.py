@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from unittest import mock
 import warnings
 
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from retrieval_jax import data
 from retrieval_jax import factory
+from retrieval_jax.evaluation import answers
 from retrieval_jax.jobs import compare
 from retrieval_jax.jobs import episodes
 from retrieval_jax.jobs import train
@@ -139,6 +142,37 @@ def test_pools_grow_and_hold_no_positive(make_config, tmp_path):
         assert set(previous[row]) - {-1} <= set(pools[row])
     previous = pools
   assert sizes == [8, 16, 24]
+
+
+@pytest.mark.parametrize('first', ['encoder', 'bm25'])
+def test_passages_with_an_answer_are_barred(
+    first, beir, make_config, tmp_path):
+  """A word of the positive, which other passages have, too, is the answer."""
+  folder = tmp_path / 'asked'
+  shutil.copytree(beir, folder)
+  reader = data.BeirReader(beir)
+  texts = dict(reader.corpus())
+  with open(folder / 'answers.jsonl', 'w', encoding='utf-8') as f:
+    for query, target, *_ in reader.qrels('train'):
+      f.write(json.dumps({
+          '_id': query, 'answers': [texts[target].split()[2].upper()]}) + '\n')
+  having = {}
+  for bars in (False, True):
+    config = make(make_config, data__path=str(folder), episodes__first=first,
+                  episodes__bar_answers=bars, num_steps=5)
+    workdir = str(tmp_path / f'{bars}')
+    with train_test.stop_after(1):
+      train.run(config, workdir, num_devices=1)
+    pools = np.asarray(train_test.final_state(workdir).sampler.ids)
+    dataset = factory.make_dataset(config)
+    right = dataset.answers['train']
+    having[bars] = [
+        answers.has_answer(dataset.corpus_texts[i], right.of(row))
+        for row in right.query_rows for i in pools[row] if i >= 0]
+  assert any(having[False])
+  assert having[True] and not any(having[True])
+  with pytest.raises(ValueError, match="bar_answers=True.*'train' of words"):
+    train.run(make(make_config, episodes__bar_answers=True), str(tmp_path))
 
 
 def test_what_is_embedded_is_counted(straight):

@@ -26,7 +26,7 @@ def make_qa(questions, cache):
       f'qa:{variant}', questions, cache, **overrides)
 
 
-@pytest.mark.parametrize('name', [f'{name}_tiny' for name in qa.VARIANTS[2:]])
+@pytest.mark.parametrize('name', [f'{kind}_tiny' for kind in qa.KINDS[2:]])
 def test_every_variant_trains_and_evaluates(name, make_qa, tmp_path):
   workdir = str(tmp_path / name)
   results = train.run(make_qa(name), workdir, num_devices=1)
@@ -54,6 +54,12 @@ def test_every_variant_trains_and_evaluates(name, make_qa, tmp_path):
   assert any(jax.tree.leaves(moved['reader']))
   assert any(jax.tree.leaves(moved['tower'])) == (name != 'frozen_tiny')
   assert experiment.method.reader == experiment.reader.reader
+
+
+def test_other_variants_are_refused():
+  for variant in ('_tiny', 'tiny_corrector', 'big'):
+    with pytest.raises(ValueError, match="':emdr2_tiny'"):
+      qa.get_config(variant)
 
 
 def first_params(config):

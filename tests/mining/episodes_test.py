@@ -16,7 +16,7 @@ def plan(**options):
       'number': 3, 'restart': True, 'first': 'encoder', 'depth': DEPTH,
       'per_list': 3, 'lookahead': True, 'positives': 'first', 'momentum': True,
       'combine': 'concatenated', 'alpha': 0.5, 'beta': 0.5,
-      'relative_margin': None} | options))
+      'relative_margin': None, 'bar_answers': False} | options))
 
 
 RNG = np.random.default_rng(0)
@@ -130,16 +130,12 @@ class MineTest(parameterized.TestCase):
     self.assertCountEqual(found.neighbours[0].tolist(), [5, 7, -1, -1])
     self.assertCountEqual(found.neighbours[1].tolist(), [1, 2, 3, -1])
     self.assertIsNone(found.lookahead)
-
-  def test_passages_that_hold_an_answer(self):
-    unfit = episodes.holding_answers(
-        [['New York', '--'], [], ['7']],
-        ['in new  YORK, today', 'New Yorkers', '7th', 'at 7.', ''])
-    ids = np.array([[0, 1, 2, 3, 4, -1]] * 3)
-    np.testing.assert_array_equal(
-        unfit(np.array([0, 1, 2]), ids), [
-            [True, False, False, False, False, False], [False] * 6,
-            [False, False, False, True, False, False]])
+    unfit = lambda rows, ids: (ids % 2 == 1) & (rows == 0)[:, None]
+    found = episodes.choose(
+        plan(per_list=4), ids, np.arange(2), known=np.array([[9], [-1]]),
+        seed=0, unfit=unfit)
+    self.assertEqual(found.neighbours[0].tolist(), [-1] * 4)
+    self.assertCountEqual(found.neighbours[1].tolist(), [1, 2, 3, -1])
 
 
 class PoolTest(parameterized.TestCase):

@@ -113,7 +113,7 @@ def arms():
 
   Over the variant '' (a corrector); the reader learns in all of them.
   """
-  none = {'corrector.name': 'none'}
+  none = {'corrector.name': 'identity'}
   arms = {
       'frozen': none | {'reader.alone': True, 'targets.source': 'frozen'},
       'stale': none,

@@ -37,14 +37,17 @@ from configs.base import seeds
 
 KINDS = ('', 'corrector', 'frozen', 'stale', 'write_back', 'refreshed', 'emdr2',
          'seq2seq', 'fused')
-VARIANTS = (*KINDS, 'tiny', *(f'{kind}_tiny' for kind in KINDS if kind))
+VARIANTS = (*KINDS, 'small', 'tiny',
+            *(f'{kind}_tiny' for kind in KINDS if kind))
+SEEDS = (0, 1, 2)
+REFRESH_EVERY = 100
 
 
 def get_config(variant=''):
   """Returns the configuration; `variant` is one of VARIANTS."""
   base.check_variant(variant, VARIANTS)
   tiny = variant.endswith('tiny')
-  kind = variant.removesuffix('tiny').removesuffix('_')
+  kind = variant.removesuffix('tiny').removesuffix('small').removesuffix('_')
   config = base.get_config('tiny' if tiny else '').unlock()
   config.data.source = 'beir'
   config.data.test_split = ''
@@ -71,14 +74,55 @@ def get_config(variant=''):
     config.evaluation.every = 250
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 50
+  if variant == 'small':
+    _two_cores(config)
   if kind not in ('frozen', 'stale', 'refreshed'):
     config.corrector.name = 'mlp'
   if kind == 'write_back':
     config.corrector.condition_on_age = True
     config.refresh.write_back = True
   if kind == 'refreshed':
-    config.refresh.reencode_every = 100 if not tiny else 2
+    config.refresh.reencode_every = REFRESH_EVERY if not tiny else 2
   if kind == 'frozen':
     config.reader.alone = True
     config.targets.source = 'frozen'  # the table stays right, and is read
   return config.lock()
+
+
+def _two_cores(config):
+  """Makes a run one of minutes without an accelerator."""
+  config.num_steps = 300
+  config.model.pretrained = ''
+  config.model.num_layers = 1
+  config.data.query_length = 32
+  config.data.target_length = 48
+  config.reader.num_layers = 2
+  config.reader.row_length = 64
+  config.encoding.chunk_size = 0
+  config.encoding.buckets = (12, 16, 24, 32, 48, 64)
+  config.optimizer.learning_rate = 3e-4
+  config.evaluation.every = 0
+  config.evaluation.baselines = False
+  config.evaluation.num_read = 10
+  config.checkpoint.every = 1000
+  config.log.tensorboard = False
+
+
+def arms():
+  """Yields what keeps the retriever's memory right, or does not: equal steps.
+
+  Over the variant '' (a corrector); the reader learns in all of them.
+  """
+  none = {'corrector.name': 'identity'}
+  arms = {
+      'frozen': none | {'reader.alone': True, 'targets.source': 'frozen'},
+      'stale': none,
+      'corrector': {},
+      'write_back': {'corrector.condition_on_age': True,
+                     'refresh.write_back': True},
+      'refreshed': none | {'refresh.reencode_every': REFRESH_EVERY},
+      'emdr2': {'objective.estimate': 'emdr2'},
+  }
+  for seed in SEEDS:
+    for name, overrides in arms.items():
+      yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}

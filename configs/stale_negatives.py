@@ -186,7 +186,7 @@ def _dynamic_index_arms():
   nystrom = {'corrector.name': 'nystrom', 'corrector.num_landmarks': 4096,
              'corrector.num_anchors': 512, 'corrector.kernel': 'linear',
              'corrector.ridge': 0.1, 'corrector.keep_norm': False}  # to fold
-  # Its features cost m, those of the linear kernel D: fewer, each at every step.
+  # Its features cost m, not D: fewer landmarks, each encoded at every step.
   kernel = nystrom | {'corrector.kernel': 'rbf', 'corrector.keep_norm': True,
                       'corrector.num_landmarks': 512}
   few = {'corrector.num_anchors': 64}

@@ -15,6 +15,7 @@ from retrieval_jax.factory import registries
 from retrieval_jax.jobs import diagnose
 from retrieval_jax.jobs import train
 from tests import made_up_samplers
+from tests.experiments import remembered_pools_test
 from tests.experiments import tiny
 from tests.experiments import train_test
 
@@ -128,6 +129,10 @@ def test_no_sampler_draws_a_copy(both, sampler, options):
 @pytest.mark.parametrize('name, options', [
     ('stale', {'refresh__write_back': True, 'refresh__reencode_every': 2}),
     ('stale', RING | {'refresh__write_back': True}),
+    ('ance_tele', remembered_pools_test.BY_MEMORY
+     | remembered_pools_test.CORRECTORS['mlp']
+     | remembered_pools_test.SAMPLERS['softmax']
+     | {'forgetting__every': 0, 'episodes__number': 3}),
     ('direct_gradient', {'data__dev_split': 'dev'})])
 def test_losses_are_those_without_copies(name, options, both, tmp_path, capfd):
   losses = []

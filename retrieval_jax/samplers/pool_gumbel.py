@@ -39,6 +39,8 @@ class PoolGumbel:
   draws_from_memory: ClassVar[bool] = True
   draws_from_pools: ClassVar[bool] = True
   on_host: ClassVar[bool] = False
+  maintain_every: ClassVar[int] = 0
+  takes_few_rows: ClassVar[bool] = False
   reads_embeddings: ClassVar[bool] = True
 
   def __post_init__(self):

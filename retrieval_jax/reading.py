@@ -195,12 +195,12 @@ class Seq2SeqTexts:
       **options: as of `guesses`.
     """
     n, k = exists.shape
-    rows = np.full((n, k, self.reader.row_length), -1, np.int32)
-    rows[exists] = self.rows(
+    each = np.full((n, k, self.reader.row_length), -1, np.int32)
+    each[exists] = self.rows(
         np.repeat(np.array(questions, object), k)[exists.ravel()].tolist(),
         [text for of_question, there in zip(passages, exists)
          for text, is_there in zip(of_question, there) if is_there])
-    rows, mesh = rows.reshape(n, -1), options.get('mesh')
+    rows, mesh = each.reshape(n, -1), options.get('mesh')
     width = rows.shape[1]  # padding is inside of a row, none may be cut
     options |= {'buckets': (width,), 'batch_tokens': max(
         options.get('batch_tokens', 0), width * (mesh.size if mesh else 1))}

@@ -56,11 +56,6 @@ class HostTable:
     """[N] int32, as those of a table on the devices."""
     return np.where(self.live, np.arange(len(self.live), dtype=np.int32), -1)
 
-  @property
-  def num_bytes(self) -> int:
-    """Bytes on the host."""
-    return self.embeddings.nbytes + self.live.nbytes + self.written.nbytes
-
   def take(self, rows: Any, place: Any = None) -> types.TargetTable:
     """Returns the slice at rows [...], see `table.take`, on the devices.
 

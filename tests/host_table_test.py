@@ -13,6 +13,7 @@ import numpy as np
 from retrieval_jax import host_table
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
+from retrieval_jax.training import meter
 
 N, D = 12, 3
 LIVE = {'full': np.ones(N, bool), 'gaps': np.arange(N) % 4 != 1}
@@ -85,9 +86,9 @@ class HostTableTest(parameterized.TestCase):
     np.testing.assert_array_equal(found, array[rows])
     self.assertEqual(found.dtype, array.dtype)
 
-  def test_counts_its_bytes(self):
+  def test_its_bytes_are_counted(self):
     host, _ = both(LIVE['gaps'], 'float16')
-    self.assertEqual(host.num_bytes, N * (2 * D + 1 + 4))
+    self.assertEqual(meter.num_host_bytes(host), N * (2 * D + 1 + 4))
 
   def test_leaves_no_file_behind(self):
     folder = os.path.join(self.create_tempdir().full_path, 'new')

@@ -44,6 +44,8 @@ from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
+from retrieval_jax.factory import defaults
+from retrieval_jax.factory import registries
 from retrieval_jax.training import meter
 
 ARMS = ('host', 'device', 'exact', 'cache')
@@ -161,13 +163,13 @@ def _measure(num_rows):
   view = lambda table: types.View(
       table, jax.tree_util.Partial(scoring.uncorrected),
       jnp.float32(_SCALE.value), types.Scan(mesh, _CHUNK_ROWS.value))
-  sampler = samplers.Tree(
-      num_negatives=_NUM_NEGATIVES.value, leaf_size=_LEAF_SIZE.value,
-      moments=_MOMENTS.value, beam=_BEAM.value, opened=_OPENED.value,
-      open_until=0., accept='metropolis', chain_steps=_CHAIN_STEPS.value,
-      step_proposals=1, move_margin=0.1, regrow_share=0.1)
+  sampler = registries.make(registries.SAMPLERS, 'sampler.name', {
+      **defaults.get_config().sampler, 'name': 'tree',
+      'num_negatives': _NUM_NEGATIVES.value, 'leaf_size': _LEAF_SIZE.value,
+      'moments': _MOMENTS.value, 'beam': _BEAM.value, 'opened': _OPENED.value,
+      'chain_steps': _CHAIN_STEPS.value})
   found = {'num_rows': num_rows, 'make_seconds': time.perf_counter() - begun,
-           'host_bytes': host.num_bytes}
+           'host_bytes': meter.num_host_bytes(host)}
   say = lambda text: print(f'N={num_rows:,}: {text}', flush=True)
   say(f'made in {found["make_seconds"]:.1f} s')
 

@@ -21,11 +21,13 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from retrieval_jax import samplers
 from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import types
+from retrieval_jax.factory import defaults
+from retrieval_jax.factory import registries
 
+_DEFAULTS = defaults.get_config().sampler
 _NUM_ROWS = flags.DEFINE_multi_integer(
     'num_rows', [100_000, 1_000_000], 'Table rows N; may be repeated.')
 _DIM = flags.DEFINE_integer('dim', 256, 'Dimension D.')
@@ -37,8 +39,10 @@ _DTYPE = flags.DEFINE_enum(
 _SCALE = flags.DEFINE_float('scale', 20., 'beta.')
 _SPREAD = flags.DEFINE_float(
     'spread', 0.7, 'Distance of rows from their centres, before normalising.')
-_LEAF_SIZE = flags.DEFINE_integer('leaf_size', 128, 'Rows of a leaf.')
-_OPENED = flags.DEFINE_integer('opened', 32, 'Leaves opened per query.')
+_LEAF_SIZE = flags.DEFINE_integer(
+    'leaf_size', _DEFAULTS.leaf_size, 'Rows of a leaf.')
+_OPENED = flags.DEFINE_integer(
+    'opened', _DEFAULTS.opened, 'Leaves opened per query.')
 _BEAM = flags.DEFINE_multi_integer(
     'beam', [0, 64], 'Parents whose leaves are weighed; 0: all.')
 _CHAIN_STEPS = flags.DEFINE_multi_integer(
@@ -92,11 +96,10 @@ def _queries(centres):
 
 
 def _sampler(beam, chain_steps):
-  return samplers.Tree(
-      num_negatives=_NUM_NEGATIVES.value, leaf_size=_LEAF_SIZE.value, moments=4,
-      beam=beam, opened=_OPENED.value, open_until=0., accept='metropolis',
-      chain_steps=chain_steps, step_proposals=1, move_margin=0.1,
-      regrow_share=0.1)
+  return registries.make(registries.SAMPLERS, 'sampler.name', {
+      **_DEFAULTS, 'name': 'tree', 'num_negatives': _NUM_NEGATIVES.value,
+      'leaf_size': _LEAF_SIZE.value, 'beam': beam, 'opened': _OPENED.value,
+      'chain_steps': chain_steps})
 
 
 def _bytes(tree):

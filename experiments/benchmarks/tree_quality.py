@@ -18,31 +18,34 @@ from jax import numpy as jnp
 import numpy as np
 
 from experiments import process
-from retrieval_jax import samplers
 from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import trained
 from retrieval_jax import types
+from retrieval_jax.factory import defaults
+from retrieval_jax.factory import registries
 
+_DEFAULTS = defaults.get_config().sampler
 _WORKDIR = process.DEFINE_path(
     'workdir', None, 'A finished run.', required=True)
 _SCALE = flags.DEFINE_multi_float('scale', [10., 20., 40.], 'beta.')
 _OPENED = flags.DEFINE_multi_integer('opened', [0, 32, 128], 'Leaves opened.')
 _CHAIN_STEPS = flags.DEFINE_multi_integer(
     'chain_steps', [0, 8, 32, 128], 'Of the chain.')
-_LEAF_SIZE = flags.DEFINE_integer('leaf_size', 128, 'Rows of a leaf.')
-_MOMENTS = flags.DEFINE_integer('moments', 4, 'Axes of second moments.')
+_LEAF_SIZE = flags.DEFINE_integer(
+    'leaf_size', _DEFAULTS.leaf_size, 'Rows of a leaf.')
+_MOMENTS = flags.DEFINE_integer(
+    'moments', _DEFAULTS.moments, 'Axes of second moments.')
 _NUM_QUERIES = flags.DEFINE_integer('num_queries', 64, 'First dev queries.')
 _CHUNK_ROWS = 4096
 
 
 def _sampler(opened, chain_steps):
-  return samplers.Tree(
-      num_negatives=1, leaf_size=_LEAF_SIZE.value, moments=_MOMENTS.value,
-      beam=0, opened=opened, open_until=0., accept='metropolis',
-      chain_steps=chain_steps, step_proposals=1, move_margin=0.1,
-      regrow_share=0.1)
+  return registries.make(registries.SAMPLERS, 'sampler.name', {
+      **_DEFAULTS, 'name': 'tree', 'num_negatives': 1,
+      'leaf_size': _LEAF_SIZE.value, 'moments': _MOMENTS.value,
+      'beam': 0, 'opened': opened, 'chain_steps': chain_steps})
 
 
 def main(argv):

@@ -289,8 +289,8 @@ class Tree:
     if isinstance(view.table, host_table.HostTable):
       return _chosen(self, keys, *self._draw_on_host(
           state, draw_key, request, view))
-    request, view, constants = _with_queries_moved(request, view)
-    draws = self._draw(state, draw_key, request, view)
+    request, constants = _with_queries_moved(request, view.scale, view.fold)
+    draws = self._draw(state, draw_key, request, _unmoved(view))
     proposal = self._choose(keys, draws, constants)
     ids = tables.take(view.table, proposal.rows).ids
     return dataclasses.replace(
@@ -337,8 +337,9 @@ class Tree:
     if isinstance(view.table, host_table.HostTable):
       draws, constants = self._draw_on_host(state, key, request, view)
       return draws.log_z + constants
-    request, view, constants = _with_queries_moved(request, view)
-    return self._draw(state, key, request, view).log_z + constants
+    request, constants = _with_queries_moved(request, view.scale, view.fold)
+    return self._draw(
+        state, key, request, _unmoved(view)).log_z + constants
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, vector>, rows corrected) of one `propose`.
@@ -388,9 +389,7 @@ class Tree:
         place < tree.start[lists + 1][:, :, None])
     rows = np.where(inside, tree.rows[np.where(inside, place, 0)], -1)
     by_query = sharding.batch(mesh)
-    correct = view.correct
-    if view.fold is not None:
-      correct = jax.tree_util.Partial(scoring.uncorrected)
+    correct = _argument(_unmoved(view).correct)
     logits = []
     for slot in range(num_lists):
       logits.append(_scored(
@@ -564,7 +563,8 @@ class Tree:
           and above it.
         tree_opened: share of the rows that were opened.
     """
-    request, view, _ = _with_queries_moved(request, view)
+    request, _ = _with_queries_moved(request, view.scale, view.fold)
+    view = _unmoved(view)
     queries = request.queries.astype(jnp.float32) * view.scale
     num_queries, num_leaves = len(queries), state.num_leaves
     every = jnp.arange(num_queries)[:, None]
@@ -664,13 +664,18 @@ def _unmoved(view):
   return view._replace(correct=scoring.uncorrected, fold=None)
 
 
-def _with_queries_moved(request, view):
-  """Returns (request, view, c [B]) with the same logits, but for c."""
-  if view.fold is None:
-    return request, view, jnp.zeros(len(request.queries))
-  queries, constants = view.fold(request.queries.astype(jnp.float32))
-  return (request._replace(queries=queries), _unmoved(view),
-          view.scale * constants)
+def _with_queries_moved(request, scale, fold):
+  """Returns (request, c [B]), whose logits of `_unmoved` rows differ by c.
+
+  Args:
+    request: of the queries as they are.
+    scale: beta.
+    fold: of the view, or None, which moves nothing.
+  """
+  if fold is None:
+    return request, jnp.zeros(len(request.queries))
+  queries, constants = fold(request.queries.astype(jnp.float32))
+  return request._replace(queries=queries), scale * constants
 
 
 def _weigh_leaves(tree, queries, counts, parents):
@@ -751,10 +756,7 @@ def _drafted(sampler, tree, keys, request, scale, fold, live, leaf):
     live: [B, E] bool, of the excluded rows; of -1 anything.
     leaf: [B, E] int32, likewise.
   """
-  constants = jnp.zeros(len(request.queries))
-  if fold is not None:
-    queries, constants = fold(request.queries.astype(jnp.float32))
-    request, constants = request._replace(queries=queries), scale * constants
+  request, constants = _with_queries_moved(request, scale, fold)
   excluded = request.exclude_rows
   order = jnp.argsort(excluded, axis=1, stable=True)
   along = lambda array: jnp.take_along_axis(array, order, axis=1)

@@ -300,6 +300,57 @@ def maintain(key: jax.Array, tree: trees.Tree, source: Source, *,
                'grown': grown / shape.num_parents}
 
 
+def cost_of_build(num_rows: int, leaf_size: int, rank: int
+                  ) -> tuple[int, int]:
+  """Returns what `build` of rows on the devices takes; on the host no more.
+
+  Args:
+    num_rows: M.
+    leaf_size: of the tree.
+    rank: r.
+
+  Returns:
+    The products of two vectors [D], of rows with centres or axes, those of
+    k-means and of leading directions included; and the rows that are taken
+    from the source, each time that one is.
+  """
+  shape = shape_of(num_rows, leaf_size)
+  products_taken, taken = _cost_of_measures(shape, leaf_size, rank)
+  products_taken += shape.num_parents * _cost_of_growing(shape)
+  if shape.num_parents > 1:
+    size = min(num_rows, _SAMPLE * shape.num_centres)
+    per_centre = 2 * (_ITERATIONS + _POWER) * size + num_rows
+    products_taken += shape.num_centres * per_centre
+    taken += size + num_rows
+  return products_taken, taken
+
+
+def cost_of_maintenance(num_rows: int, leaf_size: int, rank: int,
+                        num_grown: int) -> tuple[int, int]:
+  """Returns the same of `maintain`, where so many parents were grown anew."""
+  shape = shape_of(num_rows, leaf_size)
+  measures, taken = _cost_of_measures(shape, leaf_size, rank)
+  moves = shape.num_parents * shape.parent_size * shape.arity
+  return measures + moves + num_grown * _cost_of_growing(shape), taken
+
+
+def _cost_of_measures(shape, leaf_size, rank):
+  """Returns products and rows of `_over_parents`, but for those of `settle`."""
+  rows = shape.arity * leaf_size + shape.parent_size  # of leaves, and again
+  return (shape.num_parents * rows * rank * (2 * _POWER + 1),
+          shape.num_parents * shape.parent_size)
+
+
+def _cost_of_growing(shape):
+  """Returns products of `_grow`: a row's nearest centre, and to the sums.
+
+  Both in each iteration, of k-means and towards the leading directions, and in
+  the two that dissolve small clusters; then every row's place.
+  """
+  centres = -(-shape.parent_size // shape.mean_size)
+  return shape.parent_size * centres * (2 * (_ITERATIONS + 2 + _POWER) + 1)
+
+
 def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
   """Builds a tree parent by parent, from rows that are sorted by parent.
 

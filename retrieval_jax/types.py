@@ -274,8 +274,8 @@ class Observation(NamedTuple):
 class Episode(NamedTuple):
   """What a sampler may rebuild itself from once the memory has been renewed.
 
-  Lives on the host. What is embedded is counted by the meter. All but the step
-  and the view is None where the memory is as it was.
+  Lives on the host. What is embedded is counted by the meter. All but the step,
+  the view and `compared` is None where the memory is as it was.
 
   Attributes:
     step: int, number of finished steps.
@@ -287,6 +287,9 @@ class Episode(NamedTuple):
       with -1.
     pools: [Q, P] int32 numpy, corpus ids mined for each query id, -1 behind
       them; None where nothing was mined.
+    compared: to be called with what the rebuilding took, as
+      `Sampler.rows_compared` returns it, for the meter; None where nobody
+      counts.
   """
   step: int
   view: View
@@ -294,6 +297,7 @@ class Episode(NamedTuple):
   embed_targets: Callable[[Any], Any] | None = None
   known_positives: Callable[[Any], Any] | None = None
   pools: Any = None
+  compared: Callable[[int, int], None] | None = None
 
 
 class Fresh(NamedTuple):
@@ -483,6 +487,14 @@ class Sampler(Protocol):
 
     Returns:
       The products <query, row> that it takes, and the rows that it corrects.
+    """
+
+  def rows_compared(self, capacity: int) -> tuple[int, int]:
+    """Returns what `init` over M = capacity rows costs, for the meter.
+
+    Returns:
+      The products of two vectors [D] that it takes, and the rows that it
+      corrects.
     """
 
 

@@ -183,6 +183,110 @@ class BuildTest(parameterized.TestCase):
         tree_building.shape_of(*arguments)
 
 
+def multiplied(jaxpr, branch):
+  """Returns the multiplications of all matrix products of a program.
+
+  Args:
+    jaxpr: of the program.
+    branch: max or min, which branch of a conditional is taken.
+  """
+  total = 0
+  for equation in jaxpr.eqns:
+    inner = [multiplied(getattr(part, 'jaxpr', part), branch)
+             for value in equation.params.values()
+             for part in (value if isinstance(value, tuple) else (value,))
+             if hasattr(part, 'eqns') or hasattr(part, 'jaxpr')]
+    match equation.primitive.name:
+      case 'dot_general':
+        ((summed, _), _) = equation.params['dimension_numbers']
+        shape = equation.invars[0].aval.shape
+        total += (np.prod([shape[axis] for axis in summed], dtype=int)
+                  * equation.outvars[0].aval.size)
+      case 'scan':
+        total += equation.params['length'] * sum(inner)
+      case 'while':
+        assert not sum(inner), 'of a number of turns that is not known'
+      case 'cond':
+        total += branch(inner)
+      case _:
+        total += sum(inner)
+  return total
+
+
+class CostTest(parameterized.TestCase):
+  """What is said to be multiplied, against what the programs multiply."""
+
+  # Of several parents; of one; in which the last chunk of rows is full.
+  @parameterized.parameters((960, 4, 2), (128, 4, 1), (960, 8, 0))
+  def test_of_building(self, num_rows, leaf_size, rank):
+    rows = source_of(num_rows)
+    program = jax.make_jaxpr(lambda: tree_building.build(
+        jax.random.key(0), rows, leaf_size=leaf_size, rank=rank))().jaxpr
+    found, taken = tree_building.cost_of_build(num_rows, leaf_size, rank)
+    self.assertEqual(multiplied(program, max), D * found)
+    self.assertEqual(taken, sum(rows.taken))
+
+  @parameterized.parameters((max, True), (min, False))
+  def test_of_bringing_up_to_date(self, branch, all_grown):
+    num_rows, rank = 960, 2
+    tree = tree_building.build(
+        jax.random.key(0), source_of(num_rows), leaf_size=LEAF, rank=rank)
+    rows = source_of(num_rows)
+    program = jax.make_jaxpr(lambda: tree_building.maintain(
+        jax.random.key(0), tree, rows, margin=0.1, degraded=0.1))().jaxpr
+    found, taken = tree_building.cost_of_maintenance(
+        num_rows, LEAF, rank, all_grown * tree.num_parents)
+    self.assertEqual(multiplied(program, branch), D * found)
+    self.assertEqual(taken, sum(rows.taken))
+
+  @parameterized.parameters(0.1, -1.0)
+  def test_the_host_takes_no_more(self, degraded):
+    vectors, live = clustered(0, 960), np.ones(960, bool)
+    taken = []
+
+    class Counted(tree_building.OnHost):
+
+      def take(self, rows):
+        taken.append(len(rows))
+        return super().take(rows)
+
+    host = Counted(on_host(vectors, live, 96).view, 96)
+    tree = tree_building.build(
+        jax.random.key(0), host, leaf_size=LEAF, rank=RANK)
+    most = tree_building.cost_of_build(960, LEAF, RANK)[1]
+    self.assertBetween(sum(taken), most / 2, most)
+    taken.clear()
+    tree_building.maintain(
+        jax.random.key(0), tree, host, margin=0.1, degraded=degraded)
+    most = tree_building.cost_of_maintenance(960, LEAF, RANK, 0)[1]
+    self.assertBetween(sum(taken), most / 2, most)
+
+
+def source_of(num_rows):
+  """Returns a source that writes down how many rows it gives, in `taken`."""
+  taken = []
+
+  class Counted(tree_building.OnDevice):
+
+    def take(self, rows):
+      taken.append(len(rows))
+      return super().take(rows)
+
+    def map(self, function, *operands):
+      taken.append(self.num_rows)
+      return super().map(function, *operands)
+
+    def loop(self, count, body, carry):
+      before = len(taken)
+      carry = super().loop(count, body, carry)
+      taken[before:] = [count * number for number in taken[before:before + 1]]
+      return carry
+
+  rows = Counted(view(clustered(0, num_rows), np.ones(num_rows, bool)))
+  object.__setattr__(rows, 'taken', taken)
+  return rows
+
+
 class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(

@@ -17,11 +17,11 @@ _CALL_PARTS = (f'{_CALLS}_in_step', f'{_CALLS}_reembedding')
 
 FLOP_PARTS = {'step': 'flops_in_step', 're-embedding': 'flops_reembedding',
               'scoring': 'flops_scoring', 'correcting': 'flops_correcting',
-              'reading': 'flops_reading'}
+              'indexing': 'flops_indexing', 'reading': 'flops_reading'}
 """Parts of what a run computes -> their names in the meter of results.json.
 
 Runs from before scoring and correcting were counted have the first two; only
-those with a reader have the last.
+those along a tree and those with a reader have the last ones.
 """
 
 # What a run leaves before it has finished.
@@ -171,9 +171,9 @@ def _flops(results: Mapping[str, Any], step: int, calls: float | None
            ) -> float | None:
   """Returns the FLOPs up to a step, which the log does not state.
 
-  Every step costs the same, scoring and correcting included; what calls exceed
-  those of the steps so far is re-embedding, and every re-embedded target costs
-  the same.
+  Every step costs the same, scoring and correcting included, and its share of
+  the indexing; what calls exceed those of the steps so far is re-embedding, and
+  every re-embedded target costs the same.
   """
   meter, steps = results.get('meter', {}), results.get('steps')
   reembedding, everything = meter.get('flops_reembedding'), total_flops(meter)

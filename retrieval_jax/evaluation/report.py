@@ -187,6 +187,8 @@ def meter_table(results: Mapping[str, Any]) -> rich.table.Table:
            'encoder TFLOP re-embedding': 'flops_reembedding',
            'TFLOP scoring': 'flops_scoring',
            'TFLOP correcting': 'flops_correcting'}
+  if 'flops_indexing' in meter:
+    flops['TFLOP indexing'] = 'flops_indexing'
   if 'reader_calls' in meter:
     calls['passages read'] = 'reader_calls'
     flops['TFLOP reading'] = 'flops_reading'

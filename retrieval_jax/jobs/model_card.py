@@ -15,6 +15,7 @@ _CALLS = {
     'flops_reembedding': 'FLOPs of re-embedding',
     'flops_scoring': 'FLOPs of scoring',
     'flops_correcting': 'FLOPs of correcting',
+    'flops_indexing': 'FLOPs of indexing',
     'reader_calls': 'passages read in the steps',
     'flops_reading': 'FLOPs of reading',
     'table_bytes': 'bytes of the table',

@@ -153,7 +153,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               experiment, checkpoints, workdir, schedule=schedule,
               reencode=functools.partial(
                   reencode, experiment, train_step, cost),
-              maintain=functools.partial(train_step.refreshed, table=None),
+              maintain=functools.partial(
+                  train_step.refreshed, table=None, compared=cost.comparing),
               restart=functools.partial(
                   episodes.restarted, experiment, train_step, workdir),
               saved_config=saved_config, best=best),
@@ -272,6 +273,8 @@ def start_state(experiment: factory.Experiment,
   if table is None:
     table = experiment.make_table(targets)
   state = train_step.init_state(experiment.params, table)
+  cost.comparing(*experiment.method.sampler.rows_compared(
+      experiment.method.memory.num_slots))
   if episodes.are_mined(experiment):
     with cost.meter.phase('refresh'):
       state = train_step.refreshed(state, state.table, pools=(
@@ -367,7 +370,7 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
   return train_step.refreshed(
       state, None if remembers else table, embed_targets=embed_targets,
       embed_queries=functools.partial(experiment.embed_queries, state.params),
-      known_positives=known_positives, pools=pools)
+      known_positives=known_positives, pools=pools, compared=cost.comparing)
 
 
 def hardware(mesh: jax.sharding.Mesh) -> dict[str, Any]:

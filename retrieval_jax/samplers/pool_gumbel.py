@@ -101,3 +101,7 @@ class PoolGumbel:
     if not self._pool.draws_from_memory:
       pooled = num_queries * self.num_pooled
     return scored + pooled, corrected + pooled
+
+  def rows_compared(self, capacity: int) -> tuple[int, int]:
+    """Returns 0 and 0: pools are mined, and that is counted there."""
+    return self._pool.rows_compared(capacity)

@@ -260,25 +260,33 @@ class Tree:
     Where more than half of the parents had to be grown anew, these have
     degraded as well, and all is built anew.
     """
-    view = episode.view
-    if isinstance(view.table, host_table.HostTable):
-      new, info = tree_building.maintain(
-          key, state, _source(view), margin=self.move_margin,
-          degraded=self.regrow_share or -1.)
-      if self.regrow_share and info['grown'] <= 0.5:
-        return _placed(view, new)
-      return self.init(key, view)
-
-    where = jax.tree.map(lambda array: array.sharding, state)
-    arguments = view.table, _argument(view.correct), _argument(view.fold)
+    view, num_rows = episode.view, episode.view.table.num_slots
+    tell = episode.compared or (lambda products, rows: None)
     if self.regrow_share:
+      new, grown = self._maintained(state, key, view)
+      tell(*tree_building.cost_of_maintenance(
+          num_rows, self.leaf_size, self.moments,
+          round(grown * state.num_parents)))
+      if grown <= 0.5:
+        return _placed(view, new)
+    tell(*self.rows_compared(num_rows))
+    if isinstance(view.table, host_table.HostTable):
+      return self.init(key, view)
+    return jax.jit(
+        _built, static_argnums=(0, 1), out_shardings=_shardings(state))(
+            self, view.scan, key, *_arguments(view))
+
+  def _maintained(self, state, key, view):
+    """Returns `tree_building.maintain`'s tree, and the share that was grown."""
+    if isinstance(view.table, host_table.HostTable):
+      new, info = _maintained(
+          self, view.scan, key, state, view.table, view.correct, view.fold)
+    else:
       new, info = jax.jit(
-          _maintained, static_argnums=(0, 1), out_shardings=(where, None))(
-              self, view.scan, key, state, *arguments)
-      if info['grown'] <= 0.5:
-        return new
-    return jax.jit(_built, static_argnums=(0, 1), out_shardings=where)(
-        self, view.scan, key, *arguments)
+          _maintained, static_argnums=(0, 1),
+          out_shardings=(_shardings(state), None))(
+              self, view.scan, key, state, *_arguments(view))
+    return new, float(info['grown'])
 
   # --- A proposal.
 
@@ -356,6 +364,10 @@ class Tree:
         self.opened, shape.num_leaves)
     rows = num_queries * lists * self.leaf_size
     return num_queries * weighed * (1 + self.moments) + rows, rows
+
+  def rows_compared(self, capacity: int) -> tuple[int, int]:
+    """Returns (products <row, vector>, rows corrected) of `init`."""
+    return tree_building.cost_of_build(capacity, self.leaf_size, self.moments)
 
   def _draw(self, tree, key, request, view):
     """Returns the _Draws of a request."""
@@ -638,6 +650,15 @@ def _argument(function):
   if function is None or isinstance(function, jax.tree_util.Partial):
     return function
   return jax.tree_util.Partial(function)
+
+
+def _arguments(view):
+  """Returns what a jit takes of a view besides its scan; beta is not read."""
+  return view.table, _argument(view.correct), _argument(view.fold)
+
+
+def _shardings(tree):
+  return jax.tree.map(lambda array: array.sharding, tree)
 
 
 def _built(sampler, scan, key, table, correct, fold):

@@ -3,6 +3,8 @@
 Components say what they cost:
   sampler.rows_scored(num_queries, capacity) -> (products <query, row> that a
     proposal takes, rows that pass the corrector);
+  sampler.rows_compared(capacity) -> the same of what it keeps to draw by, when
+    that is built; what rebuilding it took it says itself;
   sampler.reads_embeddings, whether the choice depends on what is remembered;
   corrector.flops_per_row(dim), of `apply`;
   corrector.flops_per_update(num_rows, num_queries, dim), of `update`;
@@ -114,6 +116,18 @@ class Cost:
     """Counts remembered rows that are corrected outside of a step."""
     self.meter.count('flops_correcting', num_rows,
                      self.method.corrector.flops_per_row(self.dim))
+
+  def comparing(self, products: int, num_rows: int) -> None:
+    """Counts what building or rebuilding a sampler's state took.
+
+    Args:
+      products: of two vectors [D].
+      num_rows: that pass the corrector; of one that folds none does.
+    """
+    if products:
+      self.meter.count('flops_indexing', products, 2. * self.dim)
+    if not self.method.corrector.folds:
+      self.correcting(num_rows)
 
   def _loss(self, negative_ids):
     encoded = self.method.targets.source == 'encoder'

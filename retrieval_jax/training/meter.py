@@ -15,13 +15,14 @@ STEP_PHASES = ('propose', 'gather', 'rows', 'update')
 PHASES = STEP_PHASES + ('refresh', 'evaluate', 'prepare')
 
 FLOPS = ('flops_in_step', 'flops_reembedding', 'flops_scoring',
-         'flops_correcting', 'flops_reading')
+         'flops_correcting', 'flops_indexing', 'flops_reading')
 """The parts of what training computes; their sum is all of it."""
 
 _CALLS = ('target_encoder_calls_in_step', 'target_encoder_calls_reembedding',
           'query_encoder_calls', 'reader_calls')
 
-_OF_READERS = ('reader_calls', 'flops_reading')  # absent until counted
+# Absent until counted: most methods have neither a tree nor a reader.
+_OF_SOME = ('flops_indexing', 'reader_calls', 'flops_reading')
 
 
 @dataclasses.dataclass
@@ -61,6 +62,8 @@ class Meter:
     flops_scoring: of products between queries and targets, to choose negatives
       and for the loss.
     flops_correcting: of the corrector, applied and updated.
+    flops_indexing: of building what a sampler draws by, a tree, and of keeping
+      it up to date; only where there is such a thing.
     reader_calls: pairs of a question and a passage that were read; this and
       the next only where there is a reader.
     flops_reading: of these.
@@ -84,7 +87,7 @@ class Meter:
     self._before: dict[str, float] = collections.defaultdict(float)
     self._counts: dict[str, Any] = (
         dict.fromkeys(_CALLS, 0) | dict.fromkeys(FLOPS, 0.0))
-    for name in _OF_READERS:
+    for name in _OF_SOME:
       del self._counts[name]
     self._pending: list[tuple[str, Any, float]] = []
     self.table_bytes = 0

@@ -73,7 +73,7 @@ class TrainStep(NamedTuple):
       [P + A, L], rows=None) -> (state, metrics). Donates the state. `rows` are
       [B * K, L'] of a reader: each query with each of its draws.
     refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
-      pools=) -> state, with the table replaced by a new one of the present
+      pools=, compared=) -> state, with the table replaced by a new one of the present
       parameters, and corrector and sampler rebuilt; the rest is as of a
       types.Episode. A table that is None leaves that of the state and its
       corrector as they are.
@@ -190,7 +190,7 @@ def make_train_step(
         opt_state=layout.shardings(state.opt_state))
 
   def refreshed(state, table, *, embed_queries=None, embed_targets=None,
-                known_positives=None, pools=None):
+                known_positives=None, pools=None, compared=None):
     step = int(state.step)
     key = keys.of_rebuild(seed, step)
     corrector_key = keys.of_phase(seed, 'corrector')
@@ -205,7 +205,7 @@ def make_train_step(
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(
             step, view_of(state, correct_on_host), embed_queries,
-            embed_targets, known_positives, pools)))
+            embed_targets, known_positives, pools, compared)))
 
   # --- Propose.
 

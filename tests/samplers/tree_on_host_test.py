@@ -135,14 +135,17 @@ class TreeOnHostTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 0.1, 50.0)
   def test_is_brought_up_to_date(self, regrow_share):
     sampler = tree_test.make(regrow_share=regrow_share)
-    view = host_view()
+    view, told = host_view(), []
     view.table.embeddings[:] += 0.3 * np.random.default_rng(3).normal(
         size=view.table.embeddings.shape)
     new = sampler.rebuild(
         host_state(sampler), jax.random.key(2), types.Episode(
-            1, view, None, None, None))
+            1, view, compared=lambda *counts: told.append(counts)))
     trees.check(new, view.table.embeddings, tree_test.LIVE)
     self.assertIsInstance(new.leaf_of, np.ndarray)
+    built = sampler.rows_compared(view.table.num_slots)
+    self.assertEqual(told[-1] == built, regrow_share != 50.0)
+    self.assertLen(told, 2 if regrow_share == 0.1 else 1)
     if regrow_share == 0.0:
       again = sampler.init(jax.random.key(2), view)
       jax.tree.map(np.testing.assert_array_equal, *jax.device_get((new, again)))

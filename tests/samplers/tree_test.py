@@ -23,6 +23,7 @@ from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import tree as trees
 from retrieval_jax import tree_bounds
+from retrieval_jax import tree_building
 from retrieval_jax import types
 from retrieval_jax.samplers import tree as tree_sampler
 from retrieval_jax.training import step as training_step
@@ -598,14 +599,15 @@ class StateTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 0.1, 100.0)
   def test_is_brought_up_to_date_with_a_new_memory(self, share):
     sampler = make(leaf_size=4, regrow_share=share)
-    before, now = state(sampler), view(moved=0.2)
+    before, now, told = state(sampler), view(moved=0.2), []
     new = sampler.rebuild(before, jax.random.key(5), types.Episode(
-        7, now, None, None, None))
+        7, now, compared=lambda *counts: told.append(counts)))
     trees.check(new, np.asarray(now.table.embeddings[:N]), LIVE)
     fresh = sampler.init(jax.random.key(5), now)
     same = np.array_equal(new.rows, fresh.rows)
     self.assertEqual(same, share != 100.0)  # most parents have degraded
     self.assertEqual(np.array_equal(new.first, before.first), share == 100.0)
+    self.assertEqual(told, costs_of_rebuilding(sampler, before, now, share))
 
   def test_costs_what_it_scores(self):
     """M = 900 in leaves of 4: 3 rows a centre, 17 centres, 25 parents."""
@@ -616,6 +618,20 @@ class StateTest(parameterized.TestCase):
     lists = 2 * 7 + 550
     self.assertEqual(asked.rows_scored(1, 900), (
         2 * (25 + 2 * (36 + 26)) + lists * 4, lists * 4))
+
+
+def costs_of_rebuilding(sampler, before, now, share):
+  """Returns what a rebuild has to tell, from what it must have done."""
+  built = tree_building.cost_of_build(N, sampler.leaf_size, sampler.moments)
+  if not share:
+    return [built]
+  _, info = tree_building.maintain(
+      jax.random.key(5), before, tree_building.OnDevice(now),
+      margin=sampler.move_margin, degraded=share)
+  grown = round(float(info['grown']) * before.num_parents)
+  maintained = tree_building.cost_of_maintenance(
+      N, sampler.leaf_size, sampler.moments, grown)
+  return [maintained, built] if grown > before.num_parents / 2 else [maintained]
 
 
 class OptionTest(parameterized.TestCase):

@@ -101,6 +101,19 @@ class CostTest(parameterized.TestCase):
                QUERY, TARGET, PASSES).correcting(7)
     self.assertEqual(meter.counts()['flops_correcting'], 7 * 1000)
 
+  @parameterized.parameters((False, 7), (True, 0))
+  def test_what_is_built_to_draw_by(self, folds, corrected):
+    meter, corrector = training.Meter(), Corrector()
+    corrector.folds = folds
+    cost = costs.Cost(
+        meter, namespaces.SimpleNamespace(corrector=corrector), D, B, QUERY,
+        TARGET, PASSES)
+    cost.comparing(0, 0)
+    self.assertNotIn('flops_indexing', meter.counts())  # there is no tree
+    cost.comparing(50, 7)
+    self.assertEqual(meter.counts()['flops_indexing'], 2 * D * 50)
+    self.assertEqual(meter.counts()['flops_correcting'], 1000 * corrected)
+
   def test_questions_without_positives_encode_none(self):
     got = count(has_positives=False, corrector=Corrector())
     self.assertEqual(got['target_encoder_calls_in_step'], B * K)

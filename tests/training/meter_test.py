@@ -76,6 +76,8 @@ class MeterTest(parameterized.TestCase):
     self.assertNotIn('reader_calls', state['counts'])  # there is no reader
     meter.count('flops_reading', 2, 3.)
     meter.count('reader_calls', 2)
+    self.assertNotIn('flops_indexing', meter.counts())  # nor a tree
+    meter.count('flops_indexing', 2, 4.)
     state = meter.state_dict()
     self.assertEqual((state['counts']['reader_calls'],
                       state['counts']['flops_reading']), (2, 6.))

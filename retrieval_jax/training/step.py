@@ -73,8 +73,8 @@ class TrainStep(NamedTuple):
       [P + A, L], rows=None) -> (state, metrics). Donates the state. `rows` are
       [B * K, L'] of a reader: each query with each of its draws.
     refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
-      pools=, compared=) -> state, with the table replaced by a new one of the present
-      parameters, and corrector and sampler rebuilt; the rest is as of a
+      pools=, compared=) -> state, with the table replaced by a new one of the
+      present parameters, and corrector and sampler rebuilt; the rest is as of a
       types.Episode. A table that is None leaves that of the state and its
       corrector as they are.
   """

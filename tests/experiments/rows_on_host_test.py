@@ -74,6 +74,7 @@ def test_the_place_of_rows_changes_no_step(options, make_config, tmp_path):
           one.astype(np.float32), other.astype(np.float32),
           atol=1e-2 if 'memory__dtype' in options else 1e-4)
     assert host_meter['host_bytes'] > meter['host_bytes'] == 0
+    assert meter['flops_indexing'] > 0
     # What is on the host is on no device; all else that is, is the same.
     gone = meters.num_bytes((state.table, [getattr(
         state.sampler, name) for name in ('rows', 'leaf_of', 'start')]))

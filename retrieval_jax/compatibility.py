@@ -226,8 +226,16 @@ def check_episodes(plan: 'episodes.Plan', method: 'methods.Method', *,
           f'--config.episodes.number={plan.number} and restart={plan.restart} '
           'are of several episodes; say how many steps each of them takes: '
           '--config.refresh.reencode_every=STEPS.')
-    return
   number = plan.num_episodes(num_steps, every)
+  if (plan.early_negatives and number == 1
+      and method.sampler.draws_from_pools):
+    raise ValueError(
+        f'--config.episodes.early_negatives={plan.early_negatives} is of all '
+        'episodes but the last, and there is one alone; set it to 0, or make '
+        'more of them by --config.refresh.reencode_every and '
+        '--config.episodes.number.')
+  if not every:
+    return
   last = num_steps - (number - 1) * every
   if last < 1:
     raise ValueError(

@@ -6,6 +6,7 @@ import os
 from ml_collections import config_dict
 
 from retrieval_jax import data
+from retrieval_jax.data import pipeline
 from retrieval_jax.evaluation import answers
 from retrieval_jax.evaluation import predictions
 from retrieval_jax.factory import registries
@@ -87,6 +88,7 @@ def _check_splits(config: config_dict.ConfigDict,
           f'--config.data.{option}={split!r} is not a split of '
           f'{dataset.name}; it has {sorted(dataset.qrels)}.')
   _check_judged(config, dataset)
+  pipeline.check_positive(config.data.positive)
   for option in ('evaluation.every', 'diagnostics.every'):
     if config[option.split('.')[0]].every and not config.data.dev_split:
       raise ValueError(

@@ -195,6 +195,8 @@ def test_options_that_no_reader_reads_give_a_warning(make_qa):
     train.factory.build(make_qa('tiny', reader__answer_length=7))
   with pytest.warns(UserWarning, match=r'reader\.max_width=7 is not read'):
     train.factory.build(make_qa('seq2seq_tiny', reader__max_width=7))
+  with pytest.warns(UserWarning, match=r"data\.positive=first is not read"):
+    train.factory.build(make_qa('tiny', data__positive='first'))
 
 
 def test_what_cannot_work_is_refused(make_qa, tmp_path):

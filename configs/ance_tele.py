@@ -21,9 +21,9 @@ new layer, 'links' and 'links_scratch' the same on the Wikipedia links
       --config.model.pretrained=CO_CONDENSER_MARCO
 
 On NQ passages that have an answer to the query are no negatives; the data has
-answers then. As published, the first two episodes draw fewer negatives than the
-last (15 and 3, then 31 and 11), and of several positives MS MARCO takes the next
-with each epoch, NQ the first alone, which here is the first in the corpus.
+answers then. As published, the first two episodes draw fewer negatives than
+the last (15 and 3, then 31 and 11), and of several positives MS MARCO takes the
+next with each epoch, NQ the first alone, which here is the first in the corpus.
 
 `arms` has the method, what it is made of, and what else trains for as many
 steps: ANCE is the same driver by its options. They differ in how often the

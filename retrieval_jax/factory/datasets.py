@@ -110,12 +110,6 @@ def _check_judged(config: config_dict.ConfigDict,
         f'--config.data.train_split={split!r} of {dataset.name} has no {what}, '
         f'which --config.objective.name={config.objective.name} learns from; '
         f'those of {have} do.')
-  if (config.sampler.name == 'pool' and config.episodes.bar_answers
-      and split not in dataset.answers):
-    raise ValueError(
-        '--config.episodes.bar_answers=True leaves out passages that have an '
-        f'answer to their query, and train_split={split!r} of {dataset.name} '
-        'has no answers; add them (docs/data.md), or set it to False.')
   for split in (config.data.train_split, config.data.dev_split):
     if (config.forgetting.every and split
         and not len(dataset.qrels[split].grades)):

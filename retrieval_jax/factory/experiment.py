@@ -350,11 +350,13 @@ def build(config: config_dict.ConfigDict, *,
       len(dataset.qrels[split].queries()) if split in dataset.qrels else None,
       reader and reader.reader)
   if training:
-    compatibility.check_setting(method, methods_lib.make_setting(
-        config, sharding.num_shards(mesh), dataset))
+    setting = methods_lib.make_setting(
+        config, sharding.num_shards(mesh), dataset)
+    compatibility.check_setting(method, setting)
     plan = methods_lib.make_plan(config)
     compatibility.check_episodes(
-        plan, method, num_steps=config.num_steps, best=config.checkpoint.best)
+        plan, method, setting, num_steps=config.num_steps,
+        best=config.checkpoint.best)
     methods_lib.make_early_method(method, plan)  # which checks it
   tokenizer = make_tokenizer()
   query_tokens, target_tokens_ = datasets.make_tokens(

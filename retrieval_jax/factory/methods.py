@@ -84,9 +84,10 @@ def make_early_method(method: methods.Method, plan: episodes.Plan
   number = plan.early_negatives
   if not number or not method.sampler.draws_from_pools:
     return method
+  sampler: Any = method.sampler  # a dataclass, as all components are
   try:
-    sampler: Any = dataclasses.replace(method.sampler, num_negatives=number)
-    return dataclasses.replace(method, sampler=sampler)
+    return dataclasses.replace(method, sampler=dataclasses.replace(
+        sampler, num_negatives=number))
   except ValueError as error:
     raise ValueError(
         f'--config.episodes.early_negatives={number} takes the place of '
@@ -175,4 +176,4 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
       tied=config.model.tied and not config.reader.alone,
       normalize=config.model.normalize, table_dtype=config.memory.dtype,
       data_name=dataset.name, split=split, num_candidates=most,
-      has_teacher=has_teacher)
+      has_answers=split in dataset.answers, has_teacher=has_teacher)

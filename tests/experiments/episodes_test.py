@@ -173,8 +173,15 @@ def test_passages_with_an_answer_are_barred(
         for row in right.query_rows for i in pools[row] if i >= 0]
   assert any(having[False])
   assert having[True] and not any(having[True])
+
+
+@pytest.mark.parametrize('sampler', ['pool', 'pool_gumbel'])
+def test_answers_that_are_to_be_barred_are_there(
+    sampler, make_config, tmp_path):
+  config = make(make_config, episodes__bar_answers=True, memory__kind='corpus',
+                sampler__name=sampler)
   with pytest.raises(ValueError, match="bar_answers=True.*'train' of words"):
-    train.run(make(make_config, episodes__bar_answers=True), str(tmp_path))
+    train.run(config, str(tmp_path), num_devices=1)
 
 
 EARLY = {'episodes__early_negatives': 1}  # of four
@@ -335,6 +342,8 @@ def test_ance_and_static_negatives_are_options(make_config, tmp_path):
      r'early_negatives=2 takes the place.*num_pooled=2.*num_negatives=2'),
     ({'episodes__later': 'bm25'}, r"later='bm25' is not one of.*memory"),
     ({'episodes__later': 'memory'}, r"later='memory' searches.*kind='corpus'"),
+    ({'episodes__later': 'memory', 'memory__kind': 'corpus'},
+     r"later='memory' mines.*restart=True throws.*later='encoder'"),
     ({'sampler__pool_order': 'softmax'}, r"score mined ids.*kind='corpus'"),
     ({'memory__kind': 'ring', 'memory__capacity': 32, 'refresh__push': True},
      r'reencode_every re-encodes a whole corpus')])

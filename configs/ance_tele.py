@@ -21,9 +21,9 @@ new layer, 'links' and 'links_scratch' the same on the Wikipedia links
       --config.model.pretrained=CO_CONDENSER_MARCO
 
 On NQ passages that have an answer to the query are no negatives; the data has
-answers then. The published runs draw fewer negatives in the first two episodes
-(15 and 3 in place of 31 and 11), and on NQ train on a query's first positive
-alone; these do not.
+answers then. As published, the first two episodes draw fewer negatives than
+the last (15 and 3, then 31 and 11), and of several positives MS MARCO takes the
+next with each epoch, NQ the first alone, which here is the first in the corpus.
 
 `arms` has the method, what it is made of, and what else trains for as many
 steps: ANCE is the same driver by its options. They differ in how often the
@@ -124,16 +124,20 @@ def _published(config, variant):
   if variant == 'msmarco':
     config.data.source = 'msmarco'
     config.data.target_length = 128
+    config.data.positive = 'rotating'
     config.batch_size = 8
     config.sampler.num_negatives = 31
+    config.episodes.early_negatives = 15
     config.episodes.per_list = 30
     early, last = 20_000, 188_600  # 3 epochs of 502,939 queries
   else:
     config.data.source = 'dpr'
     config.data.target_length = 156
     config.model.tied = False
+    config.data.positive = 'first'
     config.batch_size = 128
     config.sampler.num_negatives = 11
+    config.episodes.early_negatives = 3
     config.episodes.per_list = 80
     config.episodes.bar_answers = True
     early, last = 2_000, 18_400  # 40 epochs of 58,880 queries

@@ -14,6 +14,7 @@ all-MiniLM-L6-v2, the reader from all of it; it points at the answer. Variants:
   seq2seq      a T5 that writes the answer, one passage at a time
   fused        a T5 that reads all passages together (FiD), by EMDR2
   emdr2        as '', with the retriever's and the reader's losses apart (EMDR2)
+  small        as '', from scratch and small: minutes without an accelerator
   tiny, and every other name with _tiny
 
 The data is a folder with answers/SPLIT.jsonl, or questions over the passages of
@@ -29,18 +30,44 @@ another one (docs/data.md):
   python -m experiments.train --config=configs/qa.py:tiny --workdir=/tmp/tiny \
       --config.data.path=DIR
 
+`arms` has frozen, stale, corrector, write_back, refreshed and emdr2 with three
+seeds, of '' or of small:
+
+  python -m experiments.sweep --config=configs/qa.py:small --sweep=arms \
+      --workdir=runs/qa_arms -- --config.data.path=DIR
+
 The paper's reader, estimator and numbers are not known to us; all are ours.
 """
 
 from configs import base
 from configs.base import seeds
 
-KINDS = ('', 'corrector', 'frozen', 'stale', 'write_back', 'refreshed', 'emdr2',
-         'seq2seq', 'fused')
+_NO_CORRECTOR = {'corrector.name': 'identity'}
+_WRITES = {'reader.name': 'seq2seq', 'reader.pretrained': 'google-t5/t5-small'}
+
+ARMS = {
+    'frozen': _NO_CORRECTOR | {
+        'reader.alone': True,
+        'targets.source': 'frozen'},  # the table stays right, and is read
+    'stale': _NO_CORRECTOR,
+    'corrector': {},
+    'write_back': {'corrector.condition_on_age': True,
+                   'refresh.write_back': True},
+    'refreshed': _NO_CORRECTOR | {'refresh.reencode_every': 100},
+    'emdr2': {'objective.estimate': 'emdr2'},
+}
+"""What keeps the memory right, or does not -> what it changes in ''."""
+
+READERS = {
+    'seq2seq': _WRITES,
+    'fused': _WRITES | {'reader.fused': True, 'objective.estimate': 'emdr2'},
+}
+"""Other readers -> the same."""
+
+KINDS = ('', *ARMS, *READERS)
 VARIANTS = (*KINDS, 'small', 'tiny',
             *(f'{kind}_tiny' for kind in KINDS if kind))
 SEEDS = (0, 1, 2)
-REFRESH_EVERY = 100
 
 
 def get_config(variant=''):
@@ -52,16 +79,13 @@ def get_config(variant=''):
   config.data.source = 'beir'
   config.data.test_split = ''
   config.objective.name = 'marginal'
-  config.objective.estimate = (
-      'emdr2' if kind in ('emdr2', 'fused') else 'marginal')
-  writes = kind in ('seq2seq', 'fused')
-  config.reader.name = 'seq2seq' if writes else 'extractive'
-  config.reader.fused = kind == 'fused'
-  if writes:
-    config.reader.pretrained = 'google-t5/t5-small'
+  config.reader.name = 'extractive'
+  config.corrector.name = 'mlp'
   config.sampler.num_negatives = 8 if not tiny else 3  # K
   config.reader.row_length = 160
+  config.update_from_flattened_dict((ARMS | READERS).get(kind, {}))
   if tiny:
+    config.refresh.reencode_every = min(config.refresh.reencode_every, 2)
     config.reader.pretrained = ''
     config.reader.num_layers = 1
     config.reader.row_length = 48
@@ -76,16 +100,6 @@ def get_config(variant=''):
     config.optimizer.warmup_steps = 50
   if variant == 'small':
     _two_cores(config)
-  if kind not in ('frozen', 'stale', 'refreshed'):
-    config.corrector.name = 'mlp'
-  if kind == 'write_back':
-    config.corrector.condition_on_age = True
-    config.refresh.write_back = True
-  if kind == 'refreshed':
-    config.refresh.reencode_every = REFRESH_EVERY if not tiny else 2
-  if kind == 'frozen':
-    config.reader.alone = True
-    config.targets.source = 'frozen'  # the table stays right, and is read
   return config.lock()
 
 
@@ -109,20 +123,7 @@ def _two_cores(config):
 
 
 def arms():
-  """Yields what keeps the retriever's memory right, or does not: equal steps.
-
-  Over the variant '' (a corrector); the reader learns in all of them.
-  """
-  none = {'corrector.name': 'identity'}
-  arms = {
-      'frozen': none | {'reader.alone': True, 'targets.source': 'frozen'},
-      'stale': none,
-      'corrector': {},
-      'write_back': {'corrector.condition_on_age': True,
-                     'refresh.write_back': True},
-      'refreshed': none | {'refresh.reencode_every': REFRESH_EVERY},
-      'emdr2': {'objective.estimate': 'emdr2'},
-  }
+  """Yields ARMS with every seed: equal steps, and all readers learn."""
   for seed in SEEDS:
-    for name, overrides in arms.items():
+    for name, overrides in ARMS.items():
       yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}

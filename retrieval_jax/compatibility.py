@@ -145,7 +145,7 @@ def _check_reader(method):
       'data.num_candidates': method.num_candidates,
       'distillation.kind': 'teacher' in method.objective.needs,
       "sampler.name='simans'": isinstance(sampler, samplers.SimANS),
-      "sampler.name='pool'": isinstance(sampler, samplers.Pool),
+      "sampler.name='pool' or 'pool_gumbel'": sampler.draws_from_pools,
       'sampler.max_share or min_margin': getattr(sampler, 'ceiling', None)}
   for option, is_set in asked.items():
     if is_set:
@@ -205,29 +205,43 @@ _MEMORY_CHECKS: dict[str, Callable[['methods.Method'], None]] = {
     'none': _check_none, 'ring': _check_ring}
 
 
-def check_episodes(plan: 'episodes.Plan', method: 'methods.Method', *,
-                   num_steps: int, best: str) -> None:
+def check_episodes(plan: 'episodes.Plan', method: 'methods.Method',
+                   setting: 'Setting', *, num_steps: int, best: str) -> None:
   """Raises a ValueError if episodes do not go with a method or its steps.
 
   Args:
     plan: of the run.
     method: of the run.
+    setting: what the method meets.
     num_steps: of the run.
     best: what is measured to keep the best checkpoint, '' for none.
   """
   every = method.refresh.reencode_every
+  draws_from_pools = method.sampler.draws_from_pools
+  if draws_from_pools and plan.bar_answers and not setting.has_answers:
+    raise ValueError(
+        '--config.episodes.bar_answers=True leaves out passages that have an '
+        f'answer to their query, and train_split={setting.split!r} of '
+        f'{setting.data_name} has no answers; add them (docs/data.md), or set '
+        'it to False.')
   if plan.later == 'memory' and not method.memory.holds_corpus:
     raise ValueError(
         "--config.episodes.later='memory' searches the memory for the next "
         "pools; it needs --config.memory.kind='corpus'.")
-  if not every:
-    if plan.number > 1 or plan.restart:
-      raise ValueError(
-          f'--config.episodes.number={plan.number} and restart={plan.restart} '
-          'are of several episodes; say how many steps each of them takes: '
-          '--config.refresh.reencode_every=STEPS.')
-    return
+  if not every and (plan.number > 1 or plan.restart):
+    raise ValueError(
+        f'--config.episodes.number={plan.number} and restart={plan.restart} '
+        'are of several episodes; say how many steps each of them takes: '
+        '--config.refresh.reencode_every=STEPS.')
   number = plan.num_episodes(num_steps, every)
+  if plan.early_negatives and number == 1 and draws_from_pools:
+    raise ValueError(
+        f'--config.episodes.early_negatives={plan.early_negatives} is of all '
+        'episodes but the last, and there is one alone; set it to 0, or make '
+        'more of them by --config.refresh.reencode_every and '
+        '--config.episodes.number.')
+  if not every:
+    return
   last = num_steps - (number - 1) * every
   if last < 1:
     raise ValueError(
@@ -241,6 +255,12 @@ def check_episodes(plan: 'episodes.Plan', method: 'methods.Method', *,
         '--config.episodes.restart=True starts each episode after the first '
         'anew, but there is one alone; raise --config.episodes.number, or '
         f'lower --config.refresh.reencode_every={every}.')
+  if plan.later == 'memory' and draws_from_pools:
+    raise ValueError(
+        "--config.episodes.later='memory' mines in what earlier encoders have "
+        'embedded, and --config.episodes.restart=True throws these encoders '
+        'away, so that neither the first encoder nor a corrector of its rows '
+        "has seen them; set restart=False, or later='encoder'.")
   if best:
     raise ValueError(
         f'--config.checkpoint.best={best!r} keeps a state that '
@@ -262,6 +282,7 @@ class Setting:
     split: of the training queries.
     num_candidates: the most explicit candidates that a query of the split has
       besides its known positives; None where the split has no candidates.
+    has_answers: whether there are answers to queries of the split.
     has_teacher: whether some query has a teacher's scores of a positive and of
       another candidate.
   """
@@ -274,6 +295,7 @@ class Setting:
   data_name: str
   split: str
   num_candidates: int | None
+  has_answers: bool
   has_teacher: bool
 
 

@@ -434,7 +434,7 @@ class Sampler(Protocol):
     draws_from_memory: False for one that draws corpus ids, with rows -1 (the
       step looks them up, and takes the first target of a text for a copy).
     draws_from_pools: whether it draws from `Episode.pools`, which are then
-      mined before each episode.
+      mined before each episode; its state is then that of any num_negatives.
     on_host: True for one that runs on the host between two compiled parts of a
       step: its state is numpy, never traced or donated, its request and view
       hold concrete arrays, and its proposal may be numpy.

@@ -106,6 +106,13 @@ class MethodTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       build(**changes)
 
+  @parameterized.parameters(BLIND_POOL, SOFTMAX_POOL, BESIDE_POOL)
+  def test_pools_are_mined_for_positives(self, sampler):
+    with self.assertRaisesRegex(
+        ValueError, "without a positive, but sampler.name='pool' or"):
+      build(sampler=sampler, estimator=objectives.Marginal('emdr2'),
+            reader=ALONE)
+
   @parameterized.parameters(*compatibility.NEEDS)
   def test_a_need_that_nothing_gives_is_refused(self, need):
     self.assertIn(need, LACKING, f'give an example of {need!r} there')
@@ -240,7 +247,7 @@ class MethodTest(parameterized.TestCase):
 SETTING = compatibility.Setting(
     batch_size=8, num_devices=2, num_targets=helpers.NUM_TARGETS, tied=True,
     normalize=True, table_dtype='float32', data_name='toy', split='train',
-    num_candidates=None, has_teacher=False)
+    num_candidates=None, has_answers=False, has_teacher=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,6 +78,14 @@ Groups = Mapping[str, Sequence[FinishedRun]]
 """Runs of one method, one for each seed, under its name."""
 
 
+def check_method(groups: Groups, name: str, flags: str) -> None:
+  """Raises a ValueError, naming the flags, if no group has this name."""
+  if name not in groups:
+    raise ValueError(
+        f'Expected {flags} to name methods, got {name!r}; there is '
+        f'{", ".join(groups)}.')
+
+
 def in_sweep(folder: str) -> tuple[list[str], list[str]]:
   """Returns the finished and the unfinished runs among a folder's children.
 
@@ -142,15 +150,17 @@ def _curve(run: FinishedRun, split: str, measure: str) -> tuple[Point, ...]:
   """
   final, meter = run.measure(split, measure), run.results.get('meter', {})
   points: dict[int, Point] = {}
-  seconds, calls = None, None
+  seconds, calls, flops = None, None, None
   for logged in run.log:
     seconds = logged.get('seconds', seconds)
     calls = _logged_calls(logged, calls)
+    flops = logged.get('meter/flops', flops)
     quality = logged.get(f'{split}/{measure}')
     if quality is not None:
       step = int(logged['step'])
-      points[step] = Point(step, seconds, calls,
-                           _flops(run.results, step, calls), quality)
+      points[step] = Point(
+          step, seconds, calls, _flops(run.results, step, calls)
+          if flops is None else flops, quality)
   if not points:
     points[0] = Point(
         run.results.get('steps', 0), meter.get('seconds', {}).get('total'),
@@ -169,7 +179,7 @@ def _logged_calls(logged: Mapping[str, float], before: float | None
 
 def _flops(results: Mapping[str, Any], step: int, calls: float | None
            ) -> float | None:
-  """Returns the FLOPs up to a step, which the log does not state.
+  """Returns the FLOPs up to a step of a run whose log does not state them.
 
   Every step costs the same, scoring and correcting included, and its share of
   the indexing; what calls exceed those of the steps so far is re-embedding, and

@@ -20,6 +20,8 @@ from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data import tokenization
 
+POSITIVES = ('random', 'rotating', 'first')
+
 _ORDER, _PICK, _CANDIDATE = 1, 2, 3  # what a hash is for
 
 
@@ -50,6 +52,13 @@ def order_of(ranks: np.ndarray, absent: np.ndarray) -> np.ndarray:
   # Hashes of 63 bits, so that the last one tells both kinds apart.
   ranks = (ranks >> np.uint64(1)) | (absent.astype(np.uint64) << np.uint64(63))
   return np.argsort(ranks, axis=1, kind='stable')
+
+
+def check_positive(positive: str) -> None:
+  """Raises a ValueError for what is none of POSITIVES."""
+  if positive not in POSITIVES:
+    raise ValueError(
+        f'data.positive={positive!r} is not one of {list(POSITIVES)}.')
 
 
 class _Visits:
@@ -176,10 +185,10 @@ class QuestionBatches(_Visits):
 class TrainBatches(_Visits):
   """Batches of queries with one positive each.
 
-  With several positives, each visit to the query picks one at random. Targets
-  of negative grade are never picked but count as known. Likewise each visit
-  picks `num_candidates` of the query's candidates, without replacement; those
-  that are known (relevant or of negative grade) are never among them.
+  With several positives, each visit to the query picks one of them. Targets of
+  negative grade are never picked but count as known. Likewise each visit picks
+  `num_candidates` of the query's candidates at random, without replacement;
+  those that are known (relevant or of negative grade) are never among them.
 
   Args:
     qrels: judgements of the training split; its queries are those with a
@@ -192,6 +201,9 @@ class TrainBatches(_Visits):
     shard_index: this process; it gets rows [p * B / P, (p + 1) * B / P).
     candidates: of the split; needed where num_candidates is positive.
     num_candidates: per query; a query with fewer has -1 in their place.
+    positive: which of several is picked, one of POSITIVES: any, with each epoch
+      the next in the order of the corpus from a random one on, or always the
+      first in that order.
 
   Raises:
     DataError: where a judged query has no positive, or there is no query.
@@ -203,7 +215,7 @@ class TrainBatches(_Visits):
                target_tokens: tokenization.TokenStore, *, batch_size: int,
                seed: int, num_shards: int = 1, shard_index: int = 0,
                candidates: dataset.CandidatePairs | None = None,
-               num_candidates: int = 0):
+               num_candidates: int = 0, positive: str = 'random'):
     _check(qrels, query_tokens, target_tokens)
     super().__init__(qrels.queries(), batch_size=batch_size, seed=seed,
                      num_shards=num_shards, shard_index=shard_index)
@@ -211,12 +223,14 @@ class TrainBatches(_Visits):
       raise ValueError(
           f'num_candidates={num_candidates} must be 0 where there are no '
           'candidates, and not negative.')
+    check_positive(positive)
     self._qrels = qrels
     self._query_tokens = query_tokens
     self._target_tokens = target_tokens
     positives = qrels.padded_positives(self._queries)
     self._num_positives = (positives >= 0).sum(axis=1)
     self._positives = positives
+    self._positive = positive
     self._num_candidates = num_candidates
     if num_candidates and candidates is not None:
       self._negatives = candidates.negatives(qrels)
@@ -226,9 +240,7 @@ class TrainBatches(_Visits):
     """Returns this process's rows of the batch of a step, numpy arrays."""
     epochs, items = self._visited(step)
     queries = self._queries[items]
-    picks = (hashes(self.seed, _PICK, epochs, queries)
-             % self._num_positives[items].astype(np.uint64)).astype(np.int64)
-    targets = self._positives[items, picks]
+    targets = self._positives[items, self._picks(epochs, queries, items)]
     arrays: dict[str, Any] = dict(  # of numpy until they are on devices
         query_tokens=self._query_tokens[queries],
         target_tokens=self._target_tokens[targets],
@@ -237,6 +249,18 @@ class TrainBatches(_Visits):
         known_positives=self._qrels.padded_known(queries))
     return types.Batch(
         **arrays, candidates=self._pick_candidates(epochs, queries, targets))
+
+  def _picks(self, epochs: np.ndarray, queries: np.ndarray, items: np.ndarray
+             ) -> np.ndarray:
+    """Returns which of its positives each visit picks, [b] int64."""
+    if self._positive == 'first':
+      return np.zeros(len(items), np.int64)
+    counts = self._num_positives[items].astype(np.uint64)
+    if self._positive == 'random':
+      return (hashes(self.seed, _PICK, epochs, queries) % counts).astype(
+          np.int64)
+    starts = hashes(self.seed, _PICK, 0, queries) % counts
+    return ((starts + epochs.astype(np.uint64)) % counts).astype(np.int64)
 
   def _pick_candidates(self, epochs: np.ndarray, queries: np.ndarray,
                        targets: np.ndarray) -> types.Candidates | None:

@@ -6,6 +6,7 @@ import os
 from ml_collections import config_dict
 
 from retrieval_jax import data
+from retrieval_jax.data import pipeline
 from retrieval_jax.evaluation import answers
 from retrieval_jax.evaluation import predictions
 from retrieval_jax.factory import registries
@@ -87,6 +88,7 @@ def _check_splits(config: config_dict.ConfigDict,
           f'--config.data.{option}={split!r} is not a split of '
           f'{dataset.name}; it has {sorted(dataset.qrels)}.')
   _check_judged(config, dataset)
+  pipeline.check_positive(config.data.positive)
   for option in ('evaluation.every', 'diagnostics.every'):
     if config[option.split('.')[0]].every and not config.data.dev_split:
       raise ValueError(
@@ -108,12 +110,6 @@ def _check_judged(config: config_dict.ConfigDict,
         f'--config.data.train_split={split!r} of {dataset.name} has no {what}, '
         f'which --config.objective.name={config.objective.name} learns from; '
         f'those of {have} do.')
-  if (config.sampler.name == 'pool' and config.episodes.bar_answers
-      and split not in dataset.answers):
-    raise ValueError(
-        '--config.episodes.bar_answers=True leaves out passages that have an '
-        f'answer to their query, and train_split={split!r} of {dataset.name} '
-        'has no answers; add them (docs/data.md), or set it to False.')
   for split in (config.data.train_split, config.data.dev_split):
     if (config.forgetting.every and split
         and not len(dataset.qrels[split].grades)):

@@ -36,6 +36,7 @@ def get_config() -> config_dict.ConfigDict:
   config.data.dev_split = 'dev'
   config.data.test_split = 'test'
   config.data.num_candidates = 0  # of candidates/SPLIT.tsv, per query and step
+  config.data.positive = 'random'  # of several; or 'rotating', 'first'
   config.data.query_length = 32  # in tokens; 0: as the folder says; also next
   config.data.target_length = 48
   config.data.tokens_on_device = False  # True: gather tokens without the host
@@ -182,8 +183,10 @@ def get_config() -> config_dict.ConfigDict:
   config.episodes = ml_collections.ConfigDict()
   config.episodes.number = 0  # the last goes on to the end; 0: no such last
   config.episodes.restart = False  # each from the encoder of step 0
-  # This and the rest: of 'pool' and 'pool_gumbel'. The first pools by
-  # 'encoder' or 'bm25'; later ones by 'encoder', or 'memory' without embedding.
+  # This and the rest: of 'pool' and 'pool_gumbel'.
+  config.episodes.early_negatives = 0  # K of all but the last; 0: the same
+  # The first pools by 'encoder' or 'bm25'; later ones by 'encoder', or 'memory'
+  # without embedding.
   config.episodes.first = 'encoder'
   config.episodes.later = 'encoder'
   config.episodes.depth = 200

@@ -68,6 +68,12 @@ class Experiment:
     """Which episodes there are, and what each of them mines."""
     return methods_lib.make_plan(self.config)
 
+  @functools.cached_property
+  def early(self) -> 'Experiment':
+    """This, with the method of all episodes but the last."""
+    return dataclasses.replace(self, method=methods_lib.make_early_method(
+        self.method, self.plan))
+
   def tokenize_queries(self, texts: Sequence[str]
                        ) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens [n, Lq] int32 and lengths [n] int32, prompt included."""
@@ -302,7 +308,8 @@ class Experiment:
         batch_size=self.config.batch_size, seed=self.config.seed,
         num_shards=jax.process_count(), shard_index=jax.process_index(),
         candidates=dataset.candidates.get(split),
-        num_candidates=self.method.num_candidates)
+        num_candidates=self.method.num_candidates,
+        positive=self.config.data.positive)
 
 
 def build(config: config_dict.ConfigDict, *,
@@ -343,11 +350,14 @@ def build(config: config_dict.ConfigDict, *,
       len(dataset.qrels[split].queries()) if split in dataset.qrels else None,
       reader and reader.reader)
   if training:
-    compatibility.check_setting(method, methods_lib.make_setting(
-        config, sharding.num_shards(mesh), dataset))
+    setting = methods_lib.make_setting(
+        config, sharding.num_shards(mesh), dataset)
+    compatibility.check_setting(method, setting)
+    plan = methods_lib.make_plan(config)
     compatibility.check_episodes(
-        methods_lib.make_plan(config), method, num_steps=config.num_steps,
+        plan, method, setting, num_steps=config.num_steps,
         best=config.checkpoint.best)
+    methods_lib.make_early_method(method, plan)  # which checks it
   tokenizer = make_tokenizer()
   query_tokens, target_tokens_ = datasets.make_tokens(
       config, dataset, tokenizer)

@@ -1,6 +1,7 @@
 """The point of the design space that a config names, and its checks."""
 
 import dataclasses
+from typing import Any
 
 from ml_collections import config_dict
 import numpy as np
@@ -52,7 +53,7 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
       pool_capacity=plan.capacity(plan.num_episodes(
           config.num_steps, config.refresh.reencode_every)))
   _warn_of_episodes(config, sampler)
-  return methods.Method(
+  method = methods.Method(
       memory=memory,
       corrector=registries.make(
           registries.CORRECTORS, 'corrector.name', config.corrector),
@@ -61,6 +62,37 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
       targets=methods.Targets(
           **config.targets, normalize=config.model.normalize),
       num_candidates=config.data.num_candidates, reader=reader)
+  if not method.has_positives:
+    registries.warn_unread(
+        'data', config.data, f'objective.name={config.objective.name!r}',
+        set(config.data) - {'positive'})
+  return method
+
+
+def make_early_method(method: methods.Method, plan: episodes.Plan
+                      ) -> methods.Method:
+  """Returns the method of all episodes but the last.
+
+  Args:
+    method: of the last. Both have the same state, since pools are as large
+      whatever is drawn from them.
+    plan: of the run, which may ask for another number of draws.
+
+  Raises:
+    ValueError: if the method cannot work with that number.
+  """
+  number = plan.early_negatives
+  if not number or not method.sampler.draws_from_pools:
+    return method
+  sampler: Any = method.sampler  # a dataclass, as all components are
+  try:
+    return dataclasses.replace(method, sampler=dataclasses.replace(
+        sampler, num_negatives=number))
+  except ValueError as error:
+    raise ValueError(
+        f'--config.episodes.early_negatives={number} takes the place of '
+        'sampler.num_negatives in all episodes but the last, which then cannot '
+        f'work: {error}') from error
 
 
 def make_plan(config: config_dict.ConfigDict) -> episodes.Plan:
@@ -144,4 +176,4 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
       tied=config.model.tied and not config.reader.alone,
       normalize=config.model.normalize, table_dtype=config.memory.dtype,
       data_name=dataset.name, split=split, num_candidates=most,
-      has_teacher=has_teacher)
+      has_answers=split in dataset.answers, has_teacher=has_teacher)

@@ -44,12 +44,14 @@ def make_hooks(experiment: factory.Experiment,
   every, ends = (experiment.method.refresh.reencode_every,
                  episodes.end_steps(experiment))
   until = ends[-1] if ends else 0
+  renewed_by = None
   if every:
-    chosen.append(hooks.ReencodeHook(reencode, every, until))
+    renewed_by = hooks.ReencodeHook(reencode, every, until)
+    chosen.append(renewed_by)
   if experiment.method.sampler.maintain_every:
     chosen.append(hooks.MaintainHook(
         maintain, experiment.method.sampler.maintain_every,
-        renewed_every=every))
+        renewed_by=renewed_by))
   if config.evaluation.every:
     # The last state may be the best, whether or not its turn has come.
     kind = hooks.EvaluateHook if best else EvaluateDevHook

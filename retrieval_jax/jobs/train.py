@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import itertools
 import json
 import os
 import pathlib
@@ -148,7 +149,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
         device_batches(experiment, start_step)) as batches:
       state = loop.train(
           state, batches,
-          make_step(experiment, train_step, cost),
+          make_step(experiment, train_step, cost, start_step),
           hooks.make_hooks(
               experiment, checkpoints, workdir, schedule=schedule,
               reencode=functools.partial(
@@ -302,14 +303,29 @@ def device_batches(experiment: factory.Experiment, start_step: int
 
 
 def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
-              cost: costs.Cost) -> Callable[
+              cost: costs.Cost, start_step: int) -> Callable[
                   [states.TrainState, types.Batch],
                   tuple[states.TrainState, Mapping[str, jax.Array]]]:
-  """Returns step_fn(state, batch) -> (state, metrics) for the loop."""
+  """Returns step_fn(state, batch) -> (state, metrics) for the loop.
+
+  Args:
+    experiment: of the run.
+    train_step: of its last episode; that of the others, which may draw another
+      number of negatives, is made here.
+    cost: of the last episode.
+    start_step: finished steps before the first call. They are counted from
+      there, because the number in the state is on the device.
+  """
   gather, phase = experiment.make_gather(), cost.meter.phase
-  make_rows = experiment.make_rows()
+  make_rows, finished = experiment.make_rows(), itertools.count(start_step)
+  until = max(episodes.end_steps(experiment), default=0)
+  early = last = train_step, cost
+  if until and experiment.early.method != experiment.method:
+    early = experiment.early.make_step()[0], dataclasses.replace(
+        cost, method=experiment.early.method)
 
   def step(state, batch):
+    train_step, cost = early if next(finished) < until else last
     with phase('propose') as hold:
       draws = hold(train_step.propose(state, batch))
     cost.step(tables.num_rows(state.table), draws.negative_ids, draws.probe_ids)

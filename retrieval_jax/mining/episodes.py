@@ -45,6 +45,8 @@ class Plan:
     restart: whether each begins with the encoder that the run began with, and
       with a learning rate's schedule as long as the longest of them, in which
       the others stop early; else training goes on.
+    early_negatives: K of all episodes but the last; 0: `sampler.num_negatives`,
+      as that has.
     first: what the first pool is of, 'encoder' or 'bm25'. The latter is a list
       of neighbours, without lookahead.
     later: what finds the pools of later episodes: 'encoder' embeds the corpus,
@@ -71,6 +73,7 @@ class Plan:
   """
   number: int
   restart: bool
+  early_negatives: int
   first: str
   later: str
   depth: int
@@ -92,7 +95,8 @@ class Plan:
         raise ValueError(
             f'episodes.{name}={getattr(self, name)!r} is not one of '
             f'{list(choices)}.')
-    for name, least in (('number', 0), ('per_list', 1)):
+    for name, least in (('number', 0), ('early_negatives', 0),
+                        ('per_list', 1)):
       if getattr(self, name) < least:
         raise ValueError(
             f'episodes.{name}={getattr(self, name)} must be at least {least}.')

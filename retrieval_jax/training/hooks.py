@@ -246,8 +246,13 @@ class ReencodeHook(Hook):
   until: int | None = None
   at_finish: ClassVar[bool] = False
 
+  def applies(self, run: 'loop.TrainingRun') -> bool:
+    """Returns whether it has something to do now, and is due."""
+    return (is_due(self, run) and not run.finished
+            and (self.until is None or run.step <= self.until))
+
   def __call__(self, run: 'loop.TrainingRun') -> None:
-    if run.finished or self.until is not None and run.step > self.until:
+    if not self.applies(run):
       return
     with run.meter.phase('refresh', block=True) as hold:
       run.state = hold(self.reencode(run.state))
@@ -258,14 +263,14 @@ class MaintainHook(ReencodeHook):
   """Brings what a sampler keeps up to date with the memory as it is.
 
   Attributes:
-    renewed_every: period of another hook, which does that, too, and in whose
-      place this one need not; 0 for none.
+    renewed_by: another hook, which does that, too, so that this one need not
+      where that applies; None for none.
   """
-  renewed_every: int = 0
+  renewed_by: ReencodeHook | None = None
 
-  def __call__(self, run: 'loop.TrainingRun') -> None:
-    if not self.renewed_every or run.step % self.renewed_every:
-      super().__call__(run)
+  def applies(self, run: 'loop.TrainingRun') -> bool:
+    return super().applies(run) and not (
+        self.renewed_by is not None and self.renewed_by.applies(run))
 
 
 @dataclasses.dataclass

@@ -50,6 +50,7 @@ class TrainingRun:
     self.writer.write(self.step, {
         'seconds': self.meter.seconds,
         'meter/target_encoder_calls': self.meter.target_encoder_calls,
+        'meter/flops': self.meter.flops,
         **scalars})
     self.latest.update(scalars)
 

@@ -151,6 +151,12 @@ class Meter:
             + counts['target_encoder_calls_reembedding'])
 
   @property
+  def flops(self) -> float:
+    """All FLOPs of training."""
+    counts = self.counts()
+    return sum(counts.get(part, 0.0) for part in FLOPS)
+
+  @property
   def seconds(self) -> float:
     """Wall time since the meter started, interruptions left out."""
     return self._before['total'] + time.monotonic() - self._started

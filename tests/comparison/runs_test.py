@@ -40,6 +40,16 @@ class FinishedTest(parameterized.TestCase):
         'target_encoder_calls_reembedding': 0, 'flops_reembedding': 0})
     self.assertEqual([point.flops for point in run.curve], [0, 400, 600])
 
+  def test_flops_that_the_log_states_are_taken(self):
+    folder = made_up.write_run(self.folder('a'), curve=False)
+    with open(os.path.join(folder, 'metrics.jsonl'), 'w', encoding='utf-8'
+              ) as f:
+      f.write('{"step": 10, "meter/flops": 3, "seconds": 2}\n'
+              '{"step": 20, "dev/RR@10": 0.5, "meter/target_encoder_calls": 7}'
+              '\n')
+    run = runs_lib.read_run(folder, 'a', 'dev', 'RR@10')
+    self.assertEqual(run.curve, (runs_lib.Point(20, 2, 7, 3, 0.5),))
+
   def test_scoring_and_correcting_cost_the_same_in_every_step(self):
     run = self.read('a', meter={
         'target_encoder_calls_in_step': 1200, 'flops_in_step': 600,

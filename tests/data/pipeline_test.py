@@ -107,6 +107,23 @@ class TrainBatchesTest(parameterized.TestCase):
     expected = 1000
     self.assertLess(((counts[[3, 8, 9]] - expected)**2 / expected).sum(), 13.8)
 
+  def test_the_first_positive_alone(self):
+    batch = make(7 * 20, positive='first').batch(0)
+    for query, target in zip(batch.query_ids, batch.target_ids):
+      self.assertEqual(target, QRELS.positives(query)[0])
+
+  def test_positives_take_turns(self):
+    """Whatever the seed begins with, and each once before any again."""
+    firsts = set()
+    for seed in range(8):
+      batch = make(7 * 6, seed=seed, positive='rotating').batch(0)
+      picked = batch.target_ids[batch.query_ids == 3]  # of six epochs
+      place = [3, 8, 9].index(picked[0])
+      np.testing.assert_array_equal(
+          picked, np.roll([3, 8, 9] * 2, -place))
+      firsts.add(picked[0])
+    self.assertGreater(len(firsts), 1)
+
   def test_candidates_are_distinct_negatives_with_their_scores(self):
     batches = make(28, candidates=CANDIDATES, num_candidates=4)
     seen = set()
@@ -184,6 +201,9 @@ class TrainBatchesTest(parameterized.TestCase):
   def test_sizes_that_do_not_fit_are_errors(self):
     with self.assertRaisesRegex(ValueError, 'batch_size=4 .* 3 processes'):
       make(num_shards=3)
+    with self.assertRaisesRegex(
+        ValueError, r"data\.positive='last' is not one of .*'rotating'"):
+      make(positive='last')
     with self.assertRaisesRegex(ValueError, r'shard_index=2 must be in \[0, 2'):
       make(num_shards=2, shard_index=2)
     with self.assertRaisesRegex(ValueError, 'target_tokens has 10 rows'):

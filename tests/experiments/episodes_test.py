@@ -1,5 +1,6 @@
 """Episodes end, mine and start again inside one run, and resume exactly."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from retrieval_jax.evaluation import answers
 from retrieval_jax.jobs import compare
 from retrieval_jax.jobs import episodes
 from retrieval_jax.jobs import train
+from retrieval_jax.training import cost
 from tests.experiments import tiny
 from tests.experiments import train_test
 
@@ -171,8 +173,65 @@ def test_passages_with_an_answer_are_barred(
         for row in right.query_rows for i in pools[row] if i >= 0]
   assert any(having[False])
   assert having[True] and not any(having[True])
+
+
+@pytest.mark.parametrize('sampler', ['pool', 'pool_gumbel'])
+def test_answers_that_are_to_be_barred_are_there(
+    sampler, make_config, tmp_path):
+  config = make(make_config, episodes__bar_answers=True, memory__kind='corpus',
+                sampler__name=sampler)
   with pytest.raises(ValueError, match="bar_answers=True.*'train' of words"):
-    train.run(make(make_config, episodes__bar_answers=True), str(tmp_path))
+    train.run(config, str(tmp_path), num_devices=1)
+
+
+EARLY = {'episodes__early_negatives': 1}  # of four
+
+
+@contextlib.contextmanager
+def counted_draws():
+  """Yields a list that gets how many draws are encoded in each step."""
+  count, sizes = cost.Cost.step, []
+
+  def step(self, capacity, negative_ids, probe_ids):
+    sizes.append(negative_ids.size)
+    return count(self, capacity, negative_ids, probe_ids)
+
+  with mock.patch.object(cost.Cost, 'step', step):
+    yield sizes
+
+
+def test_all_episodes_but_the_last_draw_fewer(make_config, tmp_path):
+  workdir, batch = str(tmp_path / 'early'), 16
+  with counted_draws() as sizes:
+    train.run(make(make_config, **EARLY), workdir, num_devices=1)
+  assert sizes == [batch] * 4 + [4 * batch] * 3
+  found = counts(workdir)
+  assert found['target_encoder_calls_in_step'] == 7 * batch + sum(sizes)
+  # Until the last they are the episodes of a run that never draws more.
+  train.run(make(make_config, sampler__num_negatives=1),
+            str(tmp_path / 'one'), num_devices=1)
+  losses = [tiny.losses(str(tmp_path / name)) for name in ('early', 'one')]
+  assert [step for step in losses[0] if losses[0][step] == losses[1][step]] == [
+      1, 2, 3, 4]
+  # What a step computes besides is counted by its own number of draws.
+  one = counts(str(tmp_path / 'one'))
+  columns = lambda draws: batch * (1 + draws)  # of each query
+  products = lambda *draws: sum(
+      6. * batch * columns(k) * 32 for k in draws)  # D = 32, and a gradient
+  assert (found['flops_scoring'] - one['flops_scoring'] == pytest.approx(
+      products(4, 4, 4) - products(1, 1, 1)))
+
+
+def test_a_run_with_fewer_draws_goes_on(make_config, tmp_path):
+  config, straight = make(make_config, **EARLY), str(tmp_path / 'straight')
+  train.run(config, straight, num_devices=1)
+  for step in (1, 3, 4, 5):
+    workdir = str(tmp_path / str(step))
+    with train_test.stop_after(step):
+      train.run(config, workdir, num_devices=1)
+    train.run(config, workdir, num_devices=1)
+    check_same(workdir, straight)
+    assert counts(workdir) == counts(straight)
 
 
 def test_what_is_embedded_is_counted(straight):
@@ -274,8 +333,17 @@ def test_ance_and_static_negatives_are_options(make_config, tmp_path):
     ({'checkpoint__best': 'dev/RR@10', 'evaluation__every': 1},
      r'checkpoint\.best=.*restart=True throws away'),
     ({'episodes__depth': 2}, r'depth=2'),
+    ({'episodes__early_negatives': -1}, r'early_negatives=-1 must be at least'),
+    ({'episodes__early_negatives': 2, 'episodes__number': 0,
+      'episodes__restart': False, 'refresh__reencode_every': 0},
+     r'early_negatives=2 is of all episodes but the last, and there is one'),
+    ({'memory__kind': 'corpus', 'sampler__name': 'pool_gumbel',
+      'sampler__num_pooled': 2, 'episodes__early_negatives': 2},
+     r'early_negatives=2 takes the place.*num_pooled=2.*num_negatives=2'),
     ({'episodes__later': 'bm25'}, r"later='bm25' is not one of.*memory"),
     ({'episodes__later': 'memory'}, r"later='memory' searches.*kind='corpus'"),
+    ({'episodes__later': 'memory', 'memory__kind': 'corpus'},
+     r"later='memory' mines.*restart=True throws.*later='encoder'"),
     ({'sampler__pool_order': 'softmax'}, r"score mined ids.*kind='corpus'"),
     ({'memory__kind': 'ring', 'memory__capacity': 32, 'refresh__push': True},
      r'reencode_every re-encodes a whole corpus')])

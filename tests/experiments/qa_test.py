@@ -29,7 +29,8 @@ def make_qa(questions, cache):
       f'qa:{variant}', questions, cache, **overrides)
 
 
-@pytest.mark.parametrize('name', [f'{kind}_tiny' for kind in qa.KINDS[2:]])
+@pytest.mark.parametrize('name', [
+    f'{kind}_tiny' for kind in qa.KINDS if kind not in ('', 'corrector')])
 def test_every_variant_trains_and_evaluates(name, make_qa, tmp_path):
   workdir = str(tmp_path / name)
   results = train.run(make_qa(name), workdir, num_devices=1)
@@ -57,6 +58,15 @@ def test_every_variant_trains_and_evaluates(name, make_qa, tmp_path):
   assert any(jax.tree.leaves(moved['reader']))
   assert any(jax.tree.leaves(moved['tower'])) == (name != 'frozen_tiny')
   assert experiment.method.reader == experiment.reader.reader
+
+
+def test_an_arm_is_the_variant_of_its_name():
+  for overrides in qa.arms():
+    name = overrides.pop('name').removesuffix(f'-seed{overrides["seed"]}')
+    config, arm = qa.get_config(name), qa.get_config()
+    config.seed = overrides['seed']
+    arm.update_from_flattened_dict(overrides)
+    assert arm.to_dict() == config.to_dict()
 
 
 def test_other_variants_are_refused():
@@ -195,6 +205,8 @@ def test_options_that_no_reader_reads_give_a_warning(make_qa):
     train.factory.build(make_qa('tiny', reader__answer_length=7))
   with pytest.warns(UserWarning, match=r'reader\.max_width=7 is not read'):
     train.factory.build(make_qa('seq2seq_tiny', reader__max_width=7))
+  with pytest.warns(UserWarning, match=r"data\.positive=first is not read"):
+    train.factory.build(make_qa('tiny', data__positive='first'))
 
 
 def test_what_cannot_work_is_refused(make_qa, tmp_path):

@@ -110,6 +110,19 @@ def test_training_learns(make_config, tmp_path):
           > results['untrained']['test']['RR@10'])
 
 
+def test_the_first_positive_alone_is_trained_on(beir, make_config, tmp_path):
+  folder = tmp_path / 'judged_twice'
+  shutil.copytree(beir, folder)
+  with open(folder / 'qrels' / 'train.tsv', 'r+', encoding='utf-8') as f:
+    f.writelines([f'{line.split()[0]}\td0\t1\n'
+                  for line in f.readlines()[1:] if line.split()[1] != 'd0'])
+  config = make_config('stale', data__path=str(folder), data__positive='first')
+  experiment = factory.build(config, num_devices=1)
+  batches = experiment.make_batches()
+  found = [batches.batch(step).target_ids for step in range(4)]
+  np.testing.assert_array_equal(found, 0)
+
+
 def test_starts_from_the_encoder_of_another_run(trained, make_config, tmp_path):
   folder, _ = trained
   theirs = jax.device_get(final_state(folder).params['tower'])
@@ -469,6 +482,7 @@ def test_re_encoding_makes_room_before_it_makes_the_new_table(make_config):
     ('direct_gradient', {'memory.dtype': 'bfloat16'},
      'set --config.memory.dtype=float32'),
     ('stale', {'encoding.batch_tokens': '10'}, 'batch_tokens=10 must be'),
+    ('stale', {'data.positive': 'last'}, "data.positive='last' is not one of"),
 ])
 def test_a_wrong_option_is_named(
     name, overrides, message, beir, cache, tmp_path):

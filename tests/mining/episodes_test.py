@@ -13,9 +13,9 @@ N, D, QUERIES, DEPTH = 60, 4, 12, 10
 
 def plan(**options):
   return episodes.Plan(**({
-      'number': 3, 'restart': True, 'first': 'encoder', 'later': 'encoder',
-      'depth': DEPTH, 'per_list': 3, 'lookahead': True, 'positives': 'first',
-      'momentum': True,
+      'number': 3, 'restart': True, 'early_negatives': 0, 'first': 'encoder',
+      'later': 'encoder', 'depth': DEPTH, 'per_list': 3, 'lookahead': True,
+      'positives': 'first', 'momentum': True,
       'combine': 'concatenated', 'alpha': 0.5, 'beta': 0.5,
       'relative_margin': None, 'bar_answers': False} | options))
 

@@ -115,10 +115,13 @@ class HooksTest(absltest.TestCase):
     def maintain(state):
       steps.append(int(state.step))
       return state
-    self.train(hooks.MaintainHook(maintain, 1, renewed_every=2))
-    self.assertEqual(steps, [1, 3, 5])
+    for until, wanted in ((None, [1, 3, 5]), (2, [1, 3, 4, 5])):
+      renews = training.ReencodeHook(lambda state: state, 2, until)
+      self.train(renews, hooks.MaintainHook(maintain, 1, renewed_by=renews))
+      self.assertEqual(steps, wanted)
+      steps.clear()
     self.train(hooks.MaintainHook(maintain, 2))
-    self.assertEqual(steps, [1, 3, 5, 2, 4])
+    self.assertEqual(steps, [2, 4])
 
   def test_diagnostics_are_timed_apart_from_evaluation(self):
     meter = training.Meter()

@@ -147,12 +147,13 @@ class LoopTest(parameterized.TestCase):
 
   def test_evaluation_is_written_with_its_cost(self):
     meter = training.Meter()
-    meter.count_step(targets=7, queries=2)
+    meter.count_step(targets=7, queries=2, target_flops=3., query_flops=5.)
     self.train([training.EvaluateHook(lambda state: {'dev/RR@10': 0.5}, 3)],
                meter=meter)
     self.assertEqual([line['step'] for line in self.lines()], [3, 6])
     self.assertEqual(self.lines()[0]['dev/RR@10'], 0.5)
     self.assertEqual(self.lines()[0]['meter/target_encoder_calls'], 7)
+    self.assertEqual(self.lines()[0]['meter/flops'], 7 * 3. + 2 * 5.)
     self.assertGreater(meter.as_dict()['seconds']['evaluate'], 0)
 
   @parameterized.parameters((8, 8), (8, 4), (1, 8))

@@ -22,19 +22,23 @@ random unit vectors. K is sampler.num_negatives, and the batch size is
 
 in medians of --rounds, in which all take turns; the corrector's share of the
 step, of its time and of its FLOPs as the meter counts them; the bytes that are
-alive between two steps; and the temporary bytes of the compiled programs of
-the retriever, the reader and the whole update, which --rounds=0 gives without
-running them. With encoding.chunk_size these do not grow with the pairs, but
-for what is small: tokens, embeddings, and what the corrector computes of them.
+alive between two steps, with the tokens and rows of one; and the temporary
+bytes of the compiled programs of the retriever, the reader and the whole
+update, which --rounds=0 gives without running them. With encoding.chunk_size
+these do not grow with the pairs, but for what is small: tokens, embeddings, and
+what the corrector computes of them.
 """
 
 from retrieval_jax import runtime
 
 runtime.configure_allocator()  # Before jax is imported; see there.
 
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -53,10 +57,14 @@ from experiments import process
 from retrieval_jax import correctors
 from retrieval_jax import factory
 from retrieval_jax import files
+from retrieval_jax import method as methods
+from retrieval_jax import sharding
 from retrieval_jax import table as tables
+from retrieval_jax import trained
 from retrieval_jax import types
 from retrieval_jax.jobs import train
 from retrieval_jax.training import meter as meters
+from retrieval_jax.training import state as states
 from retrieval_jax.training import step as steps
 
 PHASES = ('propose', 'gather', 'rows', 'update')
@@ -133,128 +141,109 @@ def sized(config: config_dict.ConfigDict, num_pairs: int, chunk_size: int
   return config
 
 
-class Step:
-  """A step of an experiment, in the parts that are measured.
+class Abstract:
+  """What a step of B * K pairs is given, as shapes on the devices."""
 
-  Attributes:
-    state: a TrainState, of which `update` makes the next.
-    programs: name -> compiled program, of PARTS and 'update'.
+  def __init__(self, experiment: factory.Experiment,
+               train_step: steps.TrainStep, state: states.TrainState,
+               num_pairs: int):
+    """Derives all of it from an abstract state."""
+    method, options = experiment.method, experiment.config.data
+    mesh, reader = experiment.mesh, experiment.method.reader
+    number = num_pairs // method.num_negatives
+    of = lambda *shape: jax.ShapeDtypeStruct(
+        shape, jnp.int32, sharding=sharding.batch(mesh))
+    everywhere = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding.replicated(mesh)), tree)
+    self.batch = types.Batch(
+        of(number, options.query_length), of(number, options.target_length),
+        of(number), of(number), of(number, 1))
+    self.draws = everywhere(
+        jax.eval_shape(train_step.propose, state, self.batch))
+    self.tokens = tuple(of(len(ids), options.target_length) for ids in (
+        self.draws.negative_ids, self.draws.probe_ids))
+    self.rows = of(num_pairs, reader.row_length)
+    self.observation = everywhere(jax.eval_shape(
+        functools.partial(observed, method), state, self.draws))
+
+
+def observed(method: methods.Method, state: states.TrainState,
+             draws: steps.Draws) -> types.Observation:
+  """Returns what a step observes, as if no row had drifted."""
+  rows = jnp.concatenate([draws.proposal.rows.reshape(-1), draws.refresh_rows,
+                          draws.anchor_rows])
+  stale = method.memory.take(state.table, rows)
+  fresh = stale.embeddings.astype(jnp.float32)
+  return types.Observation(
+      stale=stale, fresh=fresh, mask=stale.ids >= 0,
+      queries=fresh[:len(draws.proposal.rows)], scale=jnp.ones(()),
+      step=jnp.zeros((), jnp.int32))
+
+
+def arguments(name: str, state: states.TrainState, given: Any) -> tuple:
+  """Returns the arguments of the program of one of PARTS, or of 'update'.
+
+  Args:
+    name: of the program.
+    state: abstract or not.
+    given: an Abstract, or a Step.
   """
+  params = dict(state.params)
+  reader = params.pop('reader')
+  return {
+      'retriever': (params, given.batch, given.tokens[0]),
+      'reader': (reader, given.rows),
+      'corrector': (state.corrector, given.observation),
+      'update': (state, given.batch, given.draws, *given.tokens, given.rows),
+  }[name]
 
-  def __init__(self, experiment: factory.Experiment):
-    """Makes the state and one batch, and compiles.
 
-    Raises:
-      ValueError: for a config without a reader, or with a memory or a sampler
-        on the host, whose step is not one program.
-    """
-    method = experiment.method
-    if experiment.reader is None:
-      raise ValueError(
-          "--config has reader.name='none', and this measures steps with a "
-          'reader; see configs/qa.py.')
-    if method.sampler.on_host or method.memory.on_host:
-      raise ValueError(
-          f'--config has {method.sampler} and memory.place='
-          f'{experiment.config.memory.place!r}, and this measures steps on '
-          'the device alone.')
-    self._experiment, self._meter = experiment, meters.Meter()
-    self._step = experiment.make_step()[0]
-    self._plain = dataclasses.replace(experiment, method=dataclasses.replace(
-        method, corrector=correctors.Identity())).make_step()[0]
-    self._gather, self._rows = experiment.make_gather(), experiment.make_rows()
-    vectors = np.random.default_rng(0).standard_normal(
-        (len(experiment.first_ids()), experiment.model.dim), np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    self.state = self._step.init_state(
-        experiment.params, experiment.make_table(vectors))
-    with contextlib.closing(train.device_batches(experiment, 0)) as batches:
-      self._batch = next(batches)
-    draws = self._draws = self.propose()
-    self._tokens = self.gather()
-    rows, self._lengths = self._rows(draws.query_ids, draws.negative_ids)
-    self._given = rows
-    self._observation = self._observed()
-    encoders = experiment.make_encoders()
-    parts = {
-        'retriever': lambda *args: _encoded(encoders, *args),
-        'reader': lambda *args: _read(encoders, method.num_negatives, *args),
-        'corrector': method.corrector.update}
-    if method.targets.source != 'encoder':
-      parts['retriever'] = lambda params, batch, tokens: _encoded(
-          encoders._replace(targets=None), params, batch, tokens)
-    self.programs = {
-        name: jax.jit(part).lower(*self._arguments(name)).compile()
-        for name, part in parts.items()}
-    self.programs['update'] = self._step.update.lower(
-        self.state, self._batch, draws, *self._tokens, rows).compile()
+def compiled(experiment: factory.Experiment, train_step: steps.TrainStep,
+             state: states.TrainState, num_pairs: int,
+             names: Sequence[str] = (*PARTS, 'update')) -> dict[str, Any]:
+  """Returns compiled programs of a step by name.
 
-  def propose(self) -> steps.Draws:
-    """Returns the draws of the step."""
-    return self._step.propose(self.state, self._batch)
+  Args:
+    experiment: with a reader.
+    train_step: its own.
+    state: a TrainState; abstract will do.
+    num_pairs: B * K.
+    names: of PARTS and 'update'.
 
-  def propose_uncorrected(self) -> steps.Draws:
-    """Returns draws from the memory as it is."""
-    return self._plain.propose(
-        dataclasses.replace(self.state, corrector=()), self._batch)
-
-  def gather(self) -> tuple[jax.Array, jax.Array]:
-    """Returns the tokens of the draws and of what is encoded besides."""
-    return (self._gather(self._draws.negative_ids),
-            self._gather(self._draws.probe_ids))
-
-  def rows(self) -> jax.Array:
-    """Returns the rows of the reader."""
-    return self._rows(self._draws.query_ids, self._draws.negative_ids)[0]
-
-  def update(self) -> types.Params:
-    """Takes the step; returns its metrics."""
-    self.state, metrics = self.programs['update'](
-        self.state, self._batch, self._draws, *self._tokens, self._given)
-    return metrics
-
-  def part(self, name: str) -> Any:
-    """Returns what one of PARTS computes."""
-    return self.programs[name](*self._arguments(name))
-
-  def flops(self) -> dict[str, float]:
-    """Returns what the meter counts for the step."""
-    cost = train.make_cost(self._experiment, self._meter)
-    cost.step(tables.num_rows(self.state.table), self._draws.negative_ids,
-              self._draws.probe_ids)
-    cost.reading(self._lengths)
-    counts = self._meter.counts()
-    return {name: counts[name] for name in meters.FLOPS}
-
-  def _arguments(self, name):
-    """Returns the arguments of the program of a part."""
-    if name == 'corrector':
-      return self.state.corrector, self._observation
-    params = dict(self.state.params)
-    reader = params.pop('reader')
-    return ((reader, self._given) if name == 'reader'
-            else (params, self._batch, self._tokens[0]))
-
-  def _observed(self):
-    """Returns a types.Observation of the rows that the step observes."""
-    draws, table = self._draws, self.state.table
-    rows = np.concatenate([np.asarray(rows).reshape(-1) for rows in (
-        draws.proposal.rows, draws.refresh_rows, draws.anchor_rows)])
-    stale = self._experiment.method.memory.take(table, rows)
-    dim = stale.embeddings.shape[-1]
-    return types.Observation(
-        stale=stale, fresh=stale.embeddings.astype(jnp.float32),
-        mask=stale.ids >= 0, queries=jnp.ones((len(draws.proposal.rows), dim)),
-        scale=jnp.ones(()), step=jnp.zeros((), jnp.int32))
+  Raises:
+    ValueError: for a config without a reader, or with a memory or a sampler on
+      the host, whose step is not one program.
+  """
+  method = experiment.method
+  if experiment.reader is None:
+    raise ValueError(
+        "--config has reader.name='none', and this measures steps with a "
+        'reader; see configs/qa.py.')
+  if method.sampler.on_host or method.memory.on_host:
+    raise ValueError(
+        f'--config has {method.sampler} and memory.place='
+        f'{experiment.config.memory.place!r}, and this measures steps on the '
+        'device alone.')
+  encoders = experiment.make_encoders()
+  if method.targets.source != 'encoder':
+    encoders = encoders._replace(targets=lambda params, tokens: ())
+  programs = {
+      'retriever': jax.jit(functools.partial(_encoded, encoders)),
+      'reader': jax.jit(functools.partial(
+          _read, encoders, method.num_negatives)),
+      'corrector': jax.jit(method.corrector.update),
+      'update': train_step.update}
+  state = states.abstract(state)
+  given = Abstract(experiment, train_step, state, num_pairs)
+  return {name: programs[name].lower(*arguments(name, state, given)).compile()
+          for name in names}
 
 
 def _encoded(encoders, params, batch, tokens):
   """Returns the embeddings of a step, and a gradient of the retriever."""
-  def encode(params):
-    queries = encoders.queries(params, batch.query_tokens)
-    return queries, encoders.targets and encoders.targets(params, tokens)
-
-  embeddings, pull_back = jax.vjp(encode, params)
+  embeddings, pull_back = jax.vjp(lambda params: (
+      encoders.queries(params, batch.query_tokens),
+      encoders.targets(params, tokens)), params)
   return embeddings, pull_back(embeddings)
 
 
@@ -272,18 +261,92 @@ def _read(encoders, num_negatives, reader, rows):
   return found, pull_back(found)
 
 
-def temporary_bytes(step: Step) -> dict[str, int]:
-  """Returns what each program takes besides arguments and results."""
+def temporary_bytes(programs: Mapping[str, Any]) -> dict[str, int]:
+  """Returns what each program takes besides its arguments and results."""
   return {name: program.memory_analysis().temp_size_in_bytes
-          for name, program in step.programs.items()}
+          for name, program in programs.items()}
+
+
+class Step:
+  """A step of an experiment on one batch, in the parts that are timed.
+
+  Attributes:
+    state: a TrainState, of which `update` makes the next.
+    programs: see `compiled`.
+    batch, draws, tokens, rows, observation: what these are given.
+  """
+
+  def __init__(self, experiment: factory.Experiment):
+    """Makes the state and what it is given, and compiles."""
+    self._experiment, config = experiment, experiment.config
+    self._step = experiment.make_step()[0]
+    self._plain = dataclasses.replace(experiment, method=dataclasses.replace(
+        experiment.method, corrector=correctors.Identity())).make_step()[0]
+    vectors = np.random.default_rng(0).standard_normal(
+        (len(experiment.first_ids()), experiment.model.dim), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    self.state = self._step.init_state(
+        experiment.params, experiment.make_table(vectors))
+    self.programs = compiled(
+        experiment, self._step, self.state,
+        config.batch_size * experiment.method.num_negatives)
+    self._gather, self._rows = experiment.make_gather(), experiment.make_rows()
+    with contextlib.closing(train.device_batches(experiment, 0)) as batches:
+      self.batch = next(batches)
+    self.draws = self.propose()
+    self.tokens = self.gather()
+    self.rows, self._lengths = self.make_rows()
+    self.observation = jax.device_put(observed(
+        experiment.method, self.state, self.draws),
+                                      sharding.replicated(experiment.mesh))
+
+  def propose(self) -> steps.Draws:
+    """Returns the draws of the step."""
+    return self._step.propose(self.state, self.batch)
+
+  def propose_uncorrected(self) -> steps.Draws:
+    """Returns draws from the memory as it is."""
+    return self._plain.propose(
+        dataclasses.replace(self.state, corrector=()), self.batch)
+
+  def gather(self) -> tuple[jax.Array, jax.Array]:
+    """Returns the tokens of the draws and of what is encoded besides."""
+    return (self._gather(self.draws.negative_ids),
+            self._gather(self.draws.probe_ids))
+
+  def make_rows(self) -> tuple[jax.Array, np.ndarray]:
+    """Returns the rows of the reader, and the tokens of each."""
+    return self._rows(self.draws.query_ids, self.draws.negative_ids)
+
+  def run(self, name: str) -> Any:
+    """Returns what a program makes of the present state."""
+    found = self.programs[name](*arguments(name, self.state, self))
+    if name == 'update':
+      self.state, found = found
+    return found
+
+  def calls(self) -> dict[str, Callable[[], Any]]:
+    """Returns what is timed, by name."""
+    return {
+        'propose': self.propose,
+        'propose_uncorrected': self.propose_uncorrected,
+        'gather': self.gather, 'rows': self.make_rows,
+        **{name: functools.partial(self.run, name) for name in self.programs}}
+
+  def flops(self) -> dict[str, float]:
+    """Returns what the meter counts for the step."""
+    meter = meters.Meter()
+    cost = train.make_cost(self._experiment, meter)
+    cost.step(tables.num_rows(self.state.table), self.draws.negative_ids,
+              self.draws.probe_ids)
+    cost.reading(self._lengths)
+    counts = meter.counts()
+    return {name: counts[name] for name in meters.FLOPS}
 
 
 def seconds_of(step: Step, rounds: int) -> dict[str, list[float]]:
-  """Returns the seconds of all phases and parts, in turns after a first."""
-  calls = {name: getattr(step, name) for name in PHASES}
-  calls['propose_uncorrected'] = step.propose_uncorrected
-  for name in PARTS:
-    calls[name] = lambda name=name: step.part(name)
+  """Returns the seconds of all that is timed, in turns after a first."""
+  calls = step.calls()
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for _ in range(1 + rounds):
     for name, call in calls.items():
@@ -293,41 +356,48 @@ def seconds_of(step: Step, rounds: int) -> dict[str, list[float]]:
   return {name: times[1:] for name, times in seconds.items()}
 
 
-def measure(config: config_dict.ConfigDict, num_pairs: int, chunk_size: int,
-            rounds: int) -> dict[str, Any]:
-  """Returns the numbers of one size."""
-  experiment = factory.build(sized(config, num_pairs, chunk_size))
+def measure_memory(experiment: factory.Experiment, num_pairs: int
+                   ) -> dict[str, Any]:
+  """Returns the temporary bytes of a size, of which nothing is run."""
+  train_step = experiment.make_step()[0]
+  return {'temp_bytes': temporary_bytes(compiled(
+      experiment, train_step, trained.abstract_state(experiment, train_step),
+      num_pairs))}
+
+
+def measure(experiment: factory.Experiment, rounds: int) -> dict[str, Any]:
+  """Returns the numbers of the size of the config."""
   step = Step(experiment)
   gc.collect()
   flops = step.flops()
-  found = {
-      'num_pairs': num_pairs, 'chunk_size': chunk_size,
-      'num_negatives': experiment.method.num_negatives,
+  found: dict[str, Any] = {
       'num_rows': tables.num_rows(step.state.table), 'flops': flops,
+      'live_bytes': meters.live_bytes(),
+      'temp_bytes': temporary_bytes(step.programs),
+      'times': seconds_of(step, rounds)}
+  took = {name: statistics.median(times)
+          for name, times in found['times'].items()}
+  total = sum(took[name] for name in PHASES)
+  corrected = took['propose'] - took.pop('propose_uncorrected')
+  return found | {
+      'seconds': took | {
+          'corrected': corrected, 'step': total,
+          'rest': took['update'] - sum(took[name] for name in PARTS)},
+      'corrector_share': (corrected + took['corrector']) / total,
       'corrector_share_of_flops': flops['flops_correcting'] / sum(
-          flops.values()),
-      'live_bytes': meters.live_bytes(), 'temp_bytes': temporary_bytes(step)}
-  if rounds:
-    found['times'] = seconds_of(step, rounds)
-    found['seconds'] = took = {
-        name: statistics.median(times) for name, times in
-        found['times'].items()}
-    total = sum(took[name] for name in PHASES)
-    corrected = took['propose'] - took.pop('propose_uncorrected')
-    took |= {'corrected': corrected, 'step': total,
-             'rest': took['update'] - sum(took[name] for name in PARTS)}
-    found['corrector_share'] = (corrected + took['corrector']) / total
-  return found
+          flops.values())}
 
 
 def report(results: list[dict[str, Any]]) -> None:
   """Prints the tables of memory and of time."""
-  print('\n| B K | chunk | MB alive | reader, temporary MB | retriever | '
-        'update |\n| --- | --- | --- | --- | --- | --- |')
+  print('\n| B K | chunk | reader, temporary MB | retriever | update | MB '
+        'alive |\n| --- | --- | --- | --- | --- | --- |')
   for found in results:
-    sizes = (found['live_bytes'], *(found['temp_bytes'][name] for name in (
-        'reader', 'retriever', 'update')))
-    _print_row(found, [f'{size / 1e6:,.1f}' for size in sizes])
+    sizes = [f'{found["temp_bytes"][name] / 1e6:,.1f}'
+             for name in ('reader', 'retriever', 'update')]
+    alive = (f'{found["live_bytes"] / 1e6:,.1f}' if 'live_bytes' in found
+             else '')
+    _print_row(found, [*sizes, alive])
   timed = [found for found in results if 'seconds' in found]
   if not timed:
     return
@@ -360,17 +430,20 @@ def main(argv, values=flags.FLAGS):
       config.data.cache = os.path.join(folder, 'cache')
       write_data(config.data.path, values.num_passages, max(values.num_pairs),
                  values.passage_words)
-    for num_pairs in values.num_pairs:
-      for chunk_size in chunk_sizes:
-        results.append(measure(config, num_pairs, chunk_size, values.rounds))
-        print(f'B K = {num_pairs:,} in chunks of {chunk_size or num_pairs:,}: '
-              'done', flush=True)
-        if values.out:  # as far as it has come
-          files.write_json(values.out, {
-              'config': config.to_dict(), 'rounds': values.rounds,
-              'device': jax.devices()[0].device_kind, 'results': results})
-  found = results[0]
-  print(f'\nK = {found["num_negatives"]}, {found["num_rows"]:,} rows, on '
+    for num_pairs, chunk_size in itertools.product(
+        values.num_pairs, chunk_sizes):
+      experiment = factory.build(sized(config, num_pairs, chunk_size))
+      results.append({'num_pairs': num_pairs, 'chunk_size': chunk_size} | (
+          measure(experiment, values.rounds) if values.rounds
+          else measure_memory(experiment, num_pairs)))
+      print(f'B K = {num_pairs:,} in chunks of {chunk_size or num_pairs:,}: '
+            'done', flush=True)
+      if values.out:  # as far as it has come
+        files.write_json(values.out, {
+            'config': experiment.config.to_dict(), 'rounds': values.rounds,
+            'device': jax.devices()[0].device_kind, 'results': results})
+  print(f'\nK = {config.sampler.num_negatives}, '
+        f'{len(experiment.first_ids()):,} rows, on '
         f'{jax.devices()[0].device_kind}')
   report(results)
 

@@ -196,10 +196,7 @@ class Seq2SeqTexts:
     """
     n, k = exists.shape
     each = np.full((n, k, self.reader.row_length), -1, np.int32)
-    each[exists] = self.rows(
-        np.repeat(np.array(questions, object), k)[exists.ravel()].tolist(),
-        [text for of_question, there in zip(passages, exists)
-         for text, is_there in zip(of_question, there) if is_there])
+    each[exists] = self.rows(*_pairs(questions, passages, exists))
     rows, mesh = each.reshape(n, -1), options.get('mesh')
     width = rows.shape[1]  # padding is inside of a row, none may be cut
     options |= {'buckets': (width,), 'batch_tokens': max(
@@ -252,12 +249,8 @@ def read(texts: Texts, params: types.Params, questions: Sequence[str],
   if isinstance(texts, Seq2SeqTexts) and texts.reader.fuses:
     return _read_together(
         texts, params, questions, passages, log_prior, **options)
-  flat = [(question, text) for question, of_question, there in zip(
-      questions, passages, exists) for text, is_there in zip(of_question, there)
-          if is_there]
   guesses = iter(texts.guesses(
-      params, [question for question, _ in flat], [text for _, text in flat],
-      **options))
+      params, *_pairs(questions, passages, exists), **options))
   return [_combined([next(guesses) if is_there else [] for is_there in there],
                     np.where(there, np.exp(prior), 0).astype(np.float32))
           for prior, there in zip(log_prior, exists)]
@@ -272,11 +265,10 @@ def _read_together(texts: Seq2SeqTexts, params: types.Params,
              for guesses in texts.guesses_together(
                  params, questions, passages, exists, **options)]
   log_probs = np.full(exists.shape, -np.inf, np.float32)
-  places = np.argwhere(exists & (np.array(answers, object) != '')[:, None])
-  log_probs[tuple(places.T)] = texts.log_probs(
-      params, [questions[i] for i, _ in places],
-      [passages[i][k] for i, k in places], [answers[i] for i, _ in places],
-      **options)
+  read_by = exists & (np.array(answers, object) != '')[:, None]
+  log_probs[read_by] = texts.log_probs(
+      params, *_pairs(questions, passages, read_by),
+      answers=[answers[i] for i in np.nonzero(read_by)[0]], **options)
   found = []
   for answer, prior, likelihood in zip(answers, log_prior, log_probs):
     joint = prior + likelihood
@@ -288,6 +280,20 @@ def _read_together(texts: Seq2SeqTexts, params: types.Params,
         spans=[None] * len(joint), texts=[''] * len(joint),
         log_probs=likelihood))
   return found
+
+
+def _pairs(questions: Sequence[str], passages: Sequence[Sequence[str]],
+           there: np.ndarray) -> tuple[list[str], list[str]]:
+  """Returns the questions and the passages of all pairs that are there.
+
+  Args:
+    questions: n.
+    passages: K of each.
+    there: [n, K] bool, which pairs to return, one question after the other.
+  """
+  places = np.argwhere(there)
+  return ([questions[i] for i, _ in places],
+          [passages[i][k] for i, k in places])
 
 
 def _combined(guesses: Sequence[Sequence[_Guess]], prior: np.ndarray

@@ -99,6 +99,9 @@ class RowsTest(absltest.TestCase):
                 np.array([1, -1, 0, 1])))
       seen.append(np.asarray(rows))
     np.testing.assert_array_equal(*seen)
+    alone, _ = gather(np.array([2]), np.array([1, -1, 0, 1]))
+    np.testing.assert_array_equal(
+        alone[2], made.rows(['what?'], PASSAGES[:1], [['France']])[0])
     rows, = seen[:1]
     np.testing.assert_array_equal(lengths, (rows >= 0).sum(axis=1))
     self.assertEqual(lengths[1], 0)
@@ -194,6 +197,7 @@ class FusedTest(absltest.TestCase):
     self.assertEqual(found[1].posterior[1], 0)
     self.assertNotAlmostEqual(found[0].posterior[0], found[0].prior[0])
     self.assertEqual(found[0].spans, [None] * 3)
+    self.assertEqual(found[0].texts, [''] * 3)
     np.testing.assert_array_equal(found[2].posterior, 0)  # nothing to read
 
 

@@ -216,12 +216,22 @@ class Experiment:
     if self.plan.restart:
       given['total_steps'] = self.plan.longest(
           self.config.num_steps, self.method.refresh.reencode_every)
-    alone = self.reader is not None and self.config.reader.alone
     frozen = (() if self.method.targets.source == 'encoder'
               else self.model.tower_names[-1:])
-    if alone:
+    if self._trains_reader_alone:
       frozen = (*self.model.tower_names, 'log_scale')
     optimizer, schedule = optimizers.make_optimizer(**given, frozen=frozen)
+    copies, first_of_text = self.dataset.copies, None
+    if len(copies.ids) and not self.method.sampler.draws_from_memory:
+      first_of_text = copies.firsts_of(
+          np.arange(len(self.target_tokens), dtype=np.int32))
+    return steps.make_train_step(
+        self.make_encoders(), self.method, optimizer, mesh=self.mesh,
+        seed=self.config.seed, layout=self.layout,
+        first_of_text=first_of_text), schedule
+
+  def make_encoders(self) -> steps.Encoders:
+    """Returns the model, and the reader, as a step computes them: in chunks."""
     options = self.config.encoding
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
@@ -229,27 +239,22 @@ class Experiment:
     encode_by = steps.Encoders(
         wrap(self.model.encode_queries), wrap(self.model.encode_targets),
         self.model.scale_of)
-    if self.reader is not None:
-      encode_by = self._with_reader(encode_by, wrap, alone)
-    copies, first_of_text = self.dataset.copies, None
-    if len(copies.ids) and not self.method.sampler.draws_from_memory:
-      first_of_text = copies.firsts_of(
-          np.arange(len(self.target_tokens), dtype=np.int32))
-    return steps.make_train_step(
-        encode_by, self.method, optimizer, mesh=self.mesh,
-        seed=self.config.seed, layout=self.layout,
-        first_of_text=first_of_text), schedule
+    return (encode_by if self.reader is None
+            else self._with_reader(encode_by, wrap))
 
-  def _with_reader(self, encode_by, wrap, alone):
+  @property
+  def _trains_reader_alone(self):
+    return self.reader is not None and self.config.reader.alone
+
+  def _with_reader(self, encode_by, wrap):
     """Returns steps.Encoders over params that hold the reader's.
 
     Args:
       encode_by: steps.Encoders over params without.
       wrap: what bounds the memory of an encoder.
-      alone: whether the towers are not trained.
     """
     of_towers = self._of_towers
-    if alone:
+    if self._trains_reader_alone:
       of_towers = lambda params: jax.lax.stop_gradient(self._of_towers(params))
     queries, targets, scale, *_ = encode_by
     read = wrap(self.method.reader.read)

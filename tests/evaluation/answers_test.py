@@ -131,16 +131,17 @@ def test_holders_are_found_for_all_results_of_a_batch():
 
 
 def test_words_are_of_the_categories_that_dpr_names():
-  letters, signs = [], []
+  letters, signs, blanks = [], [], []
   for code in range(sys.maxunicode + 1):
     kind = unicodedata.category(chr(code))[0]
     if kind in 'LNM':
       letters.append(chr(code))
-    elif kind not in 'ZC':
-      signs.append(chr(code))
+    else:
+      (blanks if kind in 'ZC' else signs).append(chr(code))
   pattern = answers._words_or_signs()
   assert pattern.findall(''.join(letters)) == [''.join(letters)]
   assert pattern.findall(''.join(signs)) == signs
+  assert pattern.findall(''.join(blanks)) == []
 
 
 def test_spans_count_characters_of_the_text():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import qa
+from experiments.benchmarks import answers
 from retrieval_jax import trained as trained_lib
 from retrieval_jax.factory import readers
 from retrieval_jax.factory import run_folder
@@ -145,6 +146,21 @@ def test_retriever_and_reader_learn(make_qa, tmp_path):
       assert dataset.corpus_texts[int(row)][slice(*span)] == text
   assert results['measures']['dev']['Answer@5'] > (
       results['untrained']['dev']['Answer@5'])
+
+
+@pytest.mark.parametrize('variant', ['stale_tiny', 'fused_tiny'])
+def test_memory_of_a_step_is_that_of_a_chunk_of_pairs(variant, make_qa):
+  """Four times the pairs take about as much, not four times."""
+  experiment = train.factory.build(make_qa(
+      variant, sampler__num_negatives=8, encoding__chunk_size=64,
+      corrector__name='identity'), num_devices=1)
+  train_step, _ = experiment.make_step()
+  state = trained_lib.abstract_state(experiment, train_step)
+  few, many = (
+      answers.temporary_bytes(answers.compiled(
+          experiment, train_step, state, num_pairs, ['update']))['update']
+      for num_pairs in (256, 1024))
+  assert many < 1.15 * few, (few, many)
 
 
 def test_a_run_without_a_reader_cannot_answer(trained):

@@ -76,6 +76,8 @@ GUARDS = {
         'tests/conformance_test.py::ValueTest'),
     'retrieval_jax/objectives/columns.py': (
         'tests/objectives/columns_test.py',),
+    'retrieval_jax/objectives/marginal.py': (
+        'tests/objectives/marginal_test.py',),
     'retrieval_jax/objectives/*.py': (
         'tests/objectives', 'tests/conformance_test.py::ObjectiveTest'),
     'retrieval_jax/samplers/simans.py': (
@@ -99,6 +101,11 @@ GUARDS = {
         'tests/correctors/correctors_test.py::MapsTest',
         'tests/correctors/correctors_test.py::LinearTest',
         'tests/correctors/correctors_test.py::MlpTest'),
+    'retrieval_jax/models/readers/extractive.py': (
+        'tests/models/readers/extractive_test.py', 'tests/reading_test.py'),
+    'retrieval_jax/reading.py': ('tests/reading_test.py',),
+    'retrieval_jax/evaluation/answers.py': (
+        'tests/evaluation/answers_test.py',),
     'retrieval_jax/mining/*.py': ('tests/mining',),
     **dict.fromkeys(
         [f'retrieval_jax/adapters/{name}.py'

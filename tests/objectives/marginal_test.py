@@ -219,17 +219,48 @@ class MarginalTest(parameterized.TestCase):
         self.proposal, mask=np.zeros((B, K), bool))
     loss, info = objectives.Marginal()({}, self.fresh, None, nothing)
     np.testing.assert_array_equal(loss, 0)
-    self.assertEqual(info['answerable'], 0)
+    self.assertEqual(
+        jax.device_get(info), dict.fromkeys(info, 0))
     for estimate in marginal.ESTIMATES:
       for gradient in gradients(
           objectives.Marginal(estimate), self.fresh, nothing):
         np.testing.assert_array_equal(gradient, 0)
 
+  def test_means_are_of_the_questions_with_an_answer(self):
+    mask = np.array(self.proposal.mask)
+    mask[1] = False
+    loss, info = objectives.Marginal()(
+        {}, self.fresh, None, dataclasses.replace(self.proposal, mask=mask))
+    np.testing.assert_array_equal(loss[1:], 0)
+    self.assertAlmostEqual(info['answerable'], 1 / 3)
+    self.assertAlmostEqual(info['nll'], float(loss[0]))
+
+  def test_the_teacher_is_as_warm_as_the_reader_unless_told(self):
+    by_scores = [gradients(objective, self.fresh, self.proposal)[0]
+                 for objective in (
+                     objectives.Marginal('perplexity'),
+                     objectives.Marginal('perplexity', temperature=1.0))]
+    np.testing.assert_array_equal(*by_scores)
+
+  def test_says_what_it_needs_and_costs(self):
+    for estimate in marginal.ESTIMATES:
+      alone = estimate in ('marginal', 'joint')
+      self.assertEqual(
+          objectives.Marginal(estimate).needs,
+          {'negatives', 'answers'} | ({'reads_alone'} if alone else set()))
+    self.assertEqual(
+        objectives.Marginal('emdr2', importance=True).needs,
+        {'negatives', 'answers', 'log_q', 'independent'})
+    # A multiplication and an addition for each of B * K * D.
+    self.assertEqual(objectives.Marginal().flops(3, 4, 9, 5), 2 * 3 * 4 * 5)
+
   def test_wrong_options_are_refused(self):
     with self.assertRaisesRegex(ValueError, "estimate='ance' is not one of"):
       objectives.Marginal('ance')
-    with self.assertRaisesRegex(ValueError, 'temperature=0 must be positive'):
-      objectives.Marginal(temperature=0)
+    for temperature in (0, -1):
+      with self.assertRaisesRegex(
+          ValueError, f'temperature={temperature} must be positive'):
+        objectives.Marginal(temperature=temperature)
 
 
 if __name__ == '__main__':

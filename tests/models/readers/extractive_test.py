@@ -130,6 +130,29 @@ class ExtractiveTest(parameterized.TestCase):
       np.testing.assert_allclose(
           log_probs, [spans[span] - everything for span in best], rtol=1e-4)
       self.assertFalse(found[i][1, len(best):].any())  # there are no more
+      np.testing.assert_array_equal(
+          found[i][2, len(best):], np.float32(types.NO_ANSWER))
+
+  def test_more_spans_than_a_row_has_are_none(self):
+    made, of = rows(), params()
+    most = READER.row_length * READER.max_width
+    found = np.asarray(extractive.Decode(READER, most + 5)(of, made)).reshape(
+        len(made), 3, -1)
+    self.assertEqual(found.shape[-1], most + 5)
+    np.testing.assert_array_equal(
+        (found[:, 1] > 0).sum(axis=1),
+        [len(listed(*np.zeros((2, 14)), *place)) for place in PASSAGES])
+    np.testing.assert_array_equal(found[:, 1, most:], 0)
+    np.testing.assert_array_equal(
+        found[:, 2, most:], np.float32(types.NO_ANSWER))
+
+  def test_begins_with_a_small_head(self):
+    config = dataclasses.replace(CONFIG, hidden_size=64)
+    head = dataclasses.replace(READER, config=config).init(
+        jax.random.key(0))['head']
+    self.assertEqual(head['kernel'].shape, (64, 2))
+    self.assertBetween(float(head['kernel'].std()), 0.015, 0.025)  # BERT: .02
+    np.testing.assert_array_equal(head['bias'], 0)
 
   def test_padding_alone_is_no_answer(self):
     nothing = np.full((1, READER.row_length), -1, np.int32)
@@ -142,8 +165,13 @@ class ExtractiveTest(parameterized.TestCase):
 
   def test_wrong_options_are_refused(self):
     change = lambda **options: dataclasses.replace(READER, **options)
-    with self.assertRaisesRegex(ValueError, r'max_width=13 must lie in \[1, 1'):
-      change(max_width=13)
+    change(max_width=1)  # these three just fit
+    change(max_width=12, row_length=24)
+    change(config=dataclasses.replace(CONFIG, vocab_size=2**18))
+    for width in (0, 13):
+      with self.assertRaisesRegex(
+          ValueError, rf'max_width={width} must lie in \[1, 12\]'):
+        change(max_width=width)
     with self.assertRaisesRegex(ValueError, 'row_length=99 exceeds the 24 pos'):
       change(row_length=99)
     with self.assertRaisesRegex(ValueError, '300000 tokens, but a row has roo'):

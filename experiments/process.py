@@ -69,8 +69,8 @@ def script():
 
   A cache folder that is set already, as by JAX_COMPILATION_CACHE_DIR, stays.
   Errors that a user can fix (ValueError, OSError, FloatingPointError,
-  ModuleNotFoundError) end the process with exit code 1 and their message
-  alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they came from.
+  ModuleNotFoundError, NoAccelerator) end the process with exit code 1 and
+  their message alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they came from.
   """
   if 'verbosity' not in flags.FLAGS or not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)
@@ -80,7 +80,7 @@ def script():
   try:
     yield
   except (ValueError, OSError, FloatingPointError,
-          ModuleNotFoundError) as error:
+          ModuleNotFoundError, runtime.NoAccelerator) as error:
     if os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
       raise
     message = terminal.shown(str(error), _MESSAGE, keep='\n')

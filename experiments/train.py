@@ -19,6 +19,7 @@ import jax
 import rich.console
 
 from experiments import process
+from retrieval_jax import runtime
 from retrieval_jax.evaluation import report
 from retrieval_jax.jobs import train
 
@@ -32,6 +33,9 @@ def define_flags(values):
   flags.DEFINE_integer(
       'num_devices', None, 'Devices to use; all by default.', lower_bound=1,
       flag_values=values)
+  flags.DEFINE_bool(
+      'allow_cpu', False, 'Train on the CPU even where a plugin for an '
+      'accelerator is installed that did not start.', flag_values=values)
   flags.mark_flags_as_required(['config', 'workdir'], flag_values=values)
 
 
@@ -41,6 +45,10 @@ def main(argv, values=flags.FLAGS):
   started = time.monotonic()
   command = 'python -m experiments.train ' + shlex.join(sys.argv[1:])
   with process.script():
+    runtime.check_accelerator(values.allow_cpu)
+    if not jax.process_index():
+      devices = jax.devices()[:values.num_devices]
+      print(f'Devices: {runtime.describe_devices(devices)}.', flush=True)
     results = train.run(
         values.config, values.workdir, num_devices=values.num_devices,
         command=command)

@@ -5,6 +5,10 @@ therefore not import jax at its own top level.
 """
 
 import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
 import platform
 
 # Numbers of glibc's malloc.h.
@@ -66,3 +70,77 @@ def multiplies_bfloat16_natively() -> bool:
   except OSError:
     return False
   return 'avx512_bf16' in features or 'amx_bf16' in features
+
+
+class NoAccelerator(RuntimeError):
+  """An accelerator was to be had, and jax runs on the CPU."""
+
+
+def accelerator_plugins() -> dict[str, str]:
+  """Returns name -> version of the installed plugins for accelerators.
+
+  Found as jax finds them: modules of the namespace package `jax_plugins`, entry
+  points of the group of that name, and libtpu. A version is '' where the
+  distribution cannot be told.
+  """
+  found = {}
+  if importlib.util.find_spec('jax_plugins') is not None:
+    package = importlib.import_module('jax_plugins')
+    for module in pkgutil.iter_modules(package.__path__):
+      found[module.name] = _version(module.name.replace('xla_', 'jax-')
+                                    + '-plugin')
+  for point in importlib.metadata.entry_points(group='jax_plugins'):
+    if point.dist is not None:
+      found.setdefault(point.name, point.dist.version)
+  if importlib.util.find_spec('libtpu') is not None:
+    found['libtpu'] = _version('libtpu') or _version('libtpu-nightly')
+  return found
+
+
+def describe_devices(devices) -> str:
+  """Returns a line on jax's devices, such as '8 x TPU v5 lite (tpu)'."""
+  kinds = sorted({device.device_kind for device in devices})
+  return (f'{len(devices)} x {", ".join(kinds)} '
+          f'({", ".join(sorted({d.platform for d in devices}))})')
+
+
+def check_accelerator(allow_cpu: bool = False) -> None:
+  """Refuses the CPU where an accelerator's plugin is installed, too.
+
+  jax falls back to the CPU, with a warning at most, when a plugin does not
+  match its own version or finds no device: a run would take days for hours.
+
+  Args:
+    allow_cpu: whether the CPU is meant; so it is with JAX_PLATFORMS=cpu.
+
+  Raises:
+    NoAccelerator: if it is not.
+  """
+  import jax  # Late: see the module's docstring.
+  platforms = jax.config.jax_platforms or ''  # type: ignore[attr-defined]
+  is_meant = allow_cpu or 'cpu' in platforms.split(',')
+  if is_meant or jax.default_backend() != 'cpu':
+    return
+  plugins = accelerator_plugins()
+  if not plugins:
+    return
+  names = ', '.join(f'{name} {version}'.strip()
+                    for name, version in sorted(plugins.items()))
+  backend, extra = ('tpu', 'tpu') if 'libtpu' in plugins else (
+      'cuda', 'cuda12' if any('cuda12' in name for name in plugins)
+      else 'cuda13')
+  raise NoAccelerator(
+      f'jax {jax.__version__} runs on the CPU, though a plugin for an '
+      f'accelerator is installed ({names}): it did not start. To see why: '
+      f'JAX_PLATFORMS={backend} python -c "import jax; '
+      'jax.devices()". Most often its version is not that of jax: reinstall '
+      f"both, as by pip install -U 'jax[{extra}]', and restart the notebook "
+      'or program. To use the CPU all the same: --allow_cpu, or '
+      'JAX_PLATFORMS=cpu.')
+
+
+def _version(distribution):
+  try:
+    return importlib.metadata.version(distribution)
+  except importlib.metadata.PackageNotFoundError:
+    return ''

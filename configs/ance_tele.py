@@ -30,13 +30,13 @@ steps: ANCE is the same driver by its options. They differ in how often the
 corpus is embedded for training, once before the first step and then again:
 
   passes  when           arms
-  3       0, 120, 240    all pools mined by the encoder: 'tele' and what it is
+  3       0, 60, 120     all pools mined by the encoder: 'tele' and what it is
                          made of, 'ance' and its kinds, 'tele_softmax' and
                          'tele_gumbel'; but for 'ance_bm25', which has 2
-  3       0, 160, 320    'kept_refreshed', 'corrector_refreshed'
+  3       0, 120, 240    'kept_refreshed', 'corrector_refreshed'
   1       0              'static', 'kept', 'corrector', 'tele_corrected'
   0                      'static_bm25'
-  48      every 10       'oracle'
+  36      every 10       'oracle'
 
 Of these, three have a pool and a memory, to which draws and positives are
 written back: 'tele_softmax' draws from the pool by the softmax of remembered
@@ -58,8 +58,8 @@ from configs.base import seeds
 
 VARIANTS = ('', 'scratch', 'links', 'links_scratch', 'msmarco', 'nq', 'tiny')
 SEEDS = (0, 1, 2)
-EPISODES, EARLY, LAST = 3, 120, 240  # early stop of all but the last; its steps
-THIRD = 160  # of all steps: as many passes over the corpus as episodes make
+EPISODES, EARLY, LAST = 3, 60, 240  # early stop of all but the last; its steps
+THIRD = 120  # of all steps: as many passes over the corpus as episodes make
 
 
 def get_config(variant=''):
@@ -89,11 +89,12 @@ def _ours(config, variant):
   config.num_steps = (EPISODES - 1) * EARLY + LAST
   config.optimizer.learning_rate = 1e-3
   config.data.target_length = 32
+  config.sampler.num_negatives = 2
   config.model.num_layers = 1
   config.model.scale = 40.0
   config.encoding.buckets = (12, 16, 20, 24, 32)
   config.encoding.chunk_size = 0
-  config.evaluation.every = EARLY // 3
+  config.evaluation.every = EARLY
   config.forgetting.every = EARLY
   config.evaluation.baselines = False
   config.checkpoint.every = 1000
@@ -178,7 +179,7 @@ def arms():
       'corrector_refreshed': corrector | {'refresh.reencode_every': THIRD},
       'tele_softmax': scored | {'sampler.pool_order': 'softmax'},
       'tele_gumbel': scored | {
-          'sampler.name': 'pool_gumbel', 'sampler.num_pooled': 2},
+          'sampler.name': 'pool_gumbel', 'sampler.num_pooled': 1},
       'tele_corrected': scored | moved | {
           'corrector.condition_on_age': True, 'episodes.later': 'memory',
           'sampler.pool_order': 'softmax'},

@@ -1,8 +1,10 @@
 r"""Questions with answers and without passages: the passage is not known.
 
 A retriever and a reader are trained together on -log sum_k P(y_k | x)
-P(a | x, y_k) over K passages drawn by the corrected memory (Monath et al., ICML
-2024, after REALM and EMDR2). The retriever starts from the first two layers of
+P(a | x, y_k) over K passages, those that the corrected memory scores highest
+(Monath et al., ICML 2024, after REALM and EMDR2). They are not drawn by Gumbel:
+of many passages so few have an answer then that the first steps are noise
+(experiments/results/qa). The retriever starts from the first two layers of
 all-MiniLM-L6-v2, the reader from all of it; it points at the answer. Variants:
 
   ''           a corrector, and a table that is embedded once and never again
@@ -81,6 +83,7 @@ def get_config(variant=''):
   config.objective.name = 'marginal'
   config.reader.name = 'extractive'
   config.corrector.name = 'mlp'
+  config.sampler.name = 'top_k'
   config.sampler.num_negatives = 8 if not tiny else 3  # K
   config.reader.row_length = 160
   config.update_from_flattened_dict((ARMS | READERS).get(kind, {}))

@@ -2,7 +2,7 @@ r"""Compares finished runs: tables (Markdown, CSV) and figures (PNG).
 
   python -m experiments.compare --sweep=runs/methods --out=runs/comparison \
       --split=test --reference=oracle --pairs=stale:in_batch \
-      --curves=diagnostics/kl,diagnostics/tv
+      --curves=diagnostics/kl,diagnostics/tv --steps_to=stale
 
 Takes every finished run of the sweeps' folders and of --workdirs, reads its
 results.json, metrics.jsonl and config.json, and writes
@@ -16,6 +16,13 @@ results.json, metrics.jsonl and config.json, and writes
 Runs whose configs differ in nothing but the seed are one method, named after
 the first of them without number and seed: 003_stale-seed0 is 'stale'. Shown are
 mean, sample standard deviation, least and greatest over seeds.
+
+Two columns are of dev evaluations during training, whatever --split is, and say
+nothing finer than evaluation.every: `curve noise`, how far an evaluation lies
+from the line through its neighbours (a standard deviation, defined in
+retrieval_jax/comparison/curves.py; ours), and by --steps_to=METHOD the steps to
+the first one that is as good as METHOD at its end, seed by seed where both have
+the same seeds. All steps of a run count, those before a restart too.
 """
 
 from collections.abc import Sequence
@@ -59,6 +66,9 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
       'curves', [], 'Scalars of metrics.jsonl to plot over steps, such as '
       'diagnostics/kl.', flag_values=values)
+  flags.DEFINE_string(
+      'steps_to', None, 'Method whose final measure on dev others are to '
+      'reach; the table then says in how many steps.', flag_values=values)
   flags.mark_flag_as_required('out', flag_values=values)
 
 
@@ -76,7 +86,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     print(compare.run(
         workdirs, values.out, split=values.split, measure=values.measure,
         choose_on=values.choose_on, reference=values.reference,
-        pairs=values.pairs, curves=values.curves))
+        pairs=values.pairs, curves=values.curves, steps_to=values.steps_to))
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f'compare: {error}')
   print(f'Wrote comparison.md to {values.out}, with CSV files and figures.')

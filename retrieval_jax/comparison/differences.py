@@ -62,10 +62,7 @@ def difference(groups: runs_lib.Groups, method: str, against: str, split: str,
     ValueError: if there is no such method, naming those there are.
   """
   for name in (method, against):
-    if name not in groups:
-      raise ValueError(
-          f'Expected --reference and --pairs to name methods, got {name!r}; '
-          f'there is {", ".join(groups)}.')
+    runs_lib.check_method(groups, name, '--reference and --pairs')
   values = [[100 * run.measure(split, measure) for run in groups[name]]
             for name in (method, against)]
   seeds = [[run.results.get('seed') for run in groups[name]]

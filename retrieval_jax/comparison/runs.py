@@ -78,6 +78,14 @@ Groups = Mapping[str, Sequence[FinishedRun]]
 """Runs of one method, one for each seed, under its name."""
 
 
+def check_method(groups: Groups, name: str, flags: str) -> None:
+  """Raises a ValueError, naming the flags, if no group has this name."""
+  if name not in groups:
+    raise ValueError(
+        f'Expected {flags} to name methods, got {name!r}; there is '
+        f'{", ".join(groups)}.')
+
+
 def in_sweep(folder: str) -> tuple[list[str], list[str]]:
   """Returns the finished and the unfinished runs among a folder's children.
 

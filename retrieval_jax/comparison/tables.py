@@ -7,6 +7,7 @@ import json
 import statistics
 from typing import Any
 
+from retrieval_jax.comparison import curves
 from retrieval_jax.comparison import differences
 from retrieval_jax.comparison import runs as runs_lib
 from retrieval_jax.evaluation import measures
@@ -20,13 +21,14 @@ _COSTS = {
 _SPREAD = ('sd', 'min', 'max')
 
 
-def run_row(run: runs_lib.FinishedRun, split: str,
-            names: Sequence[str]) -> dict[str, Any]:
+def run_row(run: runs_lib.FinishedRun, split: str, names: Sequence[str],
+            of_curves: curves.OfRuns) -> dict[str, Any]:
   """Returns measures and cost of one run; what is not known is None."""
   meter, values = run.results.get('meter', {}), run.results['measures'][split]
   tera = lambda flops: None if flops is None else flops / 1e12
   table = meter.get('table_bytes')
-  return {name: values.get(name) for name in names} | dict(zip(_COSTS, (
+  measured = {name: values.get(name) for name in names}
+  return measured | of_curves[run.name] | dict(zip(_COSTS, (
       meter.get('target_encoder_calls_in_step'),
       meter.get('target_encoder_calls_reembedding'),
       *(tera(meter.get(part)) for part in runs_lib.FLOP_PARTS.values()),
@@ -36,9 +38,10 @@ def run_row(run: runs_lib.FinishedRun, split: str,
 
 
 def method_row(members: Sequence[runs_lib.FinishedRun], split: str,
-               names: Sequence[str]) -> dict[str, Any]:
+               names: Sequence[str], of_curves: curves.OfRuns
+               ) -> dict[str, Any]:
   """Returns means over seeds, and their spread in columns such as 'R@1 sd'."""
-  rows = [run_row(run, split, names) for run in members]
+  rows = [run_row(run, split, names, of_curves) for run in members]
   found: dict[str, Any] = {'seeds': len(rows)}
   for column in rows[0]:
     values = [row[column] for row in rows]
@@ -69,19 +72,20 @@ def baselines(loaded: Sequence[runs_lib.FinishedRun], split: str
   return found
 
 
-def tabulate(groups: runs_lib.Groups, split: str, measure: str
-             ) -> list[dict[str, Any]]:
+def tabulate(groups: runs_lib.Groups, split: str, measure: str,
+             of_curves: curves.OfRuns) -> list[dict[str, Any]]:
   """Returns the rows of the table: baselines, then methods."""
   names = list(dict.fromkeys([*report.LABELS, measure]))
   runs = [run for members in groups.values() for run in members]
   rows = [{'method': label} | {name: values.get(name) for name in names}
           for label, values in baselines(runs, split).items()]
-  rows += [{'method': name} | method_row(members, split, names)
+  rows += [{'method': name} | method_row(members, split, names, of_curves)
            for name, members in groups.items()]
   return _aligned(rows)
 
 
-def tabulate_runs(groups: runs_lib.Groups, split: str) -> list[dict[str, Any]]:
+def tabulate_runs(groups: runs_lib.Groups, split: str, of_curves: curves.OfRuns
+                  ) -> list[dict[str, Any]]:
   """Returns a row for every single run, with all its measures.
 
   'commit' is that of the code, '' where the run does not know it.
@@ -93,7 +97,8 @@ def tabulate_runs(groups: runs_lib.Groups, split: str) -> list[dict[str, Any]]:
   return _aligned([
       {'run': run.name, 'method': method, 'seed': run.results.get('seed'),
        'steps': run.results.get('steps'),
-       'commit': run.results.get('commit') or ''} | run_row(run, split, names)
+       'commit': run.results.get('commit') or ''} | run_row(
+           run, split, names, of_curves)
       for method, members in groups.items() for run in members])
 
 
@@ -147,7 +152,9 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
   value = row[column]
   if value is None or column in ('method', 'seeds'):
     return '' if value is None else str(value)
-  shown = _COSTS.get(column, '{:.4f}').format
+  shown = _COSTS.get(
+      column, '{:,.0f}' if column.startswith(curves.STEPS_TO) else '{:.4f}'
+  ).format
   sd, least, greatest = (row.get(f'{column} {name}') for name in _SPREAD)
   if least is None or shown(least) == shown(greatest):
     return shown(value)

@@ -5,6 +5,7 @@ import os
 import statistics
 
 from retrieval_jax import files
+from retrieval_jax.comparison import curves as curves_lib
 from retrieval_jax.comparison import differences
 from retrieval_jax.comparison import plots
 from retrieval_jax.comparison import runs as runs_lib
@@ -15,7 +16,7 @@ from retrieval_jax.evaluation import report
 def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
         measure: str = 'RR@10', choose_on: str | None = None,
         reference: str | None = None, pairs: Sequence[str] = (),
-        curves: Sequence[str] = ()) -> str:
+        curves: Sequence[str] = (), steps_to: str | None = None) -> str:
   """Writes the comparison into `out` and returns its Markdown tables.
 
   Args:
@@ -28,6 +29,8 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
     reference: a method that all others are judged against.
     pairs: 'A:B', methods A to be judged against methods B.
     curves: names of logged scalars to plot over steps.
+    steps_to: a method; in how many steps each reaches its final measure on dev
+      is shown.
 
   Raises:
     FileNotFoundError: if a run has not finished.
@@ -39,10 +42,13 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   groups: runs_lib.Groups = runs_lib.group_seeds([
       runs_lib.read_run(workdir, name, split, measure)
       for workdir, name in zip(workdirs, runs_lib.names_of(workdirs))])
-  every_run = tables.to_csv(tables.tabulate_runs(groups, split))
+  of_curves = curves_lib.columns(groups, measure, steps_to)
+  every_run = tables.to_csv(tables.tabulate_runs(groups, split, of_curves))
   sentences: list[str] = []
   if choose_on:
     groups, sentences = differences.choose(groups, choose_on, measure)
+  sentences += curves_lib.sentences(
+      of_curves, report.LABELS.get(measure, measure))
   sentences += tables.uncounted(groups)
   judged = [(name, reference) for name in groups
             if reference and name != reference]
@@ -53,7 +59,7 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
     judged.append((method, against))
   found = [differences.difference(groups, *pair, split, measure)
            for pair in dict.fromkeys(judged)]
-  rows = tables.tabulate(groups, split, measure)
+  rows = tables.tabulate(groups, split, measure, of_curves)
   label = f'{report.LABELS.get(measure, measure)} on {split}'
   parts = [f'# Comparison on {split}\n', tables.to_markdown(rows),
            *(f'{sentence}\n' for sentence in sentences)]

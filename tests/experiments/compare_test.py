@@ -104,10 +104,10 @@ class CompareTest(parameterized.TestCase):
         float(rows['oracle']['training seconds']), 700 * 2 / 3)
     self.assertEqual(rows['stale']['table MiB'], '1.0')
     self.assertNotIn('RR@10 sd', rows['stale'])  # one seed has no spread
-    self.assertIn('| method | seeds | MRR@10 | Recall@1 | target calls, step |',
-                  self.markdown())
-    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 90,000 | 200 | 270.0 | '
-                  '0.2 | 270.2 | 467 | 700 | 1 |', self.markdown())
+    self.assertIn('| method | seeds | MRR@10 | Recall@1 | curve noise | target '
+                  'calls, step |', self.markdown())
+    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 0.0000 | 90,000 | 200 | '
+                  '270.0 | 0.2 | 270.2 | 467 | 700 | 1 |', self.markdown())
 
   def test_seeds_become_mean_and_spread_and_every_run_is_kept(self):
     runs = [made_up.write_run(
@@ -161,6 +161,34 @@ class CompareTest(parameterized.TestCase):
                  for name, row in self.table('runs.csv', 'run').items()}
       self.assertEqual(commits.pop('b'), '')
       self.assertEqual(commits, {'a': '1f3a'} if len(compared) == 2 else {})
+
+  def test_curves_are_those_of_dev_whatever_split_is_shown(self):
+    runs = [made_up.write_run(
+        self.folder(f'{name}-seed{seed}'), method=name, seed=seed,
+        quality=quality, measures={'dev': {'RR@10': quality},
+                                   'test': {'RR@10': 0.25}})
+            for name, seed, quality in (
+                ('ance', 0, 0.3), ('ance', 1, 0.6), ('tele', 0, 0.45),
+                ('tele', 1, 0.9), ('late', 0, 0.29), ('late', 1, 0.9))]
+    status, printed, err = self.main(
+        f'--workdirs={",".join(runs)}', '--split=test', '--steps_to=ance')
+    self.assertEqual(status, 0, err)
+    # At 20 of 30 steps two thirds of 0.45 and 0.9 are there: 0.3 and 0.6. The
+    # first seed of the last never gets to 0.3.
+    every = self.table('runs.csv', 'run')
+    self.assertEqual({name: row['steps to ance'] for name, row in every.items()
+                      }, {'ance-seed0': '30', 'ance-seed1': '30',
+                          'tele-seed0': '20', 'tele-seed1': '20',
+                          'late-seed0': '', 'late-seed1': '20'})
+    rows = self.table()
+    self.assertEqual([rows[name]['steps to ance'] for name in (
+        'ance', 'tele', 'late')], ['30.0', '20.0', ''])
+    self.assertAlmostEqual(float(rows['tele']['curve noise']), 0)  # a line
+    self.assertIn('| tele | 2 | 0.2500 | 0.0000 | 20 |', printed)
+    self.assertIn('`curve noise` is the standard deviation of MRR@10', printed)
+    self.assertIn('`steps to ance` is the first dev evaluation', printed)
+    self.main(f'--workdirs={",".join(runs)}', '--split=test')
+    self.assertNotIn('steps to', self.markdown())
 
   def test_a_setting_that_was_not_chosen_keeps_its_row_among_the_runs(self):
     runs = []
@@ -281,6 +309,7 @@ class CompareTest(parameterized.TestCase):
   @parameterized.parameters(
       ('--reference=orakel', "name methods, got 'orakel'; there is a, b"),
       ('--pairs=a:c', "got 'c'; there is a, b"),
+      ('--steps_to=c', "Expected --steps_to to name methods, got 'c'"),
       ('--pairs=a', "Expected --pairs=A:B,..., got 'a'"),
       ('--curves=train/nll,kl',
        "got 'kl'; there is dev/RR@10, meter/target_encoder_calls, seconds, "

@@ -7,6 +7,7 @@ import numpy as np
 from retrieval_jax import data
 from retrieval_jax import reading
 from retrieval_jax import sharding
+from retrieval_jax import types
 from retrieval_jax.models import t5
 from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
@@ -118,7 +119,7 @@ class AnswersTest(absltest.TestCase):
     params = made.reader.init(jax.random.key(1))
     found = made.guesses(params, ['what is it?'] * 3, PASSAGES)
     for guesses, passage in zip(found[:2], PASSAGES):
-      self.assertLen(guesses, made.num_spans)
+      self.assertLen(guesses, 8)  # num_spans
       self.assertEqual(sorted(
           (guess.log_prob for guess in guesses), reverse=True),
                        [guess.log_prob for guess in guesses])
@@ -153,6 +154,17 @@ class AnswersTest(absltest.TestCase):
 
 
 class FusedTest(absltest.TestCase):
+
+  def test_an_answer_ends_before_its_padding(self):
+    tokenizer = data.train_tokenizer(PASSAGES * 3 + ['what is it?'] * 3, 40)
+    tokens = tokenizer.encode_batch(['is it Paris?'], 24)[0][0]
+    self.assertEqual(tokens[-1], -1)
+    made = reading.Seq2SeqTexts(None, tokenizer, num_beams=2)
+    (guess,), = made._decoded(np.array(  # a beam of one
+        [[-0.5, types.NO_ANSWER, *tokens, *tokens]], np.float32))
+    self.assertEqual(guess, reading._Guess(
+        tokenizer.decode(tokens[tokens >= 0]), -0.5, None))
+    self.assertNotEmpty(guess.text)
 
   def test_answers_are_those_of_all_passages_together(self):
     """Greedily, by the likelihoods of every next token after those before."""

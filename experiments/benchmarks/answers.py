@@ -155,9 +155,9 @@ class Abstract:
         shape, jnp.int32, sharding=sharding.batch(mesh))
     everywhere = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=sharding.replicated(mesh)), tree)
-    self.batch = types.Batch(
-        of(number, options.query_length), of(number, options.target_length),
-        of(number), of(number), of(number, 1))
+    with contextlib.closing(experiment.make_batches().iterate(0)) as batches:
+      self.batch = jax.tree.map(
+          lambda x: of(number, *x.shape[1:]), next(batches))
     self.draws = everywhere(
         jax.eval_shape(train_step.propose, state, self.batch))
     self.tokens = tuple(of(len(ids), options.target_length) for ids in (

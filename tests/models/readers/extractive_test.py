@@ -136,9 +136,9 @@ class ExtractiveTest(parameterized.TestCase):
   def test_more_spans_than_a_row_has_are_none(self):
     made, of = rows(), params()
     most = READER.row_length * READER.max_width
-    found = np.asarray(extractive.Decode(READER, most + 5)(of, made)).reshape(
+    found = np.asarray(extractive.Decode(READER, most + 7)(of, made)).reshape(
         len(made), 3, -1)
-    self.assertEqual(found.shape[-1], most + 5)
+    self.assertEqual(found.shape[-1], most + 7)
     np.testing.assert_array_equal(
         (found[:, 1] > 0).sum(axis=1),
         [len(listed(*np.zeros((2, 14)), *place)) for place in PASSAGES])

@@ -119,7 +119,9 @@ def test_retriever_and_reader_learn(make_qa, tmp_path):
   config = make_qa(
       'refreshed_tiny', num_steps=150, log__every=10,
       checkpoint__every=150, refresh__reencode_every=10,
-      evaluation__baselines=True)
+      evaluation__baselines=True,
+      # Most of the highest passages have an answer from the first step on.
+      sampler__name='gumbel')
   results = train.run(config, str(tmp_path), num_devices=1)
   nll = list(tiny.losses(str(tmp_path)).values())
   assert nll[-1] < 0.5 * nll[0]

@@ -9,7 +9,8 @@ OUT/NAME is a folder as sentence-transformers 6 writes it, with `reference.npz`:
 `texts` [n], `tokens` [n, L] int32 and `hidden` [n, L, 32] of the texts as they
 are, `queries` and `targets` [n, D] float32 with the folder's prompts, and for
 bert `pooled_MODE` [n, 32] of `hidden`. All weights are noise, norms' too. Also
-`relative_buckets.npz`, the reference's buckets of distances.
+`relative_buckets.npz`, the reference's buckets of distances. With names of
+cases behind OUT these alone are written, and the rest of OUT stays.
 """
 
 import os
@@ -50,6 +51,9 @@ T5 = {'d_model': 32, 'd_kv': 6, 'd_ff': 40, 'num_layers': 2, 'num_heads': 4,
 DISTILBERT = {'dim': 32, 'n_layers': 2, 'n_heads': 4, 'hidden_dim': 40,
               'max_position_embeddings': 64}
 
+MODERN = {**COMMON, 'num_hidden_layers': 3}  # local windows are below LENGTH
+DECODER = {**MODERN, 'num_hidden_layers': 2, 'num_key_value_heads': 2}
+
 # name -> (kind of tokenizer, config, modules after Transformer, prompts)
 CASES = {
     'bert': ('bert', transformers.BertConfig(**COMMON), [
@@ -68,6 +72,39 @@ CASES = {
         Normalize()], {}),
     't5_gated': ('t5', transformers.T5Config(
         **T5, feed_forward_proj='gated-gelu'), [Pooling(32, 'lasttoken')], {}),
+    'modernbert': ('bert', transformers.ModernBertConfig(
+        **MODERN, local_attention=12), [Pooling(32, 'cls'), Normalize()],
+        {'query': 'search_query: '}),
+    'nomic_bert': ('bert', transformers.NomicBertConfig(**COMMON), [
+        Pooling(32, 'mean'), Normalize()], {}),
+    'gte': ('bert', transformers.GteConfig(**COMMON), [
+        Pooling(32, 'cls'), Normalize()], {}),
+    'gemma3_text': ('end', transformers.Gemma3TextConfig(
+        **DECODER, head_dim=10, sliding_window=12, query_pre_attn_scalar=7,
+        use_bidirectional_attention=True,
+        layer_types=['sliding_attention', 'full_attention']), [
+            Pooling(32, 'mean'),
+            Dense(32, 48, bias=False, activation_function=torch.nn.Identity()),
+            Dense(48, 24, bias=False, activation_function=torch.nn.Identity()),
+            Normalize()],
+        {'query': 'task: search result | query: ',
+         'document': 'title: none | text: '}),
+    'gemma3_causal': ('end', transformers.Gemma3TextConfig(
+        **DECODER, head_dim=10, sliding_window=6, query_pre_attn_scalar=7,
+        layer_types=['sliding_attention', 'full_attention']), [
+            Pooling(32, 'lasttoken'), Normalize()], {}),
+    'qwen3': ('end', transformers.Qwen3Config(**DECODER, head_dim=10), [
+        Pooling(32, 'lasttoken'), Normalize()],
+        {'query': 'Instruct: find it\nQuery:'}),
+    'qwen2': ('end', transformers.Qwen2Config(**DECODER), [
+        Pooling(32, 'lasttoken')], {}),
+    'llama': ('end', transformers.LlamaConfig(
+        **DECODER, rope_theta=500., attention_bias=True, mlp_bias=True), [
+            Pooling(32, 'mean')], {}),
+    'mistral': ('end', transformers.MistralConfig(
+        **DECODER, sliding_window=6), [Pooling(32, 'lasttoken')], {}),
+    'eurobert': ('end', transformers.EuroBertConfig(**DECODER), [
+        Pooling(32, 'mean')], {}),
 }
 
 
@@ -76,8 +113,9 @@ def make_tokenizer(kind):
   special = {'bert': ['[PAD]', '[UNK]', '[CLS]', '[SEP]'],
              'roberta': ['<s>', '<pad>', '</s>', '<unk>'],
              'mpnet': ['<s>', '<pad>', '</s>', '[UNK]'],
-             't5': ['<pad>', '</s>', '<unk>']}[kind]
-  if kind == 'roberta':
+             't5': ['<pad>', '</s>', '<unk>'],
+             'end': ['<|endoftext|>']}[kind]
+  if kind in ('roberta', 'end'):
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special,
@@ -100,21 +138,21 @@ def make_tokenizer(kind):
     made.post_processor = processors.TemplateProcessing(
         single='[CLS] $A [SEP]', pair='[CLS] $A [SEP] $B:1 [SEP]:1',
         special_tokens=list(ids.items()))
-  elif kind == 't5':
+  elif kind in ('t5', 'end'):  # which pads with the token at the end
+    end = {'t5': '</s>', 'end': '<|endoftext|>'}[kind]
     made.post_processor = processors.TemplateProcessing(
-        single='$A </s>', pair='$A </s> $B </s>',
+        single=f'$A {end}', pair=f'$A {end} $B {end}',
         special_tokens=list(ids.items()))
   else:
     made.post_processor = processors.RobertaProcessing(
         ('</s>', ids['</s>']), ('<s>', ids['<s>']))
   # As MiniLM's file has it: to be overridden.
   made.enable_truncation(16)
-  made.enable_padding(
-      pad_token=special[0 if kind in ('bert', 't5') else 1],
-      pad_id=ids[special[0 if kind in ('bert', 't5') else 1]])
+  pad = special[1 if kind in ('roberta', 'mpnet') else 0]
+  made.enable_padding(pad_token=pad, pad_id=ids[pad])
   return transformers.PreTrainedTokenizerFast(
       tokenizer_object=made, model_max_length=LENGTH,
-      pad_token=special[0 if kind in ('bert', 't5') else 1],
+      pad_token=pad,
       model_input_names=['input_ids', 'attention_mask'])
 
 
@@ -134,6 +172,8 @@ def make(name, folder):
       # larger ones would blow up rounding errors.
       if parameter.ndim == 1 or kind != 't5':
         parameter.add_(.2 * torch.randn_like(parameter))
+  if name == 'qwen3':  # as most are published
+    made = made.to(torch.bfloat16)
   made.save_pretrained(
       plain, max_shard_size='40KB' if name == 'roberta' else '1GB')
   tokenizer.save_pretrained(plain)
@@ -147,7 +187,8 @@ def make(name, folder):
       if 'safetensors' in file:
         shutil.copy(os.path.join(plain, file), folder)
   shutil.rmtree(plain)
-  model = SentenceTransformer(folder, device='cpu')
+  model = SentenceTransformer(
+      folder, device='cpu', model_kwargs={'dtype': torch.float32})
   features = model[0].preprocess(list(TEXTS))
   with torch.no_grad():
     hidden = model[0](dict(features))['token_embeddings']
@@ -166,12 +207,14 @@ def make(name, folder):
   print(name, {key: value.shape for key, value in reference.items()})
 
 
-def main(out):
+def main(out, *names):
   torch.manual_seed(0)
   transformers.logging.set_verbosity_error()
-  shutil.rmtree(out, ignore_errors=True)
-  for name in CASES:
+  for name in names or CASES:
+    shutil.rmtree(os.path.join(out, name), ignore_errors=True)
     make(name, os.path.join(out, name))
+  if names:
+    return
   places = torch.arange(200)
   np.savez_compressed(
       os.path.join(out, 'relative_buckets.npz'),

@@ -51,6 +51,15 @@ class Settings:
           f'{_shown(value)}.')
     return value
 
+  def part(self, name: str) -> 'Settings | None':
+    """Returns the object under a key; None for null, and where there is none.
+
+    Raises:
+      ValueError: where it is no object.
+    """
+    value = self.read(name, dict, None)
+    return None if value is None else Settings(value, self.path)
+
   def expect(self, name: str, *supported: Any, default: Any = _REQUIRED
              ) -> Any:
     """Returns a value after comparing it with those supported, of one type."""

@@ -122,7 +122,7 @@ def _check_tokens(config, tokenizer, architecture):
         f'{path} has {tokenizer.vocab_size} tokens, but the encoder at '
         f'{encoder} has {architecture.vocab_size}; use the tokenizer of the '
         'encoder.')
-  if tokenizer.pad_id != architecture.pad_id:
+  if architecture.pad_id not in (None, tokenizer.pad_id):
     raise ValueError(
         f'{path} pads with token {tokenizer.pad_id}, but the encoder at '
         f'{encoder} with {architecture.pad_id}; use the tokenizer of the '

@@ -7,6 +7,7 @@ config_sentence_transformers.json (prompts) and sentence_bert_config.json
 no place.
 """
 
+import collections
 from collections.abc import Callable
 import dataclasses
 import os
@@ -41,12 +42,15 @@ _ACTIVATIONS = {
 _ROUTE = '::'  # between a folder and a route of the router in it
 _DOCUMENT = ('document', 'passage', 'corpus')  # names of the side of targets
 _MODULES = 'sentence_transformers.models.'  # known to old versions and new
-_CHAIN = re.compile(r'Transformer Pooling( Dense)?( Normalize)? ')
+_CHAIN = re.compile(r'Transformer Pooling( Dense)*( Normalize)? ')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dense:
   """A dense layer after pooling, activation(x kernel + bias).
+
+  Several in a row without activations between them, as EmbeddingGemma has, are
+  one, their product; so what is written has one.
 
   Attributes:
     kernel: [H, D] float32.
@@ -145,13 +149,14 @@ def read(folder: str) -> Head:
     raise ValueError(
         f"{os.path.join(folder, 'modules.json')}: modules "
         f'{", ".join(chain.split())} are not supported, only Transformer, '
-        'Pooling, at most one Dense, and Normalize, in this order.')
-  paths = {_kind(module): os.path.join(folder, module['path'])
-           for module in modules}
+        'Pooling, Dense, and Normalize, in this order.')
+  paths = collections.defaultdict(list)
+  for module in modules:
+    paths[_kind(module)].append(os.path.join(folder, module['path']))
   return dataclasses.replace(
-      head, pooling=_pooling(paths['Pooling']),
-      dense=_dense(paths['Dense']) if 'Dense' in paths else None,
-      normalize='Normalize' in paths,
+      head, pooling=_pooling(*paths['Pooling']),
+      dense=_joined(paths['Dense']) if paths['Dense'] else None,
+      normalize=bool(paths['Normalize']),
       max_length=_max_length(transformer_folder(tower)))
 
 
@@ -284,6 +289,29 @@ def _pooling(folder):
         f"{os.path.join(folder, 'config.json')}: include_prompt=False, a "
         'pooling without the tokens of the prompt, is not supported.')
   return ours[0]
+
+
+def _joined(folders):
+  """Returns the one Dense that dense modules in a row are.
+
+  Raises:
+    ValueError: where one before the last is not linear.
+  """
+  *first, last = map(_dense, folders)
+  for dense, folder in zip(first, folders):
+    if dense.activation != 'identity':
+      raise ValueError(
+          f"{os.path.join(folder, 'config.json')}: a dense layer with an "
+          'activation before another dense layer is not supported.')
+  for dense in reversed(first):
+    kernel = last.kernel.astype(np.float64)  # a product rounded once
+    bias = last.bias
+    if dense.bias is not None:
+      moved = dense.bias @ kernel
+      bias = (moved if bias is None else bias + moved).astype(np.float32)
+    last = dataclasses.replace(
+        last, kernel=(dense.kernel @ kernel).astype(np.float32), bias=bias)
+  return last
 
 
 def _dense(folder):

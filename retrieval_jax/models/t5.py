@@ -179,9 +179,7 @@ class T5Encoder(nn.Module):
       ValueError: where tokens is not [n, L].
     """
     cfg = self.config
-    if tokens.ndim != 2:
-      raise ValueError(
-          f'tokens has shape {tokens.shape}, expected two dimensions [n, L].')
+    transformer.check_tokens(tokens, cfg.max_positions)
     normal = nn.initializers.normal
     if token_vectors is None:
       table = self.param('token_table', normal(1.),

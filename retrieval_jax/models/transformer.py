@@ -268,13 +268,7 @@ class Transformer(nn.Module):
       ValueError: where tokens is not [n, L] or L exceeds `max_positions`.
     """
     cfg = self.config
-    if tokens.ndim != 2:
-      raise ValueError(
-          f'tokens has shape {tokens.shape}, expected two dimensions [n, L].')
-    if tokens.shape[1] > cfg.max_positions:
-      raise ValueError(
-          f'tokens has L={tokens.shape[1]}, but the model has '
-          f'max_positions={cfg.max_positions}; truncate the texts.')
+    check_tokens(tokens, cfg.max_positions)
     if token_vectors is None:
       table = self.param('token_table', nn.initializers.normal(_INIT_STDDEV),
                          (cfg.vocab_size, cfg.hidden_size))
@@ -300,3 +294,14 @@ def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
   into nan.
   """
   return table.at[jnp.maximum(tokens, 0)].get(mode='clip')
+
+
+def check_tokens(tokens: jax.Array, max_positions: int | None) -> None:
+  """Raises ValueError where tokens is not [n, L], L at most max_positions."""
+  if tokens.ndim != 2:
+    raise ValueError(
+        f'tokens has shape {tokens.shape}, expected two dimensions [n, L].')
+  if max_positions is not None and tokens.shape[1] > max_positions:
+    raise ValueError(
+        f'tokens has L={tokens.shape[1]}, but the model has '
+        f'max_positions={max_positions}; truncate the texts.')

@@ -21,7 +21,9 @@ from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import t5
 
 FOLDER = os.path.join(os.path.dirname(__file__), 'families')
-NAMES = ('bert', 'distilbert', 'roberta', 'mpnet', 't5', 't5_gated')
+MODERN = ('modernbert', 'nomic_bert', 'gte', 'gemma3_text', 'gemma3_causal',
+          'qwen3', 'qwen2', 'llama', 'mistral', 'eurobert')
+NAMES = ('bert', 'distilbert', 'roberta', 'mpnet', 't5', 't5_gated', *MODERN)
 
 
 def folder_of(name):

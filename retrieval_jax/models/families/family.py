@@ -20,29 +20,43 @@ class Tensor(NamedTuple):
     shape: of each of theirs.
     transposed: theirs is [outputs, inputs], as torch keeps it.
     first_row: rows of theirs that come before our first.
+    widths: of each of theirs, in place of the first number of `shape`; needed
+      where they differ.
+    halves_swapped: the second half of our last axis is the first of theirs.
   """
   ours: str
   theirs: tuple[str, ...]
   shape: tuple[int, ...]
   transposed: bool = False
   first_row: int = 0
+  widths: tuple[int, ...] = ()
+  halves_swapped: bool = False
 
   def read(self, take: Callable[[str, tuple[int, ...]], np.ndarray]
            ) -> np.ndarray:
     """Returns ours; `take` gives theirs by name after checking its shape."""
-    parts = [take(name, self.shape) for name in self.theirs]
+    widths = self.widths or self.shape[:1] * len(self.theirs)
+    parts = [take(name, (width, *self.shape[1:]))
+             for name, width in zip(self.theirs, widths)]
     if self.transposed:
       parts = [part.T for part in parts]
     return np.ascontiguousarray(
-        np.concatenate(parts, axis=-1)[self.first_row:])
+        self._swapped(np.concatenate(parts, axis=-1))[self.first_row:])
 
   def write(self, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, array) of theirs; rows that we lack become zeros."""
     value = np.concatenate([
         np.zeros((self.first_row, *value.shape[1:]), value.dtype), value])
-    parts = np.split(value, len(self.theirs), axis=-1)
+    parts = np.split(
+        self._swapped(value),
+        np.cumsum(self.widths)[:-1] if self.widths else len(self.theirs),
+        axis=-1)
     for name, part in zip(self.theirs, parts):
       yield name, np.ascontiguousarray(part.T if self.transposed else part)
+
+  def _swapped(self, value):
+    return (np.roll(value, value.shape[-1] // 2, axis=-1)
+            if self.halves_swapped else value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.base.modules.normalize import Normalize
 from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import static_embedding
 from sentence_transformers.sentence_transformer.modules.pooling import Pooling
 import tokenizers
 from tokenizers import models
@@ -105,6 +106,7 @@ CASES = {
         **DECODER, sliding_window=6), [Pooling(32, 'lasttoken')], {}),
     'eurobert': ('end', transformers.EuroBertConfig(**DECODER), [
         Pooling(32, 'mean')], {}),
+    'static': ('bert', None, [Normalize()], {'query': 'find '}),
 }
 
 
@@ -154,6 +156,20 @@ def make_tokenizer(kind):
       tokenizer_object=made, model_max_length=LENGTH,
       pad_token=pad,
       model_input_names=['input_ids', 'attention_mask'])
+
+
+def make_static(name, folder):
+  """Writes the case without an encoder, and nothing of its hidden states."""
+  kind, _, modules, prompts = CASES[name]
+  SentenceTransformer(
+      modules=[static_embedding.StaticEmbedding(
+          make_tokenizer(kind), embedding_dim=32), *modules],
+      prompts=prompts, device='cpu').save(folder, create_model_card=False)
+  model = SentenceTransformer(folder, device='cpu')
+  np.savez_compressed(
+      os.path.join(folder, 'reference.npz'), texts=np.array(TEXTS),
+      queries=model.encode_query(list(TEXTS)),
+      targets=model.encode_document(list(TEXTS)))
 
 
 def make(name, folder):
@@ -212,7 +228,7 @@ def main(out, *names):
   transformers.logging.set_verbosity_error()
   for name in names or CASES:
     shutil.rmtree(os.path.join(out, name), ignore_errors=True)
-    make(name, os.path.join(out, name))
+    (make_static if name == 'static' else make)(name, os.path.join(out, name))
   if names:
     return
   places = torch.arange(200)

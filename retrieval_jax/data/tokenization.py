@@ -97,13 +97,19 @@ class Tokenizer:
     """Returns the text of ids [n], without special tokens."""
     return self._of_length(None).decode(np.asarray(ids).tolist())
 
-  def save(self, path: str) -> None:
-    """Writes tokenizer.json; `path` is that file or its folder."""
+  def save(self, path: str, max_length: int | None = None) -> None:
+    """Writes tokenizer.json; `path` is that file or its folder.
+
+    With `max_length` the file says that texts are cut there, as those need who
+    find the length nowhere else.
+    """
     if not path.endswith('.json'):
       path = os.path.join(path, 'tokenizer.json')
     encoder = _from_definition(self.definition)
     # Padding is written down so that loading finds the same pad token.
     encoder.enable_padding(pad_id=self.pad_id, pad_token=self.pad_token)
+    if max_length is not None:
+      encoder.enable_truncation(max_length)
     files.write_text(path, encoder.to_str(pretty=True))
 
   @functools.cached_property
@@ -195,7 +201,8 @@ def _wrap(encoder: Any, pad_token: str | None, origin: str,
       f'{", ".join(candidates)}; name it with pad_token=.')
 
 
-def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
+def load_tokenizer(path: str, *, pad_token: str | None = None,
+                   special_tokens: bool = True) -> Tokenizer:
   """Loads a tokenizer.json, or the one in a folder.
 
   The lengths and padding baked into the file are dropped (all-MiniLM's is 128,
@@ -206,6 +213,8 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
     path: the file, or the folder of a model in Hugging Face's layout.
     pad_token: which token pads; by default what tokenizer_config.json in the
       folder says, then tokenizer.json, then the usual.
+    special_tokens: whether those that the file puts around a text are; not
+      where static embeddings are looked up, which have none.
 
   Raises:
     FileNotFoundError: where there is no such file.
@@ -225,6 +234,9 @@ def load_tokenizer(path: str, *, pad_token: str | None = None) -> Tokenizer:
         f'{file}: expected a tokenizer.json in the format of the tokenizers '
         f'library: {error}.') from error
   recorded, cut = _recorded(path)
+  if not special_tokens:
+    parts = json.loads(encoder.to_str())
+    encoder = _from_definition(json.dumps(parts | {'post_processor': None}))
   return _wrap(encoder, pad_token or recorded, file, cut)
 
 

@@ -143,8 +143,10 @@ def make_tokenizer(config: config_dict.ConfigDict,
   if os.path.isfile(given):
     return data.load_tokenizer(given)
   if given:
-    return data.load_tokenizer(sentence_modules.transformer_folder(
-        pretrained.tower_folders(given)[0]))
+    tower = pretrained.tower_folders(given)[0]
+    return data.load_tokenizer(
+        sentence_modules.transformer_folder(tower),
+        special_tokens=not sentence_modules.is_static(tower))
   path = os.path.join(
       dataset.folder, f'wordpiece-{config.tokenizer.vocab_size}.json')
   if not os.path.exists(path):

@@ -22,6 +22,7 @@ from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import modern
 from retrieval_jax.models import readers
+from retrieval_jax.models import static
 from retrieval_jax.models import t5
 from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
@@ -29,8 +30,8 @@ from retrieval_jax.models import transformer
 _TOKENIZER, _ENCODER = 'tokenizer.json', 'encoder.json'
 _FOLDER, _READER = 'reader', 'reader.json'
 _ARCHITECTURES = {kind.__name__: kind for kind in (
-    transformer.TransformerConfig, modern.ModernConfig, t5.T5Config,
-    t5_decoder.Seq2SeqConfig)}
+    transformer.TransformerConfig, modern.ModernConfig, static.StaticConfig,
+    t5.T5Config, t5_decoder.Seq2SeqConfig)}
 
 
 _READERS = {kind.__name__: kind for kind in (

@@ -14,6 +14,7 @@ from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import families
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import sentence_modules
+from retrieval_jax.models import static
 
 
 def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
@@ -61,8 +62,9 @@ def _write_tower(folder, model, params, tokenizer, head):
   if model.projection is not None:
     head = dataclasses.replace(head, dense=sentence_modules.Dense(
         activation=model.projection_activation, **params['projection']))
-  sentence_modules.write(folder, head, config.hidden_size)
-  tokenizer.save(folder)
+  is_static = isinstance(config, static.StaticConfig)
+  sentence_modules.write(folder, head, config.hidden_size, static=is_static)
+  tokenizer.save(folder, head.max_length if is_static else None)
   family = families.FAMILIES[config.model_type]
   sentence_modules.write_json(folder, 'tokenizer_config.json', {
       'tokenizer_class': 'PreTrainedTokenizerFast',

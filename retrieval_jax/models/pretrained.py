@@ -23,6 +23,7 @@ from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
 from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import t5_decoder
+from retrieval_jax.models.families import static
 from retrieval_jax.models.families import t5
 
 PACKAGE_PREFIX = 'package:'
@@ -135,7 +136,11 @@ def load_pretrained(
   folder, route = sentence_modules.split_route(folder)
   folder = resolve_folder(folder) + route
   head = sentence_modules.read(folder)
+  is_static = sentence_modules.is_static(folder)
   folder = sentence_modules.transformer_folder(folder)
+  if is_static:
+    _check_layers(num_layers, 0, folder)
+    return *static.load(folder), head
   path = os.path.join(folder, 'config.json')
   settings = sentence_modules.read_settings(folder, 'config.json')
   model_type = settings.expect('model_type', *families.FAMILIES)
@@ -146,10 +151,7 @@ def load_pretrained(
     if path in str(error):
       raise
     raise ValueError(f'{path}: {error}') from error
-  if num_layers is not None and not 0 <= num_layers <= whole.num_layers:
-    raise ValueError(
-        f'num_layers={num_layers} must lie between 0 and the '
-        f'{whole.num_layers} layers of {folder}.')
+  _check_layers(num_layers, whole.num_layers, folder)
   config = whole if num_layers is None else dataclasses.replace(
       whole, num_layers=num_layers)
   tensors = _Tensors(folder, family.canonical)
@@ -164,8 +166,18 @@ def load_pretrained(
   return config, params, head
 
 
+def _check_layers(wanted, there, folder):
+  """Raises where more layers are wanted than there are; None wants all."""
+  if wanted is not None and not 0 <= wanted <= there:
+    raise ValueError(
+        f'num_layers={wanted} must lie between 0 and the {there} layers of '
+        f'{folder}; --config.model.num_layers=0 takes all of them.')
+
+
 def save_pretrained(folder: str, config: Any, params: types.Params) -> None:
   """Writes config.json and model.safetensors, which `load_pretrained` reads.
+
+  Static embeddings have no config.json.
 
   Args:
     folder: exists.
@@ -174,8 +186,9 @@ def save_pretrained(folder: str, config: Any, params: types.Params) -> None:
   """
   family = families.FAMILIES[config.model_type]
   _save(folder, family.tensors(config), params, family.constants(config))
-  sentence_modules.write_json(
-      folder, 'config.json', family.write_config(config))
+  settings = family.write_config(config)
+  if settings:
+    sentence_modules.write_json(folder, 'config.json', settings)
 
 
 def _save(folder, tensors, params, constants):

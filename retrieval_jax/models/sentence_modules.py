@@ -42,7 +42,9 @@ _ACTIVATIONS = {
 _ROUTE = '::'  # between a folder and a route of the router in it
 _DOCUMENT = ('document', 'passage', 'corpus')  # names of the side of targets
 _MODULES = 'sentence_transformers.models.'  # known to old versions and new
-_CHAIN = re.compile(r'Transformer Pooling( Dense)*( Normalize)? ')
+_STATIC = 'StaticEmbedding'  # which pools, too
+_CHAIN = re.compile(
+    rf'(Transformer Pooling|{_STATIC})( Dense)*( Normalize)? ')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,9 +124,23 @@ def transformer_folder(folder: str) -> str:
   """Returns the folder that holds config.json, weights and tokenizer."""
   inside, _ = split_route(folder)
   for module in _modules(folder):
-    if _kind(module) == 'Transformer':
+    if _kind(module) in ('Transformer', _STATIC):
       return os.path.normpath(os.path.join(inside, module['path']))
   return inside
+
+
+def is_static(folder: str) -> bool:
+  """Whether `folder`, or one of its `towers`, has static embeddings."""
+  modules = _modules(folder)
+  if modules:
+    return _kind(modules[0]) == _STATIC
+  return _model2vec(split_route(folder)[0]) is not None
+
+
+def _model2vec(folder):
+  """Returns the Settings of a model2vec folder, None for another one."""
+  settings = read_settings(folder, 'config.json', {})
+  return settings if settings.values.get('model_type') == 'model2vec' else None
 
 
 def read(folder: str) -> Head:
@@ -143,42 +159,59 @@ def read(folder: str) -> Head:
       scale=ours.read('scale', float, None))
   modules = _modules(tower)
   if not modules:
-    return head
+    model2vec = _model2vec(folder)
+    return head if model2vec is None else dataclasses.replace(
+        head, pooling='mean', max_length=_cut_at(folder),
+        normalize=model2vec.read('normalize', bool, False))
   chain = ''.join(f'{_kind(module)} ' for module in modules)
   if not _CHAIN.fullmatch(chain):
     raise ValueError(
         f"{os.path.join(folder, 'modules.json')}: modules "
-        f'{", ".join(chain.split())} are not supported, only Transformer, '
-        'Pooling, Dense, and Normalize, in this order.')
+        f'{", ".join(chain.split())} are not supported, only Transformer and '
+        f'Pooling or {_STATIC}, Dense, and Normalize, in this order.')
   paths = collections.defaultdict(list)
   for module in modules:
     paths[_kind(module)].append(os.path.join(folder, module['path']))
   return dataclasses.replace(
-      head, pooling=_pooling(*paths['Pooling']),
+      head, pooling='mean' if paths[_STATIC] else _pooling(*paths['Pooling']),
       dense=_joined(paths['Dense']) if paths['Dense'] else None,
       normalize=bool(paths['Normalize']),
-      max_length=_max_length(transformer_folder(tower)))
+      max_length=(_cut_at if paths[_STATIC] else _max_length)(
+          transformer_folder(tower)))
 
 
-def write(folder: str, head: Head, hidden_size: int) -> None:
+def write(folder: str, head: Head, hidden_size: int, *,
+          static: bool = False) -> None:
   """Writes the files that `read` finds, for old and new versions to load.
 
   Args:
     folder: the encoder's; exists.
     head: with every attribute but `dense` and the prompts set.
     hidden_size: H, of the encoder.
+    static: of static embeddings, which take texts of any length.
+
+  Raises:
+    ValueError: for static embeddings that are not pooled by their mean.
   """
-  modules = [('Transformer', '')]
+  if static and head.pooling != 'mean':
+    raise ValueError(
+        f'Static embeddings with pooling {head.pooling!r} cannot be written: '
+        "what loads them takes the mean. Train with --config.model.pooling="
+        'mean.')
+  modules = [(_STATIC if static else 'Transformer', '')]
 
   def add(kind):
     modules.append((kind, f'{len(modules)}_{kind}'))
     os.makedirs(os.path.join(folder, modules[-1][1]))
     return os.path.join(folder, modules[-1][1])
 
-  write_json(add('Pooling'), 'config.json', {
-      'word_embedding_dimension': hidden_size,
-      **{flag: name == head.pooling for name, (flag, _) in _POOLINGS.items()},
-      'include_prompt': True})
+  if not static:
+    write_json(add('Pooling'), 'config.json', {
+        'word_embedding_dimension': hidden_size,
+        **{flag: name == head.pooling for name, (flag, _) in _POOLINGS.items()},
+        'include_prompt': True})
+    write_json(folder, 'sentence_bert_config.json', {
+        'max_seq_length': head.max_length, 'do_lower_case': False})
   if head.dense is not None:
     path = add('Dense')
     write_json(path, 'config.json', {
@@ -196,8 +229,6 @@ def write(folder: str, head: Head, hidden_size: int) -> None:
   write_json(folder, 'modules.json', [
       {'idx': i, 'name': str(i), 'path': path, 'type': _MODULES + kind}
       for i, (kind, path) in enumerate(modules)])
-  write_json(folder, 'sentence_bert_config.json', {
-      'max_seq_length': head.max_length, 'do_lower_case': False})
   write_prompts(folder, head)
   write_json(folder, OUR_FILE, {'scale': head.scale})
 
@@ -352,6 +383,12 @@ def _prompts(folder) -> Callable[..., str | None]:
   return lambda *names: next(
       (prompts.read(name, str) for name in names
        if prompts.values.get(name) is not None), None)
+
+
+def _cut_at(folder):
+  """Returns the length at which tokenizer.json cuts; None for any length."""
+  truncation = read_settings(folder, 'tokenizer.json', {}).part('truncation')
+  return truncation and truncation.read('max_length', int)
 
 
 def _max_length(folder):

@@ -10,8 +10,10 @@ architecture. A new one (a decoder, say) is a module, a file here and a line:
 
 from retrieval_jax.models.families import bert
 from retrieval_jax.models.families import modern
+from retrieval_jax.models.families import static
 from retrieval_jax.models.families import t5
 from retrieval_jax.models.families.family import Family
 
-FAMILIES = {**bert.FAMILIES, **modern.FAMILIES, 't5': t5.FAMILY}
+FAMILIES = {**bert.FAMILIES, **modern.FAMILIES, 'static': static.FAMILY,
+            't5': t5.FAMILY}
 """model_type of config.json -> Family."""

@@ -174,7 +174,7 @@ class PretrainedTest(parameterized.TestCase):
       pretrained.load_pretrained(self.folder(found=found))
 
   @parameterized.parameters(
-      ('model_type', 'llama', "model_type='llama' is not supported"),
+      ('model_type', 'electra', "model_type='electra' is not supported"),
       ('hidden_act', 'relu', "hidden_act='relu' is not supported"),
       ('position_embedding_type', 'relative_key', 'position_embedding_type'))
   def test_other_architectures_are_refused(self, name, value, message):

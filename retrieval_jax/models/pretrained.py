@@ -133,6 +133,37 @@ def load_pretrained(
       superfluous, of another shape or not finite, naming it, and for a file
       that is damaged.
   """
+  config, params, head, _ = _load(folder, num_layers)
+  return config, params, head
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """What a folder holds, as far as it is read.
+
+  Attributes:
+    config: of the encoder, float32, with all layers.
+    head: what follows the encoder, and what precedes its texts.
+    read: names of tensors that become parameters.
+    ignored: names of those that token vectors do not need.
+    num_params: how many numbers the encoder has.
+  """
+  config: Any
+  head: sentence_modules.Head
+  read: tuple[str, ...]
+  ignored: tuple[str, ...]
+  num_params: int
+
+
+def survey(folder: str) -> Survey:
+  """Returns what `load_pretrained` makes of a folder, which raises the same."""
+  config, params, head, names = _load(folder, None)
+  return Survey(config, head, *names, num_params=sum(
+      value.size for value in traverse_util.flatten_dict(params).values()))
+
+
+def _load(folder, num_layers):
+  """Returns `load_pretrained`'s, and the names of tensors read and ignored."""
   folder, route = sentence_modules.split_route(folder)
   folder = resolve_folder(folder) + route
   head = sentence_modules.read(folder)
@@ -140,7 +171,8 @@ def load_pretrained(
   folder = sentence_modules.transformer_folder(folder)
   if is_static:
     _check_layers(num_layers, 0, folder)
-    return *static.load(folder), head
+    config, params, names = static.load(folder)
+    return config, params, head, (names, ())
   path = os.path.join(folder, 'config.json')
   settings = sentence_modules.read_settings(folder, 'config.json')
   model_type = settings.expect('model_type', *families.FAMILIES)
@@ -160,10 +192,10 @@ def load_pretrained(
       for tensor in family.tensors(config)})
   left_out = tuple(f'{family.layer.format(i)}.'
                    for i in range(config.num_layers, whole.num_layers))
-  tensors.check_all_taken(
+  ignored = tensors.others(
       lambda name: name.startswith(left_out)
       or re.fullmatch(family.unused, name) is not None)
-  return config, params, head
+  return config, params, head, (tensors.taken, ignored)
 
 
 def _check_layers(wanted, there, folder):
@@ -221,7 +253,7 @@ def load_seq2seq(folder: str) -> tuple[t5_decoder.Seq2SeqConfig, types.Params]:
   params = traverse_util.unflatten_dict({
       tuple(tensor.ours.split('/')): tensor.read(tensors.take)
       for tensor in t5.seq2seq_tensors(config)})
-  tensors.check_all_taken(
+  tensors.others(
       lambda name: re.fullmatch(t5.UNUSED_BY_SEQ2SEQ, name) is not None)
   return config, params
 
@@ -304,12 +336,18 @@ class _Tensors:
     return tensor_files.finite(
         file.get_tensor(theirs), os.path.join(self._folder, file_name), theirs)
 
-  def check_all_taken(self, ignore: Callable[[str], bool]) -> None:
-    """Raises where tensors were neither taken nor to be ignored."""
-    extra = sorted(n for n in self._names
-                   if n not in self._asked and not ignore(n))
+  @property
+  def taken(self) -> tuple[str, ...]:
+    """The names that were taken."""
+    return tuple(sorted(self._asked))
+
+  def others(self, ignore: Callable[[str], bool]) -> tuple[str, ...]:
+    """Returns the other names; raises where one is not to be ignored."""
+    others = sorted(set(self._names) - self._asked)
+    extra = [name for name in others if not ignore(name)]
     if extra:
       more = f' and {len(extra) - 5} more' if len(extra) > 5 else ''
       raise ValueError(
           f'{self._folder}: {", ".join(map(repr, extra[:5]))}{more} are not '
           'part of the architecture that config.json names.')
+    return tuple(others)

@@ -19,8 +19,9 @@ _TABLE = 'embedding.weight'
 _NAMES = (_TABLE, 'embeddings')
 
 
-def load(folder: str) -> tuple[static.StaticConfig, types.Params]:
-  """Returns (config, params) of the table in a folder.
+def load(folder: str
+         ) -> tuple[static.StaticConfig, types.Params, tuple[str, ...]]:
+  """Returns (config, params, names read) of the table in a folder.
 
   Raises:
     FileNotFoundError: naming the missing file.
@@ -57,7 +58,8 @@ def load(folder: str) -> tuple[static.StaticConfig, types.Params]:
           f'{len(table)} tokens.')
     table = table * weights[:, None]
   return (static.StaticConfig(*table.shape),
-          {'token_table': np.ascontiguousarray(table, np.float32)})
+          {'token_table': np.ascontiguousarray(table, np.float32)},
+          tuple(sorted(tensors)))
 
 
 def _no_config(settings):

@@ -157,8 +157,8 @@ class Survey:
 
 def survey(folder: str) -> Survey:
   """Returns what `load_pretrained` makes of a folder, which raises the same."""
-  config, params, head, names = _load(folder, None)
-  return Survey(config, head, *names, num_params=sum(
+  config, params, head, (read, ignored) = _load(folder, None)
+  return Survey(config, head, read, ignored, num_params=sum(
       value.size for value in traverse_util.flatten_dict(params).values()))
 
 

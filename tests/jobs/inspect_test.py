@@ -23,7 +23,8 @@ class InspectTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('gemma3_text', ('gemma3_text, 2 layers of width 32',
-                       'pooling       mean', 'dense layer   32 to 24, without bias, identity',
+                       'pooling       mean',
+                       'dense layer   32 to 24, without bias, identity',
                        "query prompt  'task: search result | query: '",
                        'cut at        48 tokens', 'reads up to   64 tokens',
                        "pads with '<|endoftext|>' (0)")),

@@ -48,6 +48,9 @@ NEEDS = {
         'objective.importance=True weighs draws that are independent of each '
         "other, and sampler.name='gumbel' draws without replacement; use "
         "sampler.name='uniform' or 'tree', or objective.importance=False."),
+    'positives': (
+        'estimator.spread_out keeps the positives of a batch apart, of which '
+        'questions with answers have none; leave it out.'),
     'reads_alone': (
         'reader.fused=True trains the reader on all passages together, but '
         "objective.estimate='marginal' or 'joint' has it read each alone; use "
@@ -64,8 +67,7 @@ def given(method: 'methods.Method') -> frozenset[str]:
   gives.add('teacher' if method.num_candidates else 'only_draws')
   if method.num_negatives:
     gives.add('negatives')
-  if method.reader is not None:
-    gives.add('answers')
+  gives.add('positives' if method.reader is None else 'answers')
   if method.reader is None or not method.reader.fuses:
     gives.add('reads_alone')
   if (not isinstance(method.sampler, samplers.Gumbel)

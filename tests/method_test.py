@@ -58,6 +58,9 @@ LACKING = {
     'independent': ("importance=True .* sampler.name='gumbel' draws without", [
         dict(estimator=objectives.Marginal(importance=True), reader=ALONE,
              sampler=samplers.Gumbel(2))]),
+    'positives': ('spread_out keeps the positives .* answers have none', [
+        dict(estimator=objectives.SpreadOut(objectives.Marginal(), 1.),
+             reader=ALONE, columns='all', sampler=samplers.Gumbel(2))]),
     'reads_alone': ('reader.fused=True .* has it read each alone', [
         dict(estimator=objectives.Marginal(estimate),
              reader=dataclasses.replace(ALONE, together=True))

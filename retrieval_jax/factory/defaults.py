@@ -162,6 +162,9 @@ def get_config() -> config_dict.ConfigDict:
   config.estimator.name = 'truncated_softmax'
   config.estimator.columns = 'all'
   config.estimator.distinct = False  # a target that several drew counts once
+  config.estimator.pairs = ()  # more of columns.PAIRS, e.g. ('query_target',)
+  config.estimator.hardness = 0.0  # hard draws weigh exp(hardness <f, g>)
+  config.estimator.spread_out = 0.0  # weight of squared products in a batch
   config.estimator.matryoshka_dims = ()  # prefixes to train, e.g. (64, 384)
   config.estimator.matryoshka_weights = ()  # of their losses; (): 1 each
   # As for the sampler, but for all columns and by fresh scores.

@@ -123,12 +123,15 @@ def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
   objective: types.Objective = registries.make(
       registries.OBJECTIVES, 'objective.name', config.objective,
       estimator=options.name, columns=options.columns,
-      ceiling=_ceiling(config, 'estimator'), distinct=options.distinct)
-  read = {'matryoshka_dims', 'matryoshka_weights'}
+      ceiling=_ceiling(config, 'estimator'), distinct=options.distinct,
+      pairs=tuple(options.pairs), hardness=options.hardness)
+  read = {'matryoshka_dims', 'matryoshka_weights', 'spread_out'}
   if isinstance(objective, objectives.Contrastive):
-    read |= {'name', 'columns', 'ceiling', 'distinct'}
+    read |= {'name', 'columns', 'ceiling', 'distinct', 'pairs', 'hardness'}
   registries.warn_unread('estimator', options,
                          f'objective.name={config.objective.name!r}', read)
+  if options.spread_out:
+    objective = objectives.SpreadOut(objective, options.spread_out)
   teacher = objectives.Distillation(**config.distillation)
   if teacher.kind == 'none':
     registries.warn_unread('distillation', config.distillation,

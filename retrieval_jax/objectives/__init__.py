@@ -3,7 +3,8 @@
 Every objective is a frozen `types.Objective`: (parameters of its own, fresh
 embeddings, batch, proposal) -> (loss [B], scalars). `Contrastive` is the loss
 of all published systems with positives here, `Marginal` that of questions with
-answers in their place; `Distilled` and `Matryoshka` wrap another one.
+answers in their place; `SpreadOut`, `Distilled` and `Matryoshka` wrap another
+one.
 """
 
 from retrieval_jax.objectives.contrastive import Contrastive
@@ -11,3 +12,4 @@ from retrieval_jax.objectives.distillation import Distillation
 from retrieval_jax.objectives.distillation import Distilled
 from retrieval_jax.objectives.marginal import Marginal
 from retrieval_jax.objectives.matryoshka import Matryoshka
+from retrieval_jax.objectives.spread_out import SpreadOut

@@ -1,5 +1,6 @@
 """The columns of the loss: what each query's positive competes with."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,10 @@ KINDS = ('own', 'positives', 'all', 'draws')
 draws; these and the other queries' positives; all draws and positives of the
 batch; all draws of the batch and no in-batch positives. Explicit candidates go
 with the draws."""
+
+PAIRS = ('query_query', 'query_target', 'target_target')
+"""What else of the batch may compete: the query with other queries, its
+positive with other queries, its positive with other positives."""
 
 IN_BATCH, DRAWN, CANDIDATE = range(3)
 
@@ -80,6 +85,60 @@ def make(kind: str, fresh: types.Fresh, batch: types.Batch,
     mask &= is_first(every_id[:1] if len(ids) == 1 and shared else every_id)
   return Columns(scale * jnp.concatenate(logits, axis=1), every_id, mask,
                  np.concatenate(sources))
+
+
+def with_pairs(columns: Columns, pairs: Sequence[str], fresh: types.Fresh,
+               batch: types.Batch) -> Columns:
+  """Returns Columns and those of other pairs of the batch, B of each kind.
+
+  Two queries do not compete where either's positive is a known positive of the
+  other.
+
+  Args:
+    columns: of `make`.
+    pairs: names in PAIRS.
+    fresh: what the step encoded.
+    batch: the step's.
+
+  Source: Li et al., 2023 (GTE, arXiv 2308.03281), the improved contrastive
+    loss: all four kinds in one sum. Deviation: known positives are masked.
+  """
+  if not pairs:
+    return columns
+  queries, targets = fresh.queries, fresh.positives
+  own_and_others = {'query_query': (queries, queries),
+                    'query_target': (targets, queries),
+                    'target_target': (targets, targets)}
+  logits = [fresh.scale * products.inner('bd,jd->bj', *own_and_others[kind])
+            for kind in pairs]
+  ids = batch.target_ids
+  knows = jnp.any(  # [i, j]: positive j is known for query i
+      batch.known_positives[:, None, :] == ids[None, :, None], axis=-1)
+  related = knows | knows.T | (ids[:, None] == ids[None])
+  repeat = lambda of_batch: jnp.tile(of_batch, (1, len(pairs)))
+  return Columns(
+      jnp.concatenate([columns.logits, *logits], axis=1),
+      jnp.concatenate([columns.ids, repeat(jnp.broadcast_to(
+          ids, related.shape))], axis=1),
+      jnp.concatenate([columns.mask, repeat(~related)], axis=1),
+      np.concatenate([columns.sources,
+                      np.full(len(pairs) * len(ids), IN_BATCH)]))
+
+
+def harder(columns: Columns, hardness: float, scale: jax.Array) -> Columns:
+  """Returns Columns in which hard draws and candidates weigh more.
+
+  The term exp(s) of one becomes w exp(s), with w = exp(hardness s / beta) that
+  has no gradient; columns of the batch stay as they are.
+
+  Source: Schechter Vera et al., 2025 (EmbeddingGemma, arXiv 2509.20354),
+    hardness of 5 for its one hard negative.
+  """
+  if not hardness:
+    return columns
+  weights = hardness * jax.lax.stop_gradient(columns.logits / scale)
+  return columns._replace(logits=columns.logits + jnp.where(
+      (columns.sources != IN_BATCH)[None], weights, 0.))
 
 
 def is_first(ids: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 
 import jax
 
@@ -23,11 +24,15 @@ class Contrastive(parameterless.Parameterless):
       sees besides its positive.
     ceiling: what columns must stay below, by fresh scores; None for nothing.
     distinct: whether a target that is in several columns counts once.
+    pairs: names in `columns.PAIRS`, what else of the batch competes.
+    hardness: by how much hard columns weigh more, see `columns.harder`.
   """
   estimator: str
   columns: str
   ceiling: ceilings.Ceiling | None = None
   distinct: bool = False
+  pairs: tuple[str, ...] = ()
+  hardness: float = 0.
 
   def __post_init__(self):
     for option, value, choices in (
@@ -36,6 +41,14 @@ class Contrastive(parameterless.Parameterless):
       if value not in choices:
         raise ValueError(
             f'estimator.{option}={value!r} is not one of {list(choices)}.')
+    unknown = set(self.pairs) - set(columns_lib.PAIRS)
+    if unknown or len(set(self.pairs)) < len(self.pairs):
+      raise ValueError(
+          f'estimator.pairs={self.pairs} must be some of {columns_lib.PAIRS}, '
+          'each once.')
+    if not 0 <= self.hardness < math.inf:
+      raise ValueError(f'estimator.hardness={self.hardness} must be at least '
+                       '0 and finite.')
     wanted = estimators.ESTIMATORS[self.estimator].columns
     if wanted not in (None, self.columns):
       raise ValueError(
@@ -52,6 +65,12 @@ class Contrastive(parameterless.Parameterless):
           'estimator.distinct=True leaves out draws that occur again, but '
           f'estimator.name={self.estimator!r} is right with every draw that '
           "was made; leave it out, or use estimator.name='truncated_softmax'.")
+    if (self.pairs or self.hardness) and 'only_draws' in self.needs:
+      raise ValueError(
+          f'estimator.pairs={self.pairs} and estimator.hardness='
+          f'{self.hardness} change the sum over columns, but estimator.name='
+          f'{self.estimator!r} is right for draws as they are; leave them out, '
+          "or use estimator.name='truncated_softmax'.")
 
   @property
   def needs(self) -> frozenset[str]:
@@ -67,10 +86,12 @@ class Contrastive(parameterless.Parameterless):
     """Returns the surrogate [B], and what to log of it and of its columns."""
     del params
     positive = positive_logits(fresh)
+    columns = columns_lib.make(self.columns, fresh, batch, proposal,
+                               distinct=self.distinct)
     columns = columns_lib.below(
-        columns_lib.make(self.columns, fresh, batch, proposal,
-                         distinct=self.distinct),
+        columns_lib.with_pairs(columns, self.pairs, fresh, batch),
         self.ceiling, positive, fresh.scale)
+    columns = columns_lib.harder(columns, self.hardness, fresh.scale)
     surrogate, info = estimators.ESTIMATORS[self.estimator].loss(
         positive, columns.logits, columns.mask, proposal)
     return surrogate, {
@@ -82,7 +103,8 @@ class Contrastive(parameterless.Parameterless):
             dim: int) -> float:
     """Returns the FLOPs of the products with positives and columns."""
     del num_candidates
-    seen = 1 + columns_lib.number(self.columns, batch_size, num_negatives)
+    seen = (1 + columns_lib.number(self.columns, batch_size, num_negatives)
+            + len(self.pairs) * batch_size)
     return 2. * batch_size * seen * dim
 
 

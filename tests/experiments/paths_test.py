@@ -62,7 +62,7 @@ def test_flags_of_files_and_folders_expand_it(script, home):
       expected = os.path.join(home, 'x')
       assert flag.value in (expected, [expected]), name
       seen.add(name)
-  assert seen & {'workdir', 'out', 'path'}
+  assert seen & {'workdir', 'out', 'path', 'model'}
 
 
 def test_the_path_of_the_data_expands_it(home):

@@ -77,14 +77,18 @@ def make(kind: str, fresh: types.Fresh, batch: types.Batch,
     every = jnp.concatenate(shared_ids)
     ids.append(jnp.broadcast_to(every, (num_queries, every.shape[0])))
   every_id = jnp.concatenate(ids, axis=1)
-  known = jnp.any(
-      every_id[:, :, None] == batch.known_positives[:, None, :], axis=-1)
-  mask = (every_id >= 0) & ~known
+  mask = (every_id >= 0) & ~_known(every_id, batch)
   if distinct:
     # All queries have one list where all columns are shared.
     mask &= is_first(every_id[:1] if len(ids) == 1 and shared else every_id)
   return Columns(scale * jnp.concatenate(logits, axis=1), every_id, mask,
                  np.concatenate(sources))
+
+
+def _known(ids, batch):
+  """Returns [B, J], whether ids [B or 1, J] are known positives of queries."""
+  return jnp.any(
+      ids[:, :, None] == batch.known_positives[:, None, :], axis=-1)
 
 
 def with_pairs(columns: Columns, pairs: Sequence[str], fresh: types.Fresh,
@@ -112,9 +116,8 @@ def with_pairs(columns: Columns, pairs: Sequence[str], fresh: types.Fresh,
   logits = [fresh.scale * products.inner('bd,jd->bj', *own_and_others[kind])
             for kind in pairs]
   ids = batch.target_ids
-  knows = jnp.any(  # [i, j]: positive j is known for query i
-      batch.known_positives[:, None, :] == ids[None, :, None], axis=-1)
-  related = knows | knows.T | (ids[:, None] == ids[None])
+  knows = _known(ids[None], batch)  # [i, j]: positive j, for query i
+  related = knows | knows.T
   repeat = lambda of_batch: jnp.tile(of_batch, (1, len(pairs)))
   return Columns(
       jnp.concatenate([columns.logits, *logits], axis=1),

@@ -15,6 +15,7 @@ from jax import numpy as jnp
 from retrieval_jax import products
 from retrieval_jax import types
 from retrieval_jax.objectives import contrastive
+from retrieval_jax.objectives import wrapping
 
 
 def kl(positive: jax.Array, candidates: jax.Array, teacher: jax.Array,
@@ -131,29 +132,19 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Distilled:
+class Distilled(wrapping.Wrapping):
   """An objective mixed with a term that follows a teacher's scores.
 
   Attributes:
     inner: the objective.
     distillation: the teacher's share in the loss; its kind is not 'none'.
   """
-  inner: types.Objective
   distillation: Distillation
 
   @property
   def needs(self) -> frozenset[str]:
     """What the inner objective needs, and a teacher."""
-    return self.inner.needs | {'teacher'}
-
-  @property
-  def reads_tokens(self) -> bool:
-    """Whether the inner objective does."""
-    return self.inner.reads_tokens
-
-  def init(self, key: jax.Array) -> types.Params:
-    """Returns the parameters of the inner objective."""
-    return self.inner.init(key)
+    return super().needs | {'teacher'}
 
   def __call__(self, params: types.Params, fresh: types.Fresh,
                batch: types.Batch, proposal: types.Proposal

@@ -9,10 +9,11 @@ from jax import numpy as jnp
 from retrieval_jax import matryoshka
 from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
+from retrieval_jax.objectives import wrapping
 
 
 @dataclasses.dataclass(frozen=True)
-class Matryoshka:
+class Matryoshka(wrapping.Wrapping):
   """The weighted sum of an objective over several prefixes of embeddings.
 
     L = sum_m c_m L(f(x)_{1:m}, g(y)_{1:m})   over the m of `dims`
@@ -30,7 +31,6 @@ class Matryoshka:
     weights: c_m, one per prefix; () for 1 each.
     normalize: give every prefix length one, as the model does embeddings.
   """
-  inner: types.Objective
   dims: tuple[int, ...]
   weights: tuple[float, ...] = ()
   normalize: bool = False
@@ -42,20 +42,6 @@ class Matryoshka:
       raise ValueError(
           f'estimator.matryoshka_weights={self.weights} must be one positive '
           f'number for each of estimator.matryoshka_dims={self.dims}, or ().')
-
-  @property
-  def needs(self) -> frozenset[str]:
-    """What the inner objective needs."""
-    return self.inner.needs
-
-  @property
-  def reads_tokens(self) -> bool:
-    """Whether the inner objective does."""
-    return self.inner.reads_tokens
-
-  def init(self, key: jax.Array) -> types.Params:
-    """Returns the inner objective's parameters, which all prefixes share."""
-    return self.inner.init(key)
 
   def __call__(self, params: types.Params, fresh: types.Fresh,
                batch: types.Batch, proposal: types.Proposal

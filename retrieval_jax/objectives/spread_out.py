@@ -9,10 +9,11 @@ from jax import numpy as jnp
 
 from retrieval_jax import products
 from retrieval_jax import types
+from retrieval_jax.objectives import wrapping
 
 
 @dataclasses.dataclass(frozen=True)
-class SpreadOut:
+class SpreadOut(wrapping.Wrapping):
   """An objective, and what queries and targets of a batch have in common.
 
     L + c (mean_{i != j} <f(x_i), f(x_j)>^2 + mean_{i != j} <g(y_i), g(y_j)>^2)
@@ -28,7 +29,6 @@ class SpreadOut:
     inner: the objective.
     weight: c, positive.
   """
-  inner: types.Objective
   weight: float
 
   def __post_init__(self):
@@ -39,16 +39,7 @@ class SpreadOut:
   @property
   def needs(self) -> frozenset[str]:
     """What the inner objective needs, and positives."""
-    return self.inner.needs | {'positives'}
-
-  @property
-  def reads_tokens(self) -> bool:
-    """Whether the inner objective does."""
-    return self.inner.reads_tokens
-
-  def init(self, key: jax.Array) -> types.Params:
-    """Returns the inner objective's parameters."""
-    return self.inner.init(key)
+    return super().needs | {'positives'}
 
   def __call__(self, params: types.Params, fresh: types.Fresh,
                batch: types.Batch, proposal: types.Proposal

@@ -12,7 +12,6 @@ from retrieval_jax.evaluation import predictions
 from retrieval_jax.factory import registries
 from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
-from retrieval_jax.models import sentence_modules
 
 # Folders of the cache where sources keep data that has no path of its own.
 _IN_CACHE = {'wordnet': 'tfds'}
@@ -143,10 +142,7 @@ def make_tokenizer(config: config_dict.ConfigDict,
   if os.path.isfile(given):
     return data.load_tokenizer(given)
   if given:
-    tower = pretrained.tower_folders(given)[0]
-    return data.load_tokenizer(
-        sentence_modules.transformer_folder(tower),
-        special_tokens=not sentence_modules.is_static(tower))
+    return pretrained.load_tokenizer(pretrained.tower_folders(given)[0])
   path = os.path.join(
       dataset.folder, f'wordpiece-{config.tokenizer.vocab_size}.json')
   if not os.path.exists(path):

@@ -2,7 +2,6 @@
 
 import os
 
-from retrieval_jax import data
 from retrieval_jax import terminal
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import sentence_modules
@@ -24,24 +23,23 @@ def describe(name: str) -> str:
   """
   towers = pretrained.tower_folders(name)
   lines = [f'{name}: {pretrained.resolve_folder(name)}']
-  for tower, side in zip(
-      towers, ('queries', 'targets') if len(towers) > 1 else
+  surveys = [pretrained.survey(tower) for tower in towers]
+  for tower, found, side in zip(
+      towers, surveys, ('queries', 'targets') if len(towers) > 1 else
       ('queries and targets',)):
     lines.append(f'one tower for {side}')
-    lines += [f'  {label:<14}{value}' for label, value in _tower(tower)]
-  found = pretrained.survey(towers[0])
+    lines += [f'  {label:<14}{value}' for label, value in _tower(tower, found)]
   options = [f'--config.model.pretrained={name}', '--config.model.num_layers=0']
   options += ['--config.model.tied=False'] * (len(towers) > 1)
-  length = 0 if found.head.max_length else 64
+  length = 0 if surveys[0].head.max_length else 64
   options += [f'--config.data.{side}_length={length}'
               for side in ('query', 'target')]
   lines.append(f'train from it: {" ".join(options)}')
   return '\n'.join(lines)
 
 
-def _tower(tower):
-  """Yields (label, value) of one tower."""
-  found = pretrained.survey(tower)
+def _tower(tower, found):
+  """Yields (label, value) of one tower and its Survey."""
   config, head = found.config, found.head
   yield 'architecture', (
       f'{config.model_type}, {config.num_layers} layers of width '
@@ -76,8 +74,7 @@ def _tower(tower):
   if not os.path.exists(os.path.join(folder, 'tokenizer.json')):
     yield 'tokenizer', 'no tokenizer.json; name one by --config.tokenizer.path'
     return
-  tokenizer = data.load_tokenizer(
-      folder, special_tokens=not sentence_modules.is_static(tower))
+  tokenizer = pretrained.load_tokenizer(tower)
   yield 'tokenizer', (f'{tokenizer.vocab_size:,} tokens, pads with '
                       f'{tokenizer.pad_token!r} ({tokenizer.pad_id})')
   tokens, lengths = tokenizer.encode_batch([_EXAMPLE], 16)

@@ -17,6 +17,7 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
+from retrieval_jax import data
 from retrieval_jax import types
 from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
@@ -204,6 +205,18 @@ def _check_layers(wanted, there, folder):
     raise ValueError(
         f'num_layers={wanted} must lie between 0 and the {there} layers of '
         f'{folder}; --config.model.num_layers=0 takes all of them.')
+
+
+def load_tokenizer(tower: str) -> data.Tokenizer:
+  """Returns the tokenizer of one of `tower_folders`, as its encoder needs it.
+
+  Raises:
+    FileNotFoundError: where there is none.
+    ValueError: where it is not a tokenizer, or has no padding token.
+  """
+  return data.load_tokenizer(
+      sentence_modules.transformer_folder(tower),
+      special_tokens=not sentence_modules.is_static(tower))
 
 
 def save_pretrained(folder: str, config: Any, params: types.Params) -> None:

@@ -44,11 +44,7 @@ class _Names:
 
 _BERT = _Names(
     architecture='BertModel',
-    settings={
-        'vocab_size': 'vocab_size', 'hidden_size': 'hidden_size',
-        'num_layers': 'num_hidden_layers', 'num_heads': 'num_attention_heads',
-        'intermediate_size': 'intermediate_size',
-        'max_positions': 'max_position_embeddings'},
+    settings=family.SETTINGS,
     activation='hidden_act',
     layer='encoder.layer.{}',
     parts={

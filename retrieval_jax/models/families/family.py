@@ -9,6 +9,13 @@ import numpy as np
 
 from retrieval_jax.data import settings as settings_lib
 
+SETTINGS = {
+    'vocab_size': 'vocab_size', 'hidden_size': 'hidden_size',
+    'num_layers': 'num_hidden_layers', 'num_heads': 'num_attention_heads',
+    'intermediate_size': 'intermediate_size',
+    'max_positions': 'max_position_embeddings'}
+"""Field of our configs -> key of config.json, as most families have it."""
+
 
 class Tensor(NamedTuple):
   """Where one parameter of ours is in published checkpoints.

@@ -15,11 +15,6 @@ from retrieval_jax.models.families import family
 
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
 
-_SETTINGS = {  # field of ModernConfig -> key of config.json
-    'vocab_size': 'vocab_size', 'hidden_size': 'hidden_size',
-    'num_layers': 'num_hidden_layers', 'num_heads': 'num_attention_heads',
-    'intermediate_size': 'intermediate_size',
-    'max_positions': 'max_position_embeddings'}
 _NOMIC_SETTINGS = {  # as nomic-embed-text-v1.5 and others have them
     'vocab_size': 'vocab_size', 'hidden_size': 'n_embd',
     'num_layers': 'n_layer', 'num_heads': 'n_head',
@@ -114,11 +109,11 @@ def _layer_types(config):
 
 def _two_ropes(config, old_global, old_local):
   return {
-      old_global: config.theta, old_local: config.local_theta or config.theta,
+      old_global: config.theta, old_local: config.local_theta,
       'rope_parameters': {
           _FULL: {'rope_type': 'default', 'rope_theta': config.theta},
           _SLIDING: {'rope_type': 'default',
-                     'rope_theta': config.local_theta or config.theta}}}
+                     'rope_theta': config.local_theta}}}
 
 
 def _one_rope(config):
@@ -165,8 +160,7 @@ def _read_nomic(settings):
     eps = settings.read('layer_norm_epsilon', float, 1e-12)
     if settings.values.get('rotary_scaling_factor'):
       settings.expect('rotary_scaling_factor', 1., default=1.)
-    if settings.read('num_experts', int, 0):
-      settings.expect('num_experts', 0)
+    settings.expect('num_experts', 0, default=0)
   else:
     settings.expect('hidden_act', 'silu', default='silu')
     theta = _theta(settings, '', 'rope_theta', 1000.)
@@ -214,18 +208,13 @@ def _write_gte(config):
                       'type': 'ntk', 'factor': config.ntk_factor}})}
 
 
-def _read_decoder(settings, *, causal: bool, biases: tuple[str, ...],
-                  eps: float, theta: float = 10_000.,
-                  window: int | None = None):
+def _read_decoder(settings, biases: tuple[str, ...]):
   """Returns what Llama and its descendants have in common."""
   settings.expect('hidden_act', 'silu', default='silu')
   return dict(
-      norm='rms', norm_at='before', activation='silu', causal=causal,
-      norm_eps=settings.read('rms_norm_eps', float, eps), biases=biases,
-      theta=_theta(settings, '', 'rope_theta', theta),
-      **({} if window is None else {
-          'global_layers': (), 'window': window - 1,
-          'local_theta': _theta(settings, '', 'rope_theta', theta)}))
+      norm='rms', norm_at='before', activation='silu', causal=True,
+      norm_eps=settings.read('rms_norm_eps', float, 1e-6), biases=biases,
+      theta=_theta(settings, '', 'rope_theta', 10_000.))
 
 
 def _write_decoder(config):
@@ -234,9 +223,8 @@ def _write_decoder(config):
 
 
 def _read_llama(settings):
-  return _read_decoder(
-      settings, causal=True, eps=1e-6, biases=_flags(
-          settings, attention_bias=('qkv', 'out'), mlp_bias=('up', 'down')))
+  return _read_decoder(settings, _flags(
+      settings, attention_bias=('qkv', 'out'), mlp_bias=('up', 'down')))
 
 
 def _write_llama(config):
@@ -250,8 +238,11 @@ def _read_eurobert(settings):
 
 
 def _read_mistral(settings):
-  return _read_decoder(settings, causal=True, eps=1e-6, biases=(),
-                       window=settings.read('sliding_window', int, None))
+  fields = _read_decoder(settings, ())
+  sliding = settings.read('sliding_window', int, None)
+  return fields if sliding is None else {
+      **fields, 'global_layers': (), 'window': sliding - 1,
+      'local_theta': fields['theta']}
 
 
 def _write_mistral(config):
@@ -261,14 +252,13 @@ def _write_mistral(config):
 
 def _read_qwen2(settings):
   settings.expect('use_sliding_window', False, default=False)
-  return _read_decoder(settings, causal=True, eps=1e-6, biases=('qkv',))
+  return _read_decoder(settings, ('qkv',))
 
 
 def _read_qwen3(settings):
   settings.expect('use_sliding_window', False, default=False)
-  return {**_read_decoder(
-      settings, causal=True, eps=1e-6, biases=_flags(
-          settings, attention_bias=('qkv', 'out'))), 'qk_norm': True}
+  return {**_read_decoder(settings, _flags(
+      settings, attention_bias=('qkv', 'out'))), 'qk_norm': True}
 
 
 def _write_qwen(config):
@@ -283,8 +273,7 @@ def _write_qwen3(config):
 def _read_gemma3(settings):
   settings.expect('hidden_activation', 'gelu_pytorch_tanh',
                   default='gelu_pytorch_tanh')
-  if settings.values.get('attn_logit_softcapping') is not None:
-    settings.expect('attn_logit_softcapping', 0.)
+  settings.expect('attn_logit_softcapping', 0., default=0.)
   both_ways = settings.read('use_bidirectional_attention', bool, False)
   sliding = settings.read('sliding_window', int, 4096)
   if both_ways and sliding % 2:
@@ -413,7 +402,7 @@ def _family(model_type):
   def read_config(settings):
     keys = _NOMIC_SETTINGS if (
         model_type == 'nomic_bert' and 'n_embd' in settings.values
-    ) else _SETTINGS
+    ) else family.SETTINGS
     sizes = {ours: settings.read(theirs, int) for ours, theirs in keys.items()}
     heads = sizes['num_heads']
     usual = max(sizes['hidden_size'] // max(heads, 1), 1)
@@ -434,7 +423,8 @@ def _family(model_type):
   def write_config(config):
     return {
         'model_type': model_type, 'architectures': [names.architecture],
-        **{theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()},
+        **{theirs: getattr(config, ours)
+           for ours, theirs in family.SETTINGS.items()},
         **({'num_key_value_heads': config.num_kv_heads,
             'head_dim': config.head_size} if names.kv_heads else {}),
         'pad_token_id': config.pad_id, **names.write(config)}

@@ -111,11 +111,10 @@ class ModernConfig:
     for name in ('biases', 'global_layers'):  # which JSON makes lists
       if getattr(self, name) is not None:
         object.__setattr__(self, name, tuple(getattr(self, name)))
-    for name in ('vocab_size', 'hidden_size', 'num_heads', 'num_kv_heads',
-                 'head_size', 'intermediate_size', 'max_positions'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
-    for name in ('num_layers', 'window', 'type_vocab_size'):
+    transformer.check_shape(
+        self, 'vocab_size', 'hidden_size', 'num_heads', 'num_kv_heads',
+        'head_size', 'intermediate_size', 'max_positions', pads=False)
+    for name in ('window', 'type_vocab_size'):
       if getattr(self, name) < 0:
         raise ValueError(
             f'{name}={getattr(self, name)} must not be negative.')
@@ -127,8 +126,7 @@ class ModernConfig:
       raise ValueError(
           f'head_size={self.head_size} must be even: halves are rotated.')
     for name, allowed in (
-        ('norm', NORMS), ('norm_at', NORMS_AT), ('activation', ACTIVATIONS),
-        ('dtype', transformer.DTYPES)):
+        ('norm', NORMS), ('norm_at', NORMS_AT), ('activation', ACTIVATIONS)):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name}={getattr(self, name)!r} must be one of '
                          f'{", ".join(allowed)}.')
@@ -136,10 +134,6 @@ class ModernConfig:
                               else ('local_theta',)):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)} must be positive.')
-    if self.pad_id is not None and not 0 <= self.pad_id < self.vocab_size:
-      raise ValueError(
-          f'pad_id={self.pad_id} must lie in [0, vocab_size='
-          f'{self.vocab_size}).')
 
   @property
   def qkv_widths(self) -> tuple[int, int, int]:
@@ -246,12 +240,12 @@ class _Attention(_Residual):
   """Self-attention of one block."""
 
   @nn.compact
-  def __call__(self, x, lengths):
+  def __call__(self, x, lengths, turn):
     return self.apply_around(
-        x, lambda y: self._attend(y, lengths),
+        x, lambda y: self._attend(y, lengths, turn),
         first_norm=self.layer > 0 or self.config.first_norm)
 
-  def _attend(self, x, lengths):
+  def _attend(self, x, lengths, turn):
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     n, length, hidden = x.shape
     widths = cfg.qkv_widths
@@ -262,16 +256,12 @@ class _Attention(_Residual):
     if cfg.qk_norm:
       query = _norm(self, cfg, 'q_norm', query)
       key = _norm(self, cfg, 'k_norm', key)
-    everywhere = cfg.is_global(self.layer)
-    turn = rotation(length, cfg.head_size,
-                    cfg.theta if everywhere else cfg.local_theta,
-                    cfg.ntk_factor)
     query, key = rotate(query, turn), rotate(key, turn)
     y = jax.nn.dot_product_attention(
         query.astype(dtype), key.astype(dtype), value.astype(dtype),
         scale=cfg.query_scale or cfg.head_size ** -0.5,
         key_value_seq_lengths=lengths, is_causal=cfg.causal,
-        local_window_size=None if everywhere else (
+        local_window_size=None if cfg.is_global(self.layer) else (
             cfg.window, 0 if cfg.causal else cfg.window))
     return _dense(self, cfg, 'out', y.reshape(n, length, -1), hidden)
 
@@ -297,9 +287,15 @@ class _Block(nn.Module):
   layer: int
 
   @nn.compact
-  def __call__(self, x, lengths):
-    """Returns [n, L, H] float32 of x [n, L, H] and lengths [n] int32."""
-    x = _Attention(self.config, self.layer, name='attention')(x, lengths)
+  def __call__(self, x, lengths, turn):
+    """Returns [n, L, H] float32.
+
+    Args:
+      x: [n, L, H] float32.
+      lengths: [n] int32.
+      turn: `rotation` of L positions, as this layer turns them.
+    """
+    x = _Attention(self.config, self.layer, name='attention')(x, lengths, turn)
     return _Mlp(self.config, self.layer, name='mlp')(x)
 
 
@@ -350,7 +346,11 @@ class ModernEncoder(nn.Module):
       token_vectors = transformer.look_up(table, tokens)
     x = _Embeddings(cfg, name='embeddings')(token_vectors)
     lengths = jnp.sum(tokens >= 0, axis=1, dtype=jnp.int32)
+    turn_by = {theta: rotation(tokens.shape[1], cfg.head_size, theta,
+                               cfg.ntk_factor)
+               for theta in {cfg.theta, cfg.local_theta or cfg.theta}}
     block = nn.remat(_Block) if cfg.remat else _Block
     for i in range(cfg.num_layers):
-      x = block(cfg, i, name=f'layer_{i}')(x, lengths)
+      theta = cfg.theta if cfg.is_global(i) else cfg.local_theta
+      x = block(cfg, i, name=f'layer_{i}')(x, lengths, turn_by[theta])
     return x if cfg.norm_at == 'after' else _norm(self, cfg, 'final_norm', x)

@@ -59,20 +59,8 @@ class T5Config:
   max_positions = None  # Distances are unbounded.
 
   def __post_init__(self):
-    for name in ('vocab_size', 'hidden_size', 'num_heads', 'head_size',
-                 'intermediate_size'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-            f'{name}={getattr(self, name)} must be at least 1.')
-    if self.num_layers < 0:
-      raise ValueError(f'num_layers={self.num_layers} must not be negative.')
-    if not 0 <= self.pad_id < self.vocab_size:
-      raise ValueError(
-          f'pad_id={self.pad_id} must lie in [0, vocab_size='
-          f'{self.vocab_size}).')
-    if self.dtype not in transformer.DTYPES:
-      raise ValueError(f'dtype={self.dtype!r} must be one of '
-                       f'{", ".join(transformer.DTYPES)}.')
+    transformer.check_shape(self, 'vocab_size', 'hidden_size', 'num_heads',
+                            'head_size', 'intermediate_size')
 
   def flops(self, length: int) -> float:
     """Returns the matmul FLOPs of encoding one text of `length` tokens."""

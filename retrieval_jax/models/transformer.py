@@ -15,6 +15,7 @@ empty: `chunking.py` keeps it apart from the rest.
 """
 
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -66,24 +67,12 @@ class TransformerConfig:
   remat: bool = False
 
   def __post_init__(self):
-    for name in ('vocab_size', 'hidden_size', 'num_heads',
-                 'intermediate_size', 'max_positions'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-            f'{name}={getattr(self, name)} must be at least 1.')
-    if self.num_layers < 0:
-      raise ValueError(f'num_layers={self.num_layers} must not be negative.')
+    check_shape(self, 'vocab_size', 'hidden_size', 'num_heads',
+                'intermediate_size', 'max_positions')
     if self.hidden_size % self.num_heads:
       raise ValueError(
           f'hidden_size={self.hidden_size} must be a multiple of '
           f'num_heads={self.num_heads}.')
-    if not 0 <= self.pad_id < self.vocab_size:
-      raise ValueError(
-          f'pad_id={self.pad_id} must lie in [0, vocab_size='
-          f'{self.vocab_size}).')
-    if self.dtype not in DTYPES:
-      raise ValueError(
-          f'dtype={self.dtype!r} must be one of {", ".join(DTYPES)}.')
 
   def flops(self, length: int) -> float:
     """Returns the matmul FLOPs of encoding one text of `length` tokens."""
@@ -305,3 +294,26 @@ def check_tokens(tokens: jax.Array, max_positions: int | None) -> None:
     raise ValueError(
         f'tokens has L={tokens.shape[1]}, but the model has '
         f'max_positions={max_positions}; truncate the texts.')
+
+
+def check_shape(config: Any, *sizes: str, pads: bool = True) -> None:
+  """Raises ValueError, which names the field, for numbers that cannot be.
+
+  Args:
+    config: of an encoder.
+    sizes: fields that must be at least 1.
+    pads: whether `pad_id` must be there; else it may be None.
+  """
+  for name in sizes:
+    if getattr(config, name) < 1:
+      raise ValueError(f'{name}={getattr(config, name)} must be at least 1.')
+  if config.num_layers < 0:
+    raise ValueError(f'num_layers={config.num_layers} must not be negative.')
+  if (pads or config.pad_id is not None) and not (
+      0 <= config.pad_id < config.vocab_size):
+    raise ValueError(
+        f'pad_id={config.pad_id} must lie in [0, vocab_size='
+        f'{config.vocab_size}).')
+  if config.dtype not in DTYPES:
+    raise ValueError(
+        f'dtype={config.dtype!r} must be one of {", ".join(DTYPES)}.')

@@ -16,11 +16,6 @@ from tests.models import families_test
 
 class InspectTest(parameterized.TestCase):
 
-  def copy(self, name):
-    return shutil.copytree(
-        families_test.folder_of(name),
-        os.path.join(self.create_tempdir().full_path, name))
-
   @parameterized.parameters(
       ('gemma3_text', ('gemma3_text, 2 layers of width 32',
                        'pooling       mean',
@@ -50,7 +45,7 @@ class InspectTest(parameterized.TestCase):
     self.assertEqual(survey.ignored, ())
 
   def test_names_what_the_folder_lacks(self):
-    folder = self.copy('bert')
+    folder = families_test.copied(self, 'bert')
     os.remove(os.path.join(folder, 'tokenizer.json'))
     os.remove(os.path.join(folder, 'modules.json'))
     found = inspect.describe(folder)
@@ -59,13 +54,13 @@ class InspectTest(parameterized.TestCase):
     self.assertIn('--config.data.query_length=64', found)
 
   def test_what_is_not_supported_is_an_error(self):
-    folder = self.copy('llama')
+    folder = families_test.copied(self, 'llama')
     path = os.path.join(folder, 'config.json')
     files.write_json(path, files.read_json(path) | {
         'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 9.}})
     with self.assertRaisesRegex(ValueError, "rope_type='yarn' is not supp"):
       inspect.describe(folder)
-    folder = self.copy('qwen2')
+    folder = families_test.copied(self, 'qwen2')
     path = os.path.join(folder, 'model.safetensors')
     safetensors_numpy.save_file(safetensors_numpy.load_file(path) | {
         'layers.0.moe.gate': np.ones(3, np.float32)}, path)

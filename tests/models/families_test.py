@@ -30,6 +30,12 @@ def folder_of(name):
   return os.path.join(FOLDER, name)
 
 
+def copied(test, name):
+  """Returns a copy of a fixture, in a folder that goes with the test."""
+  return shutil.copytree(
+      folder_of(name), os.path.join(test.create_tempdir().full_path, name))
+
+
 def reference(name):
   return np.load(os.path.join(folder_of(name), 'reference.npz'))
 
@@ -123,7 +129,7 @@ class FamiliesTest(parameterized.TestCase):
       self.assertEqual(settings.get(key, value), value, key)
 
   def test_two_names_of_one_array_are_one(self):
-    folder = self.copy('t5')
+    folder = copied(self, 't5')
     path = os.path.join(folder, 'model.safetensors')
     tensors = safetensors_numpy.load_file(path)
     tensors['encoder.embed_tokens.weight'] = tensors.pop('shared.weight')
@@ -134,7 +140,7 @@ class FamiliesTest(parameterized.TestCase):
                  pretrained.load_pretrained(folder_of('t5'))[1])
 
   def test_two_names_of_one_array_must_agree(self):
-    folder = self.copy('t5')
+    folder = copied(self, 't5')
     path = os.path.join(folder, 'model.safetensors')
     tensors = safetensors_numpy.load_file(path)
     table = tensors['shared.weight'].copy()
@@ -202,7 +208,7 @@ class FamiliesTest(parameterized.TestCase):
       ('mpnet', 'relative_attention_num_buckets', 64, 'num_buckets=64 is not'),
       ('roberta', 'model_type', None, "'model_type' to be a string, got None"))
   def test_what_is_not_supported_is_named(self, name, key, value, message):
-    folder = self.copy(name)
+    folder = copied(self, name)
     path = os.path.join(folder, 'config.json')
     with open(path, encoding='utf-8') as f:
       settings = json.load(f)
@@ -212,7 +218,7 @@ class FamiliesTest(parameterized.TestCase):
       pretrained.load_pretrained(folder)
 
   def test_a_missing_shard_and_a_missing_setting_are_named(self):
-    folder = self.copy('roberta')
+    folder = copied(self, 'roberta')
     os.remove(os.path.join(folder, 'model-00002-of-00003.safetensors'))
     with self.assertRaisesRegex(FileNotFoundError, 'model-00002-of-00003'):
       pretrained.load_pretrained(folder)
@@ -223,7 +229,7 @@ class FamiliesTest(parameterized.TestCase):
 
   @parameterized.parameters('roberta', 't5')  # in shards; with all modules
   def test_any_content_of_a_json_file_is_read_or_refused_by_name(self, name):
-    folder, refused = self.copy(name), 0
+    folder, refused = copied(self, name), 0
     for file in ('config.json', 'modules.json', '1_Pooling/config.json',
                  'sentence_bert_config.json', 'tokenizer_config.json',
                  'config_sentence_transformers.json', '2_Dense/config.json',
@@ -256,7 +262,7 @@ class FamiliesTest(parameterized.TestCase):
 
   @parameterized.parameters(*NAMES)
   def test_a_setting_of_another_type_is_named(self, name):
-    folder = self.copy(name)
+    folder = copied(self, name)
     path = os.path.join(folder, 'config.json')
     with open(path, encoding='utf-8') as f:
       content = json.load(f)
@@ -269,10 +275,6 @@ class FamiliesTest(parameterized.TestCase):
             pretrained.load_pretrained(folder)
           except ValueError as error:
             self.assertRegex(str(error), 'config.json')
-
-  def copy(self, name):
-    return shutil.copytree(
-        folder_of(name), os.path.join(self.create_tempdir().full_path, name))
 
 
 class T5Test(parameterized.TestCase):

@@ -288,7 +288,7 @@ class FilesTest(parameterized.TestCase):
     self.assertIsNone(self.read('qwen3', {'pad_token_id': None}).pad_id)
 
   def test_dense_layers_in_a_row_must_be_linear_but_for_the_last(self):
-    folder = families_test.FamiliesTest.copy(self, 'gemma3_text')
+    folder = families_test.copied(self, 'gemma3_text')
     path = os.path.join(folder, '2_Dense')
     values = files.read_json(os.path.join(path, 'config.json'))
     files.write_json(os.path.join(path, 'config.json'), values | {
@@ -297,7 +297,7 @@ class FilesTest(parameterized.TestCase):
       sentence_modules.read(folder)
 
   def test_biases_of_dense_layers_in_a_row_add_up(self):
-    folder = families_test.FamiliesTest.copy(self, 'gemma3_text')
+    folder = families_test.copied(self, 'gemma3_text')
     random = np.random.default_rng(0)
     x = random.normal(size=(3, 32)).astype(np.float32)
     wanted = x

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -82,8 +81,7 @@ class StaticTest(parameterized.TestCase):
 
   @parameterized.parameters(True, False)
   def test_model2vec(self, listed):
-    folder = shutil.copytree(
-        FOLDER, os.path.join(self.create_tempdir().full_path, 'model2vec'))
+    folder = families_test.copied(self, 'static')
     if not listed:
       os.remove(os.path.join(folder, 'modules.json'))
     files.write_json(os.path.join(folder, 'config.json'), {
@@ -114,8 +112,7 @@ class StaticTest(parameterized.TestCase):
       ({'embeddings': 2, 'weights': 2}, 'weights has shape .* 7 tokens'),
       ({'embeddings': 2, 'mapping': 1}, 'mapping float32 .* must be of rows'))
   def test_what_does_not_fit_is_named(self, shapes, message):
-    folder = shutil.copytree(
-        FOLDER, os.path.join(self.create_tempdir().full_path, 'other'))
+    folder = families_test.copied(self, 'static')
     safetensors_numpy.save_file(
         {name: np.ones((7,) * rank, np.float32)
          for name, rank in shapes.items()},

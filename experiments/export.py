@@ -3,6 +3,7 @@
   python -m experiments.export --workdir=runs/stale --out=models/stale
   python -m experiments.export --workdir=runs/stale --out=models/stale \
       --embeddings
+  python -m experiments.export --workdir=runs/lora --out=models/lora --adapters
 
 OUT is config.json, model.safetensors, tokenizer.json, pooling, dense layer and
 normalisation, prompts, the inverse temperature (retrieval_jax.json) and a model
@@ -11,6 +12,11 @@ card; of separate towers, two such folders, query/ and target/, and a router.
 OUT/embeddings gets what experiments.embed writes, the same as
 embeddings.safetensors, and where faiss is installed targets.faiss, an
 IndexFlatIP whose number i is line i of target_ids.txt, counted from 0.
+
+Low-rank adapters are in the kernels of what is written. With --adapters OUT has
+them alone, in the layout of PEFT (adapter_config.json and
+adapter_model.safetensors in place of config.json and model.safetensors), and
+names the encoder that they are added to.
 """
 
 from absl import app
@@ -28,6 +34,9 @@ def define_flags(values):
   flags.DEFINE_bool(
       'embeddings', False, 'Also embed the corpus and all queries.',
       flag_values=values)
+  flags.DEFINE_bool(
+      'adapters', False, 'Write low-rank adapters alone, as PEFT does.',
+      flag_values=values)
   flags.mark_flags_as_required(['workdir', 'out'], flag_values=values)
 
 
@@ -35,7 +44,8 @@ def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
-    export.run(values.out, values.workdir, embeddings=values.embeddings)
+    export.run(values.out, values.workdir, embeddings=values.embeddings,
+               adapters=values.adapters)
   if values.embeddings and not export.can_write_faiss():
     print("No targets.faiss: that needs pip install 'retrieval_jax[faiss]' "
           '(faiss-cpu).')

@@ -7,7 +7,8 @@ reaches.
 
 import jax
 
-_PHASES = ('corrector', 'model', 'sampler', 'objective', 'rebuild', 'reader')
+_PHASES = ('corrector', 'model', 'sampler', 'objective', 'rebuild', 'reader',
+           'lora')
 
 
 def of_step(seed: int, step: jax.Array | int) -> jax.Array:

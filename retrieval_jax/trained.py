@@ -14,6 +14,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from retrieval_jax import base_params
 from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import files
@@ -264,9 +265,10 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
     experiment = factory.build(
         config, num_devices=num_devices, workdir=workdir, training=False)
     replicated = sharding.replicated(experiment.mesh)
-    abstract = jax.tree.map(
+    changed, base = base_params.split(experiment.params)
+    abstract = base_params.join(jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        experiment.params)
+        changed), jax.device_put(base, replicated))
 
     def read(last):
       meta = kept.restore_meta(last)

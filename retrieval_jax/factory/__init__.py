@@ -7,6 +7,7 @@ from retrieval_jax.factory.datasets import make_dataset
 from retrieval_jax.factory.datasets import make_reader
 from retrieval_jax.factory.datasets import make_tokenizer
 from retrieval_jax.factory.datasets import make_tokens
+from retrieval_jax.factory.encoders import base_option
 from retrieval_jax.factory.encoders import make_layout
 from retrieval_jax.factory.encoders import make_model
 from retrieval_jax.factory.encoders import settled

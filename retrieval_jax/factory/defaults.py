@@ -67,6 +67,13 @@ def get_config() -> config_dict.ConfigDict:
   config.model.dtype = 'auto'  # of matmuls: bfloat16 where native, or float32
   config.model.remat = False
 
+  # Low-rank adapters in place of all parameters of the encoder.
+  config.lora = ml_collections.ConfigDict()
+  config.lora.rank = 0  # r; 0: none, and everything is trained
+  config.lora.alpha = 32.0  # products are scaled by alpha / r
+  config.lora.targets = ''  # regex of published module names; '': all kernels
+  config.lora.base_dtype = 'float32'  # or 'bfloat16', of what stays
+
   config.encoding = ml_collections.ConfigDict()
   config.encoding.chunk_size = 32  # texts encoded at a time in a step; 0: all
   config.encoding.buckets = (12, 16, 24, 32, 64, 128, 256)  # padded lengths

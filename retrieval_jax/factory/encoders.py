@@ -8,6 +8,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from retrieval_jax import base_params
 from retrieval_jax import data
 from retrieval_jax import keys
 from retrieval_jax import runtime
@@ -16,6 +17,7 @@ from retrieval_jax import types
 from retrieval_jax.factory import registries
 from retrieval_jax.factory import run_folder
 from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import lora
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import transformer
@@ -33,13 +35,50 @@ def make_layout(config: config_dict.ConfigDict,
 def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer
                ) -> tuple[dual_encoder.DualEncoder, types.Params]:
   """Returns (DualEncoder, params), the initial parameters on the host."""
+  return _with_adapters(config, *_make_whole(config, tokenizer))
+
+
+def base_option(config: config_dict.ConfigDict) -> str:
+  """Returns the option that says where the parameters of a base are from."""
+  name = 'start_from' if config.model.start_from else 'pretrained'
+  return f'--config.model.{name}={config.model[name]}'
+
+
+def _with_adapters(config, model, params):
+  """Returns (model, params) with the low-rank adapters of a config, if any."""
+  options = config.lora
+  if not options.rank:
+    registries.warn_unread('lora', options, 'lora.rank=0', {'rank'})
+    return model, params
+  if not (config.model.pretrained or config.model.start_from):
+    raise ValueError(
+        f'--config.lora.rank={options.rank} adapts an encoder that stays as it '
+        'is, but this one starts from scratch; name one by '
+        '--config.model.pretrained or --config.model.start_from.')
+  model = dataclasses.replace(model, lora=lora.Lora(
+      options.rank, options.alpha, options.targets))
+  params = jax.device_get(model.lora.adapt(
+      model.config, params, model.tower_names,
+      keys.of_phase(config.seed, 'lora')))
+  return model, base_params.rounded(params, registries.choose(
+      {dtype: dtype for dtype in transformer.DTYPES}, 'lora.base_dtype',
+      options.base_dtype))
+
+
+def _make_whole(config, tokenizer):
+  """Returns (model, params) without adapters.
+
+  The tokenizer may be None where the encoder is not from scratch, and was
+  compared with it before.
+  """
   options = config.model
   if options.start_from:
     return _started(config)
   towers, dense = (), None
   if options.pretrained:
     architecture, towers, dense = _pretrained_towers(options)
-    _check_tokens(config, tokenizer, architecture)
+    if tokenizer is not None:
+      _check_tokens(config, tokenizer, architecture)
     _check_lengths(config, architecture, f'--config.model.pretrained='
                    f'{options.pretrained!r}')
   else:
@@ -67,17 +106,27 @@ def read_model(config: config_dict.ConfigDict, workdir: str
                ) -> tuple[dual_encoder.DualEncoder, types.Params]:
   """Returns (DualEncoder, params) of a run, the parameters being all zeros.
 
-  They are in its checkpoints.
+  They are in its checkpoints, but for `base_params`, which are read where the
+  run has read them.
 
   Args:
     config: ConfigDict of the run.
     workdir: its folder.
+
+  Raises:
+    ValueError: if the base is no longer what it was; and as of `make_model`.
   """
   saved = run_folder.read_model(workdir)
   model = dataclasses.replace(
       saved, config=computing_by(config.model, saved.config))
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  return model, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  shapes, base = base_params.split(
+      jax.eval_shape(model.init, jax.random.key(0)))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  if base:
+    _, found = _with_adapters(config, *_make_whole(config, None))
+    _, base = base_params.split(found)
+    run_folder.check_base(workdir, base_option(config), base)
+  return model, base_params.join(params, base)
 
 
 def computing_by(options, architecture):
@@ -154,7 +203,7 @@ def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """
   config = config.copy_and_resolve_references()
   name = config.model.pretrained
-  heads = [sentence_modules.read(folder)
+  heads = [pretrained.read_head(folder)
            for folder in (pretrained.tower_folders(name) if name else ())
            ] or [sentence_modules.Head()]
   queries, targets = heads[0], heads[-1]
@@ -213,16 +262,19 @@ def _started(config):
       raise ValueError(
           f'--config.model.start_from={config.model.start_from}: another '
           f'encoder. {error}') from error
-    options, source = config.model, run_folder.read_model(workdir)
+    options = config.model
+    source, zeros = read_model(config_dict.ConfigDict(theirs), workdir)
     _check_lengths(config, source.config, f'--config.model.start_from='
                    f'{options.start_from!r}')
     model = dataclasses.replace(
-        source, config=computing_by(options, source.config),
+        source, config=computing_by(options, source.config), lora=None,
         tied=options.tied, scale=options.scale, learn_scale=options.learn_scale)
     params = model.init(keys.of_phase(config.seed, 'model'))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    changed, base = base_params.split(zeros)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(source.init, jax.random.key(0)))
+        changed)
     return model, jax.device_get(model.with_towers_of(
-        params, source, saved.restore_params(shapes)))
+        params, *source.merged(
+            saved.restore_params(base_params.join(shapes, base)))))

@@ -18,7 +18,6 @@ from retrieval_jax.factory import registries
 from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
 from retrieval_jax.models import readers
-from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import t5
 from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
@@ -99,8 +98,7 @@ def _extractive(config, make_tokenizer):
           f"--config.reader.name='extractive' points at tokens of a BERT-type "
           f'encoder, but {options.pretrained!r} is of type '
           f'{architecture.model_type!r}.')
-    tokenizer = data.load_tokenizer(
-        sentence_modules.transformer_folder(folder))
+    tokenizer = pretrained.load_tokenizer(folder)
   else:
     tokenizer = make_tokenizer()
     architecture = transformer.TransformerConfig(

@@ -2,6 +2,7 @@
 
   WORKDIR/tokenizer.json         cuts every text of the run
   WORKDIR/encoder.json           the fields of models.DualEncoder
+  WORKDIR/base.json              where `base_params` are from, if there are any
   WORKDIR/reader/tokenizer.json  the same of a reader, where there is one
   WORKDIR/reader/reader.json
 
@@ -18,8 +19,10 @@ from ml_collections import config_dict
 
 from retrieval_jax import data
 from retrieval_jax import files
+from retrieval_jax import origins
 from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import lora
 from retrieval_jax.models import modern
 from retrieval_jax.models import readers
 from retrieval_jax.models import static
@@ -28,6 +31,7 @@ from retrieval_jax.models import t5_decoder
 from retrieval_jax.models import transformer
 
 _TOKENIZER, _ENCODER = 'tokenizer.json', 'encoder.json'
+_BASE = 'base.json'
 _FOLDER, _READER = 'reader', 'reader.json'
 _ARCHITECTURES = {kind.__name__: kind for kind in (
     transformer.TransformerConfig, modern.ModernConfig, static.StaticConfig,
@@ -64,6 +68,34 @@ def write(workdir: str, tokenizer: data.Tokenizer,
   files.write_json(os.path.join(workdir, _ENCODER), facts(model))
 
 
+def write_base(workdir: str, name: str, base: types.Params) -> None:
+  """Writes down which parameters stayed as they are, which no file keeps.
+
+  Args:
+    workdir: folder of the run.
+    name: the option that says where they are from.
+    base: as of `base_params.split`.
+  """
+  files.write_json(os.path.join(workdir, _BASE), {
+      'from': name, 'parameters': origins.digest(base)})
+
+
+def check_base(workdir: str, name: str, base: types.Params) -> None:
+  """Raises unless these are the parameters that `write_base` was given.
+
+  Raises:
+    FileNotFoundError: if the run keeps no such file.
+    ValueError: if they are others.
+  """
+  saved = files.read_json(_existing(workdir, _BASE))
+  if saved['parameters'] != origins.digest(base):
+    raise ValueError(
+        f'--workdir={workdir} trained adapters to the encoder of '
+        f'{saved["from"]}, whose parameters are no longer those that they were '
+        f'trained on ({name} now has others). Bring that encoder back as it '
+        'was, or train again.')
+
+
 def write_reader(workdir: str, reader: types.Reader,
                  tokenizer: data.Tokenizer) -> None:
   """Writes the files of a reader."""
@@ -87,8 +119,10 @@ def read_reader(workdir: str) -> tuple[types.Reader, data.Tokenizer]:
 
 def facts(model: Any) -> dict:
   """Returns everything but the parameters that makes the model what it is."""
-  return {'architecture': type(model.config).__name__,
-          **dataclasses.asdict(model)}
+  found = {'architecture': type(model.config).__name__,
+           **dataclasses.asdict(model)}
+  return {name: value for name, value in found.items()
+          if (name, value) != ('lora', None)}  # as before there were adapters
 
 
 def read_tokenizer(workdir: str) -> data.Tokenizer:
@@ -118,6 +152,8 @@ def _read(folder: str, name: str, kind: Callable[[dict], Any]) -> Any:
   try:
     make = kind(saved)
     options = saved.pop('config')
+    if 'lora' in saved:
+      saved['lora'] = lora.Lora(**saved['lora'])
     if 'encoder' in options:  # of an encoder with its decoder
       options['encoder'] = t5.T5Config(**options['encoder'])
     config = _ARCHITECTURES[saved.pop('architecture')](**options)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import base_params
 from retrieval_jax import correctors
 from retrieval_jax import factory
 from retrieval_jax import memories
@@ -213,13 +214,14 @@ def restarted(experiment: factory.Experiment, train_step: steps.TrainStep,
 
   Its memory and pools stay, its step counts on.
   """
-  shardings = experiment.layout.shardings(experiment.params)
+  changed, _ = base_params.split(experiment.params)
   abstract = jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      experiment.params, shardings)
+      changed, experiment.layout.shardings(changed))
+  _, base = base_params.split(state.params)
   with checkpoint.Checkpoints(
       os.path.join(workdir, _START), read_only=True) as kept:
-    params = kept.restore_params(abstract)
+    params = kept.restore_params(base_params.join(abstract, base))
   return dataclasses.replace(
       train_step.init_state(params, state.table), step=state.step,
       sampler=state.sampler)

@@ -13,9 +13,12 @@ from retrieval_jax.evaluation import report
 from retrieval_jax.jobs import embed
 from retrieval_jax.jobs import model_card
 from retrieval_jax.models import export
+from retrieval_jax.models import peft
+from retrieval_jax.models import pretrained
 
 
-def run(out: str, workdir: str, *, embeddings: bool = False) -> None:
+def run(out: str, workdir: str, *, embeddings: bool = False,
+        adapters: bool = False) -> None:
   """Exports the last checkpoint of a run, whole or not at all.
 
   Args:
@@ -23,21 +26,26 @@ def run(out: str, workdir: str, *, embeddings: bool = False) -> None:
     workdir: folder of the run.
     embeddings: also write OUT/embeddings: what `embed.run` writes, the same as
       embeddings.safetensors and, where faiss is installed, targets.faiss.
+    adapters: write low-rank adapters alone, in the layout of PEFT, in place of
+      the encoder with them in its kernels.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
-    ValueError: if `out` exists.
+    ValueError: if `out` exists, or there are no adapters to write, or none that
+      have a base to name.
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
   retriever = trained.open(workdir)
   config, model = retriever.config, retriever.model
+  base = _base(workdir, retriever) if adapters else ''
   measured = os.path.exists(os.path.join(workdir, report.RESULTS_FILE))
   with files.new_folder(os.path.abspath(out)) as folder:
     export.write(
         folder, model, retriever.params, retriever.experiment.tokenizer,
         lengths=(config.data.query_length, config.data.target_length),
-        prompts=(config.model.query_prompt, config.model.target_prompt))
+        prompts=(config.model.query_prompt, config.model.target_prompt),
+        base=base)
     files.write_text(os.path.join(folder, 'README.md'), model_card.write(
         retriever,
         report.read_results(workdir) if measured else None))
@@ -48,6 +56,30 @@ def run(out: str, workdir: str, *, embeddings: bool = False) -> None:
           'targets': targets, 'queries': queries})
       if can_write_faiss():
         _write_index(os.path.join(inside, 'targets.faiss'), targets)
+
+
+def _base(workdir, retriever):
+  """Returns the name of the encoder that a run's adapters belong to."""
+  config = retriever.config
+  if retriever.model.lora is None:
+    raise ValueError(
+        f'--adapters: {workdir} has no low-rank adapters (lora.rank=0); leave '
+        'the flag out to write its encoder.')
+  if config.model.start_from:
+    raise ValueError(
+        f'--adapters: those of {workdir} belong to the encoder of the run '
+        f'{config.model.start_from}, which no other library can load; export '
+        'that first and train from the folder, or leave the flag out to write '
+        'the encoder with its adapters.')
+  peft.check_names(retriever.model.config.model_type, '--adapters')
+  whole = pretrained.num_layers(config.model.pretrained)
+  if retriever.model.config.num_layers != whole:
+    raise ValueError(
+        f'--adapters: {workdir} keeps {retriever.model.config.num_layers} of '
+        f'the {whole} layers of {config.model.pretrained}, where other '
+        'libraries would use them all; leave the flag out to write the encoder '
+        'with its adapters.')
+  return config.model.pretrained
 
 
 def can_write_faiss() -> bool:

@@ -4,7 +4,6 @@ import os
 
 from retrieval_jax import terminal
 from retrieval_jax.models import pretrained
-from retrieval_jax.models import sentence_modules
 
 _SHOWN = 6  # names of tensors
 _EXAMPLE = 'a dog'
@@ -70,7 +69,7 @@ def _tower(tower, found):
     yield 'reads up to', f'{config.max_positions:,} tokens'
   yield 'cost', (f'{config.flops(_LENGTH) / 1e9:,.2f} GFLOP for a text of '
                  f'{_LENGTH} tokens')
-  folder = sentence_modules.transformer_folder(tower)
+  folder = pretrained.encoder_folder(tower)
   if not os.path.exists(os.path.join(folder, 'tokenizer.json')):
     yield 'tokenizer', 'no tokenizer.json; name one by --config.tokenizer.path'
     return

@@ -18,6 +18,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from retrieval_jax import base_params
 from retrieval_jax import factory
 from retrieval_jax import files
 from retrieval_jax import host_table
@@ -107,6 +108,10 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
           meta['config'], saved_config, ignore=MAY_CHANGE)
     else:
       run_folder.write(workdir, experiment.tokenizer, experiment.model)
+      _, base = base_params.split(experiment.params)
+      if base:
+        run_folder.write_base(
+            workdir, factory.base_option(experiment.config), base)
       if experiment.reader is not None:
         run_folder.write_reader(workdir, *experiment.reader[:2])
     files.write_json(os.path.join(workdir, 'config.json'), resolved)
@@ -220,7 +225,8 @@ def make_cost(experiment: factory.Experiment, meter: meters.Meter
       query_flops=flops(experiment.query_tokens),
       target_flops=flops(experiment.target_tokens),
       passes=costs.passes_of_gradient(
-          chunked=bool(config.encoding.chunk_size), remat=config.model.remat))
+          chunked=bool(config.encoding.chunk_size), remat=config.model.remat,
+          adapters=model.lora is not None))
 
 
 def start_state(experiment: factory.Experiment,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from retrieval_jax import base_params
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.models import embedding
@@ -47,7 +48,9 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
     encode: (params, tokens [n, L]) -> [n, D] float32. One that can be taken
       apart (`split`, `merge`, `body`, see `dual_encoder.Tower`) costs no
       pass over the token table per chunk; where what it reads is more than
-      tokens, its `ids` says which these are, padding below 0.
+      tokens, its `ids` says which these are, padding below 0. There is no
+      gradient of `base_params`, nor of a token table of which its
+      `trains_table` says that it is among them.
     chunk_size: texts encoded at a time, over all devices; None or 0 for all,
       without recomputation: `encode` itself, or, with sharded parameters,
       `encode` of gathered ones.
@@ -102,7 +105,10 @@ class _Gathered:
 class _Whole:
   """Gives any `encode` the parts of a Tower, with an empty token table."""
 
-  def __init__(self, encode):
+  trains_table = True
+
+  def __init__(self, encode, params):
+    del params
     self._encode = encode
 
   def split(self, params):
@@ -127,10 +133,12 @@ class _Whole:
 class _Parts(_Whole):
   """A Tower, with the two operations on its token table."""
 
-  def __init__(self, encode):
-    super().__init__(encode)
+  def __init__(self, encode, params):
+    super().__init__(encode, params)
     self.split, self.merge, self.body = (
         encode.split, encode.merge, encode.body)
+    if hasattr(encode, 'trains_table'):
+      self.trains_table = encode.trains_table(params)
     self._ids = getattr(encode, 'ids', lambda tokens: tokens)
 
   def look_up(self, table, tokens):
@@ -223,48 +231,60 @@ class _Chunked:
     cotangents = cotangent.at[order].get(mode='fill', fill_value=0)
     cotangents = cotangents.reshape(chunks.shape[:2] + cotangent.shape[1:])
 
+    learned_specs, _ = base_params.split(specs[1])
+    out_specs = specs[0] if parts.trains_table else None, learned_specs
+
     def pull_back(shards, chunks, choices, cotangents):
-      table, rest = shards[0], self._gather(shards[1], specs[1])
+      table = shards[0]
+      learned, base = base_params.split(self._gather(shards[1], specs[1]))
 
       def gradient_at(length, chunk, cotangent):
         chunk = chunk[:, :length]
         vectors = parts.look_up(table, chunk)
         _, pull = jax.vjp(
-            lambda rest, vectors: parts.body(rest, vectors, chunk),
-            rest, vectors)
-        rest_grad, vectors_grad = pull(cotangent)
-        return rest_grad, jnp.pad(
+            lambda learned, vectors: parts.body(
+                base_params.join(learned, base), vectors, chunk),
+            learned, vectors)
+        learned_grad, vectors_grad = pull(cotangent)
+        if not parts.trains_table:
+          return learned_grad, None
+        return learned_grad, jnp.pad(
             vectors_grad, ((0, 0), (0, width - length), (0, 0)))
 
       def step(carry, xs):
-        table_grad, rest_grad = carry
+        table_grad, total = carry
         chunk, choice, cotangent = xs
         more, vectors_grad = jax.lax.switch(
             choice, [functools.partial(gradient_at, b) for b in buckets],
             chunk, cotangent)
         if self._layout is not None:
-          more = sharding.scatter(more, specs[1])
-        # Only the rows of the chunk's tokens are touched: the scan updates the
-        # table's gradient in place.
-        table_grad = parts.add_rows(table_grad, chunk, vectors_grad)
-        return (table_grad, jax.tree.map(jnp.add, rest_grad, more)), None
+          more = sharding.scatter(more, learned_specs)
+        if parts.trains_table:
+          # Only the rows of the chunk's tokens are touched: the scan updates
+          # the table's gradient in place.
+          table_grad = parts.add_rows(table_grad, chunk, vectors_grad)
+        return (table_grad, jax.tree.map(jnp.add, total, more)), None
 
-      zeros = jax.tree.map(jnp.zeros_like, shards)
+      zeros = jax.tree.map(jnp.zeros_like, (
+          table if parts.trains_table else None,
+          base_params.split(shards[1])[0]))
       gradient, _ = jax.lax.scan(step, zeros, (chunks, choices, cotangents))
       return (gradient if self._layout is None
-              else sharding.sum_replicated(gradient, specs))
+              else sharding.sum_replicated(gradient, out_specs))
 
-    gradient = _on_devices(
-        pull_back, self._layout, (specs, _CHUNKS, _WHOLE, _CHUNKS), specs)(
+    table, learned = _on_devices(
+        pull_back, self._layout, (specs, _CHUNKS, _WHOLE, _CHUNKS), out_specs)(
             parts.split(params), chunks, choices, cotangents)
-    no_gradient = np.zeros(tokens.shape, jax.dtypes.float0)
-    return parts.merge(*gradient), no_gradient
+    gradient = parts.merge(table, learned) if parts.trains_table else learned
+    no_gradient = dict.fromkeys(base_params.split(params)[1])
+    return (base_params.join(gradient, no_gradient),
+            np.zeros(tokens.shape, jax.dtypes.float0))
 
   def _take_apart(self, params):
     """Returns the encoder's parts and the specs of its (table, rest)."""
     has_parts = all(
         hasattr(self._encode, name) for name in ('split', 'merge', 'body'))
-    parts = (_Parts if has_parts else _Whole)(self._encode)
+    parts = (_Parts if has_parts else _Whole)(self._encode, params)
     if self._layout is None:
       return parts, (None, None)
     specs = parts.split(self._layout.specs(params))
@@ -273,7 +293,9 @@ class _Chunked:
       raise ValueError(
           f'The token table of {self._encode} is sharded by rows; name its '
           f'columns by a rule such as {sharding.RULES[0]}.')
-    return parts if dimension is None else _Columns(self._encode), specs
+    if dimension is not None:
+      parts = _Columns(self._encode, params)
+    return parts, specs
 
   def _gather(self, shards, specs):
     return shards if self._layout is None else sharding.gather(shards, specs)

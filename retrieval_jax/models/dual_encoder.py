@@ -7,7 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from retrieval_jax import base_params
 from retrieval_jax import types
+from retrieval_jax.models import dense
+from retrieval_jax.models import lora as adapters
 from retrieval_jax.models import transformer
 
 POOLINGS = ('mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean', 'lasttoken')
@@ -46,25 +49,44 @@ class Tower:
     table, rest = self.split(params)
     return self.body(rest, transformer.look_up(table, tokens), tokens)
 
+  def trains_table(self, params: types.Params) -> bool:
+    """Returns whether the token table is not among `base_params`."""
+    return base_params.KEY not in params
+
   def split(self, params: types.Params) -> tuple[jax.Array, types.Params]:
     """Returns the tower's token table [V, H] and the params without it."""
-    tower = dict(params[self.name])
+    tower = dict(self._holder(params)[self.name])
     tower['transformer'] = dict(tower['transformer'])
     table = tower['transformer'].pop('token_table')
-    return table, {**params, self.name: tower}
+    return table, self._with(params, tower)
 
   def merge(self, table: jax.Array, rest: types.Params) -> types.Params:
     """Undoes `split`, for params and for their gradients."""
-    tower = dict(rest[self.name])
+    tower = dict(self._holder(rest)[self.name])
     tower['transformer'] = {**tower['transformer'], 'token_table': table}
-    return {**rest, self.name: tower}
+    return self._with(rest, tower)
+
+  def _holder(self, params):
+    """Returns what has the tower's entry with the transformer."""
+    return params if self.trains_table(params) else params[base_params.KEY]
+
+  def _with(self, params, tower):
+    """Returns params with another such entry."""
+    if self.trains_table(params):
+      return {**params, self.name: tower}
+    return {**params, base_params.KEY: {
+        **params[base_params.KEY], self.name: tower}}
 
   def body(self, rest: types.Params, token_vectors: jax.Array,
            tokens: jax.Array) -> jax.Array:
     """Returns [n, D] float32 from token vectors [n, L, H] and tokens."""
     model, params = self.model, rest[self.name]
+    variables = {'params': self._holder(rest)[self.name]['transformer']}
+    if model.lora is not None:
+      variables[dense.ADAPTERS] = model.lora.scaled(params['lora'])
     hidden = model.config.module().apply(
-        {'params': params['transformer']}, tokens, token_vectors)
+        variables, tokens, token_vectors.astype(
+            jnp.promote_types(token_vectors.dtype, jnp.float32)))
     pooled = pool(hidden, tokens >= 0, model.pooling)
     if model.projection is not None:
       pooled = pooled @ params['projection']['kernel']
@@ -81,7 +103,9 @@ class DualEncoder:
   Frozen and hashable; parameters are a dict with an entry 'tower' (tied) or
   'query_tower' and 'target_tower', each {'transformer': ..., 'projection':
   {'kernel': [H, D], 'bias': [D]} where there is one}, and 'log_scale' [] where
-  learned.
+  learned. With low-rank adapters a tower has an entry 'lora' in place of
+  'transformer', which is in params['base'][tower] then; see `lora` and
+  `base_params`.
 
   Attributes:
     config: of the encoder; see `families` for what it must have.
@@ -93,6 +117,8 @@ class DualEncoder:
     tied: one tower for queries and targets.
     scale: beta in exp(beta <q, g>); the initial value where learned.
     learn_scale: train log beta with the other parameters.
+    lora: the low-rank adapters that are trained in place of the transformers;
+      None for none.
   """
   config: Any
   pooling: str = 'mean'
@@ -103,6 +129,7 @@ class DualEncoder:
   tied: bool = True
   scale: float = 20.
   learn_scale: bool = False
+  lora: adapters.Lora | None = None
 
   def __post_init__(self):
     if self.pooling not in POOLINGS:
@@ -151,6 +178,10 @@ class DualEncoder:
               for name, key in zip(self.tower_names, keys)}
     if self.learn_scale:
       params['log_scale'] = jnp.float32(math.log(self.scale))
+    if self.lora is not None:
+      lora_key = jax.random.fold_in(key, len(keys))
+      params = self.lora.adapt(
+          self.config, params, self.tower_names, lora_key)
     return params
 
   def with_pretrained(self, params: types.Params,
@@ -203,6 +234,17 @@ class DualEncoder:
     return {**params, **{
         name: jax.tree.map(jnp.array, other_params[source])
         for name, source in self._one_for_each(other.tower_names).items()}}
+
+  def merged(self, params: types.Params
+             ) -> tuple['DualEncoder', types.Params]:
+    """Returns the same dual encoder, and its params, without adapters.
+
+    Their products are in its kernels. Without any it is this one.
+    """
+    if self.lora is None:
+      return self, params
+    return dataclasses.replace(self, lora=None), self.lora.merge(
+        self.config, params, self.tower_names)
 
   def scale_of(self, params: types.Params) -> jax.Array:
     """Returns beta, [] float32."""

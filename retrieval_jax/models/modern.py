@@ -21,6 +21,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from retrieval_jax.models import dense
 from retrieval_jax.models import transformer
 
 _INIT_STDDEV = 0.02
@@ -180,14 +181,13 @@ def _norm(module, config, name, x):
 
 def _dense(module, config, name, x, width):
   """Returns x [..., I] times a kernel [I, width], in float32."""
-  dtype = jnp.dtype(config.dtype)
-  kernel = module.param(f'{name}_kernel', nn.initializers.normal(_INIT_STDDEV),
-                        (x.shape[-1], width))
-  y = transformer.matmul(x.astype(dtype), kernel.astype(dtype))
+  kernel = dense.param(module, f'{name}_kernel',
+                       nn.initializers.normal(_INIT_STDDEV),
+                       (x.shape[-1], width))
+  bias = None
   if name in config.biases:
     bias = module.param(f'{name}_bias', nn.initializers.zeros, (width,))
-    y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-  return y
+  return dense.apply(x, kernel, jnp.dtype(config.dtype), bias)
 
 
 def rotation(length: int, head_size: int, theta: float, ntk_factor: float = 1.

@@ -22,6 +22,7 @@ from retrieval_jax import types
 from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
+from retrieval_jax.models import peft
 from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import t5_decoder
 from retrieval_jax.models.families import static
@@ -113,6 +114,37 @@ def tower_folders(name: str) -> tuple[str, ...]:
   return sentence_modules.towers(folder)
 
 
+def encoder_folder(tower: str) -> str:
+  """Returns the folder with config.json, weights and tokenizer of a tower.
+
+  That of the base, where the tower's own holds adapters to one.
+
+  Args:
+    tower: one of `tower_folders`.
+  """
+  folder = sentence_modules.transformer_folder(tower)
+  if not peft.is_adapter(folder):
+    return folder
+  return encoder_folder(resolve_folder(peft.base_of(folder)))
+
+
+def read_head(tower: str) -> sentence_modules.Head:
+  """Returns the Head of a tower.
+
+  That of the base for adapters that come without one.
+
+  Args:
+    tower: one of `tower_folders`.
+
+  Raises:
+    ValueError: as of `sentence_modules.read`.
+  """
+  folder = sentence_modules.transformer_folder(tower)
+  if peft.is_adapter(folder) and not sentence_modules.has_modules(tower):
+    return read_head(resolve_folder(peft.base_of(folder)))
+  return sentence_modules.read(tower)
+
+
 def load_pretrained(
     folder: str, num_layers: int | None = None
 ) -> tuple[Any, types.Params, sentence_modules.Head]:
@@ -167,9 +199,13 @@ def _load(folder, num_layers):
   """Returns `load_pretrained`'s, and the names of tensors read and ignored."""
   folder, route = sentence_modules.split_route(folder)
   folder = resolve_folder(folder) + route
-  head = sentence_modules.read(folder)
+  head = read_head(folder)
+  own = sentence_modules.transformer_folder(folder)
+  if peft.is_adapter(own):
+    config, params, _, names = _load(peft.base_of(own), num_layers)
+    return config, peft.add(own, config, params), head, names
   is_static = sentence_modules.is_static(folder)
-  folder = sentence_modules.transformer_folder(folder)
+  folder = own
   if is_static:
     _check_layers(num_layers, 0, folder)
     config, params, names = static.load(folder)
@@ -199,6 +235,18 @@ def _load(folder, num_layers):
   return config, params, head, (tensors.taken, ignored)
 
 
+def num_layers(name: str) -> int:
+  """Returns how many layers the encoder that `name` stands for has, in all.
+
+  Args:
+    name: anything that `resolve_folder` takes.
+  """
+  folder = encoder_folder(tower_folders(name)[0])
+  settings = sentence_modules.read_settings(folder, 'config.json')
+  return families.FAMILIES[settings.expect(
+      'model_type', *families.FAMILIES)].read_config(settings).num_layers
+
+
 def _check_layers(wanted, there, folder):
   """Raises where more layers are wanted than there are; None wants all."""
   if wanted is not None and not 0 <= wanted <= there:
@@ -214,9 +262,11 @@ def load_tokenizer(tower: str) -> data.Tokenizer:
     FileNotFoundError: where there is none.
     ValueError: where it is not a tokenizer, or has no padding token.
   """
+  folder = sentence_modules.transformer_folder(tower)
+  if not os.path.exists(os.path.join(folder, 'tokenizer.json')):
+    folder = encoder_folder(tower)
   return data.load_tokenizer(
-      sentence_modules.transformer_folder(tower),
-      special_tokens=not sentence_modules.is_static(tower))
+      folder, special_tokens=not sentence_modules.is_static(tower))
 
 
 def save_pretrained(folder: str, config: Any, params: types.Params) -> None:

@@ -129,6 +129,11 @@ def transformer_folder(folder: str) -> str:
   return inside
 
 
+def has_modules(folder: str) -> bool:
+  """Whether `folder`, or one of its `towers`, says what follows its encoder."""
+  return bool(_modules(folder))
+
+
 def is_static(folder: str) -> bool:
   """Whether `folder`, or one of its `towers`, has static embeddings."""
   modules = _modules(folder)

@@ -18,6 +18,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from retrieval_jax.models import dense
 from retrieval_jax.models import relative_positions
 from retrieval_jax.models import transformer
 
@@ -81,11 +82,6 @@ def rms_norm(x, scale, eps):
   return x * jax.lax.rsqrt(mean_square + eps) * scale.reshape(ones)
 
 
-def dense(x, kernel, dtype):
-  """Returns x [..., I] times kernel [I, O], in float32."""
-  return transformer.matmul(x.astype(dtype), kernel.astype(dtype))
-
-
 class _Block(nn.Module):
   """One pre-norm block: attention, then the feed-forward layers."""
   config: T5Config
@@ -108,17 +104,17 @@ class Attention(nn.Module):
     inner = cfg.num_heads * cfg.head_size
     fan_in = nn.initializers.lecun_normal()
     norm_scale = self.param('norm_scale', nn.initializers.ones, (hidden,))
-    qkv_kernel = self.param('qkv_kernel', fan_in, (hidden, 3 * inner))
-    out_kernel = self.param('out_kernel', fan_in, (inner, hidden))
+    qkv_kernel = dense.param(self, 'qkv_kernel', fan_in, (hidden, 3 * inner))
+    out_kernel = dense.param(self, 'out_kernel', fan_in, (inner, hidden))
 
     x = rms_norm(x, norm_scale, cfg.layer_norm_eps)
-    qkv = dense(x, qkv_kernel, dtype).astype(dtype)
+    qkv = dense.apply(x, qkv_kernel, dtype).astype(dtype)
     query, key, value = (
         part.reshape(n, length, cfg.num_heads, cfg.head_size)
         for part in jnp.split(qkv, 3, axis=-1))
     y = jax.nn.dot_product_attention(
         query, key, value, bias=bias, mask=mask, scale=1.)
-    return dense(y.reshape(n, length, inner), out_kernel, dtype)
+    return dense.apply(y.reshape(n, length, inner), out_kernel, dtype)
 
 
 class Mlp(nn.Module):
@@ -131,18 +127,18 @@ class Mlp(nn.Module):
     hidden, wide = cfg.hidden_size, cfg.intermediate_size
     fan_in = nn.initializers.lecun_normal()
     norm_scale = self.param('norm_scale', nn.initializers.ones, (hidden,))
-    up_kernel = self.param('up_kernel', fan_in, (hidden, wide))
-    down_kernel = self.param('down_kernel', fan_in, (wide, hidden))
+    up_kernel = dense.param(self, 'up_kernel', fan_in, (hidden, wide))
+    down_kernel = dense.param(self, 'down_kernel', fan_in, (wide, hidden))
 
     x = rms_norm(x, norm_scale, cfg.layer_norm_eps)
-    y = dense(x, up_kernel, dtype)
+    y = dense.apply(x, up_kernel, dtype)
     if cfg.gated:
-      gate_kernel = self.param('gate_kernel', fan_in, (hidden, wide))
+      gate_kernel = dense.param(self, 'gate_kernel', fan_in, (hidden, wide))
       # T5 1.1 was trained with the tanh approximation, unlike BERT.
-      y = jax.nn.gelu(dense(x, gate_kernel, dtype), approximate=True) * y
+      y = jax.nn.gelu(dense.apply(x, gate_kernel, dtype), approximate=True) * y
     else:
       y = jax.nn.relu(y)
-    return dense(y, down_kernel, dtype)
+    return dense.apply(y, down_kernel, dtype)
 
 
 class T5Encoder(nn.Module):

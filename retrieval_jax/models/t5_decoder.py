@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax import types
+from retrieval_jax.models import dense
 from retrieval_jax.models import relative_positions
 from retrieval_jax.models import t5
 from retrieval_jax.models import transformer
@@ -117,7 +118,7 @@ class Seq2SeqConfig:
       hidden = hidden * self.encoder.hidden_size ** -0.5
     output = table if self.tied_output else params['output_table']
     dtype = jnp.dtype(self.encoder.dtype)
-    return jax.nn.log_softmax(transformer.matmul(
+    return jax.nn.log_softmax(dense.matmul(
         hidden.astype(dtype), output.T.astype(dtype)))
 
 
@@ -132,19 +133,19 @@ class _Cross(nn.Module):
     inner = cfg.num_heads * cfg.head_size
     fan_in = nn.initializers.lecun_normal()
     norm_scale = self.param('norm_scale', nn.initializers.ones, (hidden,))
-    q_kernel = self.param('q_kernel', fan_in, (hidden, inner))
-    kv_kernel = self.param('kv_kernel', fan_in, (hidden, 2 * inner))
-    out_kernel = self.param('out_kernel', fan_in, (inner, hidden))
+    q_kernel = dense.param(self, 'q_kernel', fan_in, (hidden, inner))
+    kv_kernel = dense.param(self, 'kv_kernel', fan_in, (hidden, 2 * inner))
+    out_kernel = dense.param(self, 'out_kernel', fan_in, (inner, hidden))
 
     heads = lambda y: y.astype(dtype).reshape(
         n, -1, cfg.num_heads, cfg.head_size)
-    query = heads(t5.dense(t5.rms_norm(x, norm_scale, cfg.layer_norm_eps),
+    query = heads(dense.apply(t5.rms_norm(x, norm_scale, cfg.layer_norm_eps),
                            q_kernel, dtype))
     key, value = (heads(part) for part in jnp.split(
-        t5.dense(context, kv_kernel, dtype), 2, axis=-1))
+        dense.apply(context, kv_kernel, dtype), 2, axis=-1))
     y = jax.nn.dot_product_attention(
         query, key, value, mask=mask[:, None, None], scale=1.)
-    return t5.dense(y.reshape(n, length, inner), out_kernel, dtype)
+    return dense.apply(y.reshape(n, length, inner), out_kernel, dtype)
 
 
 class _Block(nn.Module):

@@ -21,6 +21,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from retrieval_jax.models import dense
 from retrieval_jax.models import relative_positions
 
 _INIT_STDDEV = 0.02  # BERT's initializer_range.
@@ -86,50 +87,6 @@ class TransformerConfig:
     return Transformer(self)
 
 
-def _dense(x, kernel, bias, dtype):
-  """Returns x [..., I] times kernel [I, O] plus bias [O], in float32."""
-  y = matmul(x.astype(dtype), kernel.astype(dtype))
-  return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-
-
-@jax.custom_vjp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Returns x [..., I] @ kernel [I, O] with float32 results.
-
-  The gradient is written out for two reasons. The one that jax derives
-  contracts the leading axes unflattened, and XLA's CPU backend (jax 0.10.2)
-  then takes 1.7 times as long for the feed-forward layers' backward pass. And
-  in bfloat16 it would multiply float32 cotangents with bfloat16 operands,
-  which no hardware does fast; ours are rounded to `dtype` like the inputs.
-  """
-  return _contract(x, kernel, x.ndim - 1, 0)
-
-
-def _contract(a, b, a_axis, b_axis):
-  return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())),
-                             preferred_element_type=_result_dtype(a.dtype))
-
-
-def _result_dtype(dtype):
-  return jnp.promote_types(dtype, jnp.float32)  # float64 stays, in tests.
-
-
-def _matmul_forward(x, kernel):
-  return matmul(x, kernel), (x, kernel)
-
-
-def _matmul_backward(saved, cotangent):
-  x, kernel = saved
-  cotangent = cotangent.astype(x.dtype)
-  x_grad = _contract(cotangent, kernel, cotangent.ndim - 1, 1)
-  flatten = lambda a: a.reshape(-1, a.shape[-1])
-  kernel_grad = _contract(flatten(x), flatten(cotangent), 0, 0)
-  return x_grad.astype(x.dtype), kernel_grad.astype(kernel.dtype)
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
 def _layer_norm(x, scale, bias, eps):
   """Returns x [..., H] normalised over its last axis, in float32."""
   ones = (1,) * (x.ndim - 1) + (-1,)
@@ -168,20 +125,20 @@ class _Attention(nn.Module):
     n, length, hidden = x.shape
     normal = nn.initializers.normal(_INIT_STDDEV)
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
-    qkv_kernel = self.param('qkv_kernel', normal, (hidden, 3 * hidden))
+    qkv_kernel = dense.param(self, 'qkv_kernel', normal, (hidden, 3 * hidden))
     qkv_bias = self.param('qkv_bias', zeros, (3 * hidden,))
-    out_kernel = self.param('out_kernel', normal, (hidden, hidden))
+    out_kernel = dense.param(self, 'out_kernel', normal, (hidden, hidden))
     out_bias = self.param('out_bias', zeros, (hidden,))
     norm_scale = self.param('norm_scale', ones, (hidden,))
     norm_bias = self.param('norm_bias', zeros, (hidden,))
 
-    qkv = _dense(x, qkv_kernel, qkv_bias, dtype).astype(dtype)
+    qkv = dense.apply(x, qkv_kernel, dtype, qkv_bias).astype(dtype)
     heads = (n, length, cfg.num_heads, hidden // cfg.num_heads)
     query, key, value = (
         part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
     y = jax.nn.dot_product_attention(
         query, key, value, bias=bias, mask=mask)
-    y = _dense(y.reshape(n, length, hidden), out_kernel, out_bias, dtype)
+    y = dense.apply(y.reshape(n, length, hidden), out_kernel, dtype, out_bias)
     return _layer_norm(x + y, norm_scale, norm_bias, cfg.layer_norm_eps)
 
 
@@ -195,17 +152,17 @@ class _Mlp(nn.Module):
     hidden, wide = cfg.hidden_size, cfg.intermediate_size
     normal = nn.initializers.normal(_INIT_STDDEV)
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
-    up_kernel = self.param('up_kernel', normal, (hidden, wide))
+    up_kernel = dense.param(self, 'up_kernel', normal, (hidden, wide))
     up_bias = self.param('up_bias', zeros, (wide,))
-    down_kernel = self.param('down_kernel', normal, (wide, hidden))
+    down_kernel = dense.param(self, 'down_kernel', normal, (wide, hidden))
     down_bias = self.param('down_bias', zeros, (hidden,))
     norm_scale = self.param('norm_scale', ones, (hidden,))
     norm_bias = self.param('norm_bias', zeros, (hidden,))
 
-    y = _dense(x, up_kernel, up_bias, dtype)
+    y = dense.apply(x, up_kernel, dtype, up_bias)
     # The tanh approximation is 4e-4 away from what BERT was trained with.
     y = jax.nn.gelu(y, approximate=False)
-    y = _dense(y, down_kernel, down_bias, dtype)
+    y = dense.apply(y, down_kernel, dtype, down_bias)
     return _layer_norm(x + y, norm_scale, norm_bias, cfg.layer_norm_eps)
 
 

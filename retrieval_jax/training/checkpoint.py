@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 import warnings
 
 import jax
@@ -15,8 +15,10 @@ from jax import numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from retrieval_jax import base_params
 from retrieval_jax import files
 from retrieval_jax import host_table
+from retrieval_jax import types
 
 _ROWS = ('embeddings', 'written')
 _AT_A_TIME = 2**16  # rows that are read at a time
@@ -83,15 +85,33 @@ def _plain(array):
   return np.asarray(array).view(f'u{array.dtype.itemsize}')
 
 
-def _apart(state):
-  """Returns a state without its table, if that is of the host, and the table.
+class _Aside(NamedTuple):
+  """What is no part of the arrays of a state that orbax writes.
 
-  The latter is None where it is not.
+  Attributes:
+    table: a HostTable, which goes its own way; None where there is none.
+    base: as of `base_params.split`; written nowhere.
   """
+  table: host_table.HostTable | None
+  base: types.Params
+
+
+def _apart(state):
+  """Returns a state, or a dict of its parts, and what was taken from it."""
+  if isinstance(state, Mapping):
+    params, base = base_params.split(state.get('params', {}))
+    return ({**state, 'params': params} if base else state), _Aside(None, base)
+  if not dataclasses.is_dataclass(state):
+    return state, _Aside(None, {})
   table = getattr(state, 'table', None)
-  if not isinstance(table, host_table.HostTable):
-    return state, None
-  return dataclasses.replace(state, table=None), table
+  if isinstance(table, host_table.HostTable):
+    state = dataclasses.replace(state, table=None)
+  else:
+    table = None
+  params, base = base_params.split(getattr(state, 'params', {}))
+  if base:
+    state = dataclasses.replace(state, params=params)
+  return state, _Aside(table, base)
 
 
 class Checkpoints:
@@ -155,7 +175,7 @@ class Checkpoints:
         del self._checked[damaged]
       if step == self._manager.latest_step():
         return
-      state, table = _apart(state)
+      state, (table, _) = _apart(state)
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta),
           **({} if table is None else {'rows': _Rows(table)})))
@@ -167,7 +187,7 @@ class Checkpoints:
     Args:
       abstract_state: pytree of ShapeDtypeStruct with shardings, as made by
         `state.abstract`; arrays come back with these shardings. The rows of a
-        HostTable are overwritten.
+        HostTable are overwritten; `base_params` come back as they are given.
       step: which; None for the latest that is whole.
 
     Raises:
@@ -177,7 +197,7 @@ class Checkpoints:
     """
     if step is None:
       return self.newest(lambda step: self.restore(abstract_state, step))
-    abstract_state, table = _apart(abstract_state)
+    abstract_state, (table, base) = _apart(abstract_state)
     self._check_shapes(step, abstract_state)
     with self._reading(step):
       restored = self._manager.restore(step, args=ocp.args.Composite(
@@ -187,6 +207,9 @@ class Checkpoints:
     state = restored.state
     if table is not None:
       state = dataclasses.replace(state, table=table)
+    if base:
+      state = dataclasses.replace(
+          state, params=base_params.join(state.params, base))
     return state, restored.meta
 
   def restore_params(self, abstract_params: Any, step: int | None = None
@@ -197,7 +220,8 @@ class Checkpoints:
     which depends on the number of devices.
 
     Args:
-      abstract_params: pytree of ShapeDtypeStruct with shardings.
+      abstract_params: pytree of ShapeDtypeStruct with shardings, and
+        `base_params`, if there are any, which come back as they are.
       step: which; None for the latest that is whole.
 
     Raises:
@@ -209,6 +233,7 @@ class Checkpoints:
     if step is None:
       return self.newest(
           lambda step: self.restore_params(abstract_params, step))
+    abstract_params, base = base_params.split(abstract_params)
     wanted = {'params': abstract_params}
     self._check_shapes(step, wanted, partial=True)
     params = self._restore_part(
@@ -221,7 +246,7 @@ class Checkpoints:
           f'The checkpoint of step {step} in {self.folder} holds nan or inf in '
           f'{len(broken)} arrays of params, the first {broken[0]!r}; training '
           'has diverged. Use an earlier checkpoint, or train again.')
-    return params
+    return base_params.join(params, base)
 
   def restore_table_embeddings(self, step: int) -> np.ndarray:
     """Returns the embeddings [M, D] of a checkpoint's table, on the host.

@@ -159,13 +159,16 @@ class Cost:
         num_observed, self.batch_size, self.dim))
 
 
-def passes_of_gradient(*, chunked: bool, remat: bool) -> int:
+def passes_of_gradient(*, chunked: bool, remat: bool, adapters: bool = False
+                       ) -> int:
   """Returns the forward passes that a text costs where it has a gradient.
 
-  The backward pass is worth two, and each of gradient caching and `remat`
-  computes the forward pass once more.
+  The backward pass is worth two, one for the gradient of what goes through a
+  kernel and one for the kernel's own, which kernels with low-rank adapters do
+  not have. Each of gradient caching and `remat` computes the forward pass once
+  more.
   """
-  return 3 + chunked + remat
+  return 3 - adapters + chunked + remat
 
 
 @jax.jit

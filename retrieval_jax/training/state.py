@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import base_params
 from retrieval_jax import host_table
 from retrieval_jax import types
 
@@ -45,13 +46,15 @@ def abstract(state: Any) -> Any:
   Args:
     state: pytree of arrays, or of ShapeDtypeStruct with shardings. A numpy
       array gives one that takes no memory, and comes back as numpy. A HostTable
-      stays what it is: its rows are read into it.
+      stays what it is: its rows are read into it. So do `base_params`, which
+      are in no checkpoint: they must not be donated before they are needed.
   """
   on_host = lambda node: isinstance(node, host_table.HostTable)
-  def describe(x):
-    if on_host(x):
+  def describe(path, x):
+    if on_host(x) or any(
+        getattr(key, 'key', None) == base_params.KEY for key in path):
       return x
     if isinstance(x, np.ndarray):
       return np.broadcast_to(np.zeros((), x.dtype), x.shape)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-  return jax.tree.map(describe, state, is_leaf=on_host)
+  return jax.tree_util.tree_map_with_path(describe, state, is_leaf=on_host)

@@ -15,6 +15,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
+from retrieval_jax import base_params
 from retrieval_jax import keys
 from retrieval_jax import method as methods
 from retrieval_jax import sharding
@@ -160,7 +161,8 @@ def make_train_step(
     def build(params, table):
       state = states.TrainState(
           step=jnp.zeros([], jnp.int32), params=params,
-          opt_state=optimizer.init(params), table=table, sampler=(),
+          opt_state=optimizer.init(base_params.split(params)[0]),
+          table=table, sampler=(),
           corrector=() if memory.on_host else first_corrector(table))
       if not on_host:
         state = dataclasses.replace(state, sampler=sampler.init(
@@ -270,7 +272,10 @@ def make_train_step(
       vectors = memory.take(state.table, used_rows).embeddings.astype(
           jnp.float32)
 
-    def encode(params, vectors):
+    trained, base = base_params.split(state.params)
+
+    def encode(trained, vectors):
+      params = base_params.join(trained, base)
       if encodes_targets:
         targets = encoders.targets(params, jnp.concatenate(
             [batch.target_tokens, negative_tokens])
@@ -305,15 +310,14 @@ def make_train_step(
       return loss.mean(), info
 
     # The loss is one of embeddings, whose gradient the encoders pull back.
-    fresh, pull_back = jax.vjp(encode, state.params, vectors)
+    fresh, pull_back = jax.vjp(encode, trained, vectors)
     own = state.params['objective'] if has_own_params else {}
     (loss, info), (own_gradient, of_fresh) = jax.value_and_grad(
         mean_loss, argnums=(0, 1), has_aux=True)(own, fresh)
     gradient, row_gradient = pull_back(of_fresh)
     if has_own_params:
       gradient = {**gradient, 'objective': own_gradient}
-    updates, opt_state = optimizer.update(
-        gradient, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
     metrics = {**info, 'loss': loss, 'scale': fresh.scale,
                'gradient_norm': optax.tree.norm(gradient)}
 
@@ -356,10 +360,10 @@ def make_train_step(
       if method.refresh.push:
         table = memory.push(
             table, target_ids, encoded.positives.fresh, state.step)
+    params = base_params.join(optax.apply_updates(trained, updates), base)
     return states.TrainState(
-        step=state.step + 1, params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state, table=table, corrector=corrector,
-        sampler=state.sampler), metrics, observation
+        step=state.step + 1, params=params, opt_state=opt_state, table=table,
+        corrector=corrector, sampler=state.sampler), metrics, observation
 
   def observed(state, encoded, fresh, stale):
     rows, embeddings = (jnp.concatenate(parts) for parts in zip(*encoded))

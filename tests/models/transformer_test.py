@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax.models import transformer
+from retrieval_jax.models import dense
 
 
 class MatmulTest(absltest.TestCase):
@@ -18,7 +18,7 @@ class MatmulTest(absltest.TestCase):
       loss = lambda f, x, kernel: jnp.sum(weights * jnp.sin(f(x, kernel)))
       ours, plain = (
           jax.jit(jax.value_and_grad(functools.partial(loss, f), (0, 1)))(
-              x, kernel) for f in (transformer.matmul, jnp.matmul))
+              x, kernel) for f in (dense.matmul, jnp.matmul))
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12),
                    ours, plain)
 
@@ -26,7 +26,7 @@ class MatmulTest(absltest.TestCase):
     # 1 + 256 * 2^-8 = 2, but in bfloat16 each addition would be lost.
     x = jnp.array([[1.] + [2.**-8] * 256], jnp.bfloat16)
     kernel = jnp.ones((257, 1), jnp.bfloat16)
-    out, pull = jax.vjp(jax.jit(transformer.matmul), x, kernel)
+    out, pull = jax.vjp(jax.jit(dense.matmul), x, kernel)
     self.assertEqual(out.dtype, jnp.float32)
     np.testing.assert_array_equal(out, [[2.]])
     self.assertEqual([g.dtype for g in pull(out)], [jnp.bfloat16] * 2)

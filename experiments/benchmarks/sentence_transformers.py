@@ -3,6 +3,8 @@ r"""Beside sentence-transformers: the same model and batches, in one run.
   pip install torch 'sentence-transformers>=6'   # of no other use here
   taskset -c 0 python -m experiments.benchmarks.sentence_transformers \
       --out=beside.json
+  taskset -c 0 python -m experiments.benchmarks.sentence_transformers \
+      --family=qwen3 --out=beside_qwen3.json
 
 First it compares: from the same checkpoint and batch, the loss and the global
 gradient norm of the first step, plain (MultipleNegativesRankingLoss beside
@@ -25,11 +27,13 @@ from retrieval_jax import runtime
 
 runtime.configure_allocator()  # Before jax is imported; see there.
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
 import os
 import string
+import tempfile
 import time
 
 from absl import app
@@ -38,6 +42,7 @@ import jax
 import numpy as np
 
 from configs import in_batch
+from experiments.benchmarks import shapes
 from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import sharding
@@ -55,6 +60,14 @@ def define_flags(values):
   flags.DEFINE_string(
       'model', in_batch.get_config().model.pretrained,
       'Hugging Face folder, or package:NAME/FOLDER.', flag_values=values)
+  flags.DEFINE_enum(
+      'family', None, sorted(shapes.SHAPES),
+      'A random encoder of this shape in place of that of --model, with its '
+      'tokenizer.', flag_values=values)
+  flags.DEFINE_integer('hidden_size', 256, 'Of a random encoder.',
+                       lower_bound=64, flag_values=values)
+  flags.DEFINE_integer('num_layers', 4, 'Of a random encoder.', lower_bound=1,
+                       flag_values=values)
   flags.DEFINE_enum(
       'texts', 'wordnet', ['wordnet', 'random'],
       "'wordnet': usage examples and their synsets. 'random': single letters, "
@@ -444,6 +457,26 @@ def main(argv, options=flags.FLAGS):
   jax.config.update('jax_platforms', 'cpu')
   if options.threads is not None:
     limit_threads(torch, options.threads)
+  stack = contextlib.ExitStack()
+  if options.family:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    write_random(options, os.path.join(folder, options.family))
+  with stack:
+    compare(options, own, torch)
+
+
+def write_random(options, folder):
+  """Writes the encoder of --family, and has --model name it."""
+  tokenizer = pretrained.load_tokenizer(
+      pretrained.tower_folders(options.model)[0])
+  shapes.write(folder, options.family, hidden_size=options.hidden_size,
+               num_layers=options.num_layers, tokenizer=tokenizer,
+               max_length=options.max_length)
+  options.model = folder
+
+
+def compare(options, own, torch):
+  """Does what the script is for, by the flags `own`."""
   num_queries = options.batch_size * options.num_batches
   pairs = make_pairs(options.texts, max(num_queries, options.num_texts),
                      options.max_length)

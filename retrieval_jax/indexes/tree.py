@@ -62,10 +62,6 @@ class TreeIndex(exact.ExactIndex):
             jax.random.key(0), tree_building.OnDevice(self._view(table)),
             leaf_size=self.leaf_size, rank=0))(table))
 
-  def _view(self, table):
-    return types.View(table, scoring.uncorrected, jnp.ones(()),
-                      types.Scan(self.mesh, self.chunk_rows))
-
   def _found(self, queries, state, exclude, k):
     return _search(queries, state, exclude, k=k, index=self)
 
@@ -86,14 +82,8 @@ def _search(queries, state, exclude, *, k, index):
       tree, jnp.maximum(opened, 0)), -1)
   found = scoring.logits_of(
       queries, index._view(state.table), rows, exclude_rows=exclude)
-  flat = lambda array: array.reshape(len(queries), -1)
-  # In order of rows, so that of equal scores the lowest comes first.
-  falling, rows = jax.lax.sort((-flat(found), flat(rows)), num_keys=2)
-  missing = max(k - rows.shape[1], 0)
-  pad = lambda array, fill: jnp.pad(
-      array, ((0, 0), (0, missing)), constant_values=fill)[:, :k]
-  found, rows = pad(-falling, -jnp.inf), pad(rows, -1)
-  return found, jnp.where(found > -jnp.inf, rows, -1)
+  # Equal scores come by lowest row, whatever leaf they are in.
+  return exact.sorted_best(found, rows, k)
 
 
 def _near(queries, tree, beam):

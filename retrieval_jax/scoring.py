@@ -326,9 +326,11 @@ def _on_shards(select: Callable, key, queries, view, exclude_rows,
   """Runs `select(shard, key)` on every shard; its results are replicated."""
   mesh, chunk_rows = view.scan
   _check_place(view.table)
+  # What is scored may be wider than what is stored, such as packed bits.
+  rows = (view.table.embeddings if view.fold is not None
+          else jax.eval_shape(view.correct, view.table))
   sizes = check_shapes({
-      'queries': (queries, 'B D'), 'table.embeddings': (view.table.embeddings,
-                                                        'M D'),
+      'queries': (queries, 'B D'), 'table.embeddings': (rows, 'M D'),
       'table.ids': (view.table.ids, 'M')})
   if exclude_rows is None:
     exclude_rows = jnp.full((sizes['B'], 0), -1, jnp.int32)

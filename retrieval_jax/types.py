@@ -57,7 +57,8 @@ class TargetTable(ByRow):
   """Remembered target embeddings, one row per remembered target.
 
   Attributes:
-    embeddings: [M@data, D] float32 or bfloat16.
+    embeddings: [M@data, D] float32 or bfloat16; where an index holds them
+      quantised, int8 or packed bits.
     ids: [M@data] int32, corpus id of the row, -1 where the row is empty. An id
       is in at most one row.
     written: [M@data] int32, step of the last write; a row's age at `step` is

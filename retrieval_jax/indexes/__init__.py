@@ -9,12 +9,17 @@ import jax
 from retrieval_jax.indexes.exact import ExactIndex as ExactIndex
 from retrieval_jax.indexes.faiss import FaissFlat as FaissFlat
 from retrieval_jax.indexes.faiss import FaissHNSW as FaissHNSW
+from retrieval_jax.indexes.quantised import BinaryIndex as BinaryIndex
+from retrieval_jax.indexes.quantised import Int8Index as Int8Index
 from retrieval_jax.indexes.tree import TreeIndex as TreeIndex
 
 INDEXES: Mapping[str, Any] = {
     'exact': ExactIndex, 'tree': TreeIndex, 'faiss_flat': FaissFlat,
     'faiss_hnsw': FaissHNSW}
-"""Name -> class; options are its fields. tests/indexes runs over all."""
+"""Name -> class; options are its fields. tests/indexes runs over all.
+
+Those of quantised targets are none of them: their scores are not the products.
+"""
 
 
 def make(name: str, mesh: jax.sharding.Mesh, **options: Any) -> Any:

@@ -65,6 +65,14 @@ def define_flags(values):
   flags.DEFINE_list(
       'dims', None, 'Prefixes of the embeddings to measure besides the whole; '
       'those of the config by default. Not with --index.', flag_values=values)
+  flags.DEFINE_list(
+      'precisions', None, 'Quantised targets to measure besides floats: int8, '
+      'binary; those of the config by default. Not with --index.',
+      flag_values=values)
+  flags.DEFINE_integer(
+      'rescore_multiplier', None, 'Candidates by Hamming distance per result, '
+      'which the float query scores again; 0: none; that of the config by '
+      'default.', flag_values=values)
 
 
 def main(argv, values=flags.FLAGS):
@@ -73,11 +81,13 @@ def main(argv, values=flags.FLAGS):
   console = rich.console.Console(width=110)
   with process.script():
     _check_flags(values)
-    dims = _whole_numbers(values.dims)
+    forms = dict(
+        dims=_whole_numbers(values.dims), precisions=values.precisions,
+        rescore_multiplier=values.rescore_multiplier)
     if values.config and not values.index:
       results = evaluate.of_config(
           values.config, folder=values.data, names=values.splits,
-          measures=values.measures, dims=dims, out=values.out,
+          measures=values.measures, out=values.out, **forms,
           command='python -m experiments.evaluate ' + shlex.join(sys.argv[1:]))
       for table in report.encoder_tables(results):
         console.print(table)
@@ -91,15 +101,16 @@ def main(argv, values=flags.FLAGS):
     elif values.workdir:
       found, step = evaluate.run(
           values.workdir, names=values.splits, measures=values.measures,
-          dims=dims)
+          **forms)
       where = f'step {step}'
     else:
       raise ValueError('Expected --workdir=RUN, --config=FILE or --index=DIR, '
                        'got none of them.')
   for split, of_split in found.items():
-    line = '  '.join(f'{name} {value:.4f}' for name, value in of_split.items())
-    console.print(f'{split} at {where}: {line}', soft_wrap=True,
-                  highlight=False)
+    for form, values in report.by_form(of_split).items():
+      line = '  '.join(f'{name} {value:.4f}' for name, value in values.items())
+      console.print(f'{report.labelled(split, form)} at {where}: {line}',
+                    soft_wrap=True, highlight=False)
 
 
 def _check_flags(values):
@@ -117,8 +128,9 @@ def _check_flags(values):
     raise ValueError(
         '--lenient goes with --embeddings; of a config it is '
         '--config.data.lenient=True, and a run has its own.')
-  if values.dims and values.index:
-    raise ValueError('--dims does not go with --index; leave it out.')
+  for name in ('dims', 'precisions', 'rescore_multiplier'):
+    if values[name].value is not None and values.index:
+      raise ValueError(f'--{name} does not go with --index; leave it out.')
 
 
 def _whole_numbers(dims):

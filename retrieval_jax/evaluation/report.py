@@ -142,34 +142,57 @@ def measures_table(title: str, rows: Mapping[str, Mapping[str, float]], *,
   return table
 
 
+def by_form(measures: Mapping[str, float]) -> dict[str, dict[str, float]]:
+  """Returns {form: {measure: value}} of {'MEASURE/FORM': value}.
+
+  The form is that of the embeddings: '' for whole floats, which come first,
+  '64' for a prefix, 'int8', '64/int8'.
+  """
+  forms: dict[str, dict[str, float]] = {'': {}}
+  for name, value in measures.items():
+    measure, _, form = name.partition('/')
+    forms.setdefault(form, {})[measure] = value
+  return forms
+
+
+def labelled(label: str, form: str) -> str:
+  """Returns the label of a form of a system, as in 'encoder, int8'."""
+  return f'{label}, {form}' if form else label
+
+
 def encoder_tables(results: Mapping[str, Any]) -> list[rich.table.Table]:
   """Returns the tables of an encoder that was evaluated as it is.
 
-  Of one data set it is a table per split, of several one per split and system,
-  with the mean over the sets below them.
+  Of one data set it is a table per split, with a row per form (`by_form`), of
+  several one per split, system and form, with the mean over the sets below
+  them.
 
   Args:
     results: what `jobs.evaluate.of_config` returns.
   """
   tables = []
   for split in results['measures']:
-    systems = {'BM25': 'bm25', 'encoder': 'measures'}
-    of_system = {label: results[kind].get(split)
-                 for label, kind in systems.items()}
+    # system and form -> data set, or '' for all of them -> measures
+    rows: dict[str, dict[str, Mapping[str, float]]] = {}
+    for label, kind in (('BM25', 'bm25'), ('encoder', 'measures')):
+      of_sets = {name: of_set[kind].get(split) or {} for name, of_set in
+                 {**results.get('sets', {}), '': results}.items()}
+      for name, measures in of_sets.items():
+        for form, values in by_form(measures).items():
+          if values:
+            rows.setdefault(labelled(label, form), {})[name] = values
     if 'sets' not in results:
       tables.append(measures_table(
           f'{results["data"]}: {split} queries, whole corpus',
-          {label: values for label, values in of_system.items() if values},
+          {label: of_sets[''] for label, of_sets in rows.items()},
           bold='encoder'))
       continue
-    for label, mean in of_system.items():
-      if mean:
-        mean_of = f'mean of {len(results["sets"])}'
-        tables.append(measures_table(
-            f'{label}: {split} queries, whole corpus',
-            {name: of_set[systems[label]][split]
-             for name, of_set in results['sets'].items()} | {mean_of: mean},
-            bold=mean_of))
+    mean_of = f'mean of {len(results["sets"])}'
+    for label, of_sets in rows.items():
+      tables.append(measures_table(
+          f'{label}: {split} queries, whole corpus',
+          {name or mean_of: values for name, values in of_sets.items()},
+          bold=mean_of))
   return tables
 
 

@@ -232,6 +232,9 @@ def get_config() -> config_dict.ConfigDict:
   config.evaluation.num_read = 20  # of these, those that a reader reads
   config.evaluation.baselines = True  # BM25 and the untrained encoder
   config.evaluation.dims = ()  # lengths of prefixes to measure as well
+  config.evaluation.precisions = ()  # likewise: 'int8', 'binary', or both
+  # Candidates by bits per result, which the float query scores again; 0: none.
+  config.evaluation.rescore_multiplier = 4
   config.evaluation.drop_self_matches = False  # a query's own id in the corpus
 
   config.diagnostics = ml_collections.ConfigDict()

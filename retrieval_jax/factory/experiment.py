@@ -13,6 +13,7 @@ from retrieval_jax import compatibility
 from retrieval_jax import data
 from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
+from retrieval_jax import quantisation
 from retrieval_jax import reading
 from retrieval_jax import sharding
 from retrieval_jax import types
@@ -374,6 +375,11 @@ def build(config: config_dict.ConfigDict, *,
     section, name = option.split('.')
     matryoshka.check_dims(
         config[section][name], model.dim, f'--config.{option}')
+  quantisation.check(
+      config.evaluation.precisions, '--config.evaluation.precisions')
+  quantisation.check_multiplier(
+      config.evaluation.rescore_multiplier,
+      '--config.evaluation.rescore_multiplier')
   return Experiment(
       config=config, mesh=mesh, layout=layout, dataset=dataset,
       tokenizer=tokenizer, query_tokens=query_tokens,
@@ -390,9 +396,11 @@ def _check_best(config: config_dict.ConfigDict) -> None:
     raise ValueError(
         f'--config.checkpoint.best={best!r} needs measures of the dev split '
         'during training; set --config.evaluation.every=STEPS.')
-  measured = [f'{split}/{name}{dim}' for dim in (
-      '', *(f'/{dim}' for dim in config.evaluation.dims))
-              for name in measures.ALL]
+  prefixes = ['', *(f'/{dim}' for dim in config.evaluation.dims)]
+  forms = ['', *(f'/{name}' for name in quantisation.variants(
+      config.evaluation.precisions, config.evaluation.rescore_multiplier))]
+  measured = [f'{split}/{name}{prefix}{form}' for prefix in prefixes
+              for form in forms for name in measures.ALL]
   if best not in measured:
     raise ValueError(
         f'--config.checkpoint.best={best!r} is not measured during training; '

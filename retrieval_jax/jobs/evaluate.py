@@ -14,6 +14,7 @@ from retrieval_jax import factory
 from retrieval_jax import files
 from retrieval_jax import matryoshka
 from retrieval_jax import origins
+from retrieval_jax import quantisation
 from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax import types
@@ -43,7 +44,9 @@ def splits(config: config_dict.ConfigDict) -> list[str]:
 
 def run(workdir: str, *, names: Sequence[str] | None = None,
         measures: Sequence[str] = measures_lib.ALL,
-        dims: Sequence[int] | None = None) -> tuple[Measures, int]:
+        dims: Sequence[int] | None = None,
+        precisions: Sequence[str] | None = None,
+        rescore_multiplier: int | None = None) -> tuple[Measures, int]:
   """Evaluates a run's checkpoint and brings its results.json up to date.
 
   It is the one that `trained.open` opens: the best where the run keeps it, else
@@ -55,23 +58,24 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
     names: splits to evaluate; None for those of the config.
     measures: names of ir-measures, and Answer@k of splits with answers.
     dims: as of `of_params`.
+    precisions: likewise.
+    rescore_multiplier: likewise.
 
   Returns:
     {split: {measure: value}}, and the step of the checkpoint.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
-    ValueError: for splits or measures that do not exist, or dims that do not
-      fit the embeddings.
+    ValueError: for splits, measures or precisions that do not exist, or dims
+      that do not fit the embeddings.
   """
   retriever = trained.open(workdir)
   experiment = retriever.experiment
-  if dims is not None:
-    matryoshka.check_dims(dims, retriever.model.dim, '--dims')
+  _check_forms(dims, precisions, rescore_multiplier, retriever.model.dim)
   found = of_params(
       experiment, retriever.params, retriever.table_embeddings,
       _checked_splits(names, experiment), workdir=workdir, measures=measures,
-      dims=dims)
+      dims=dims, precisions=precisions, rescore_multiplier=rescore_multiplier)
   results = _results_so_far(experiment, workdir, retriever.step)
   for split, of_split in found.items():
     results['measures'].setdefault(split, {}).update(of_split)
@@ -82,7 +86,9 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
 def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
               names: Sequence[str] | None = None,
               measures: Sequence[str] = measures_lib.ALL,
-              dims: Sequence[int] | None = None, out: str | None = None,
+              dims: Sequence[int] | None = None,
+              precisions: Sequence[str] | None = None,
+              rescore_multiplier: int | None = None, out: str | None = None,
               command: str | None = None) -> dict[str, Any]:
   """Evaluates the encoder that a config starts from, and BM25, untrained.
 
@@ -96,6 +102,8 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
       split where that is empty.
     measures: names of ir-measures, and Answer@k of splits with answers.
     dims: as of `of_params`.
+    precisions: likewise.
+    rescore_multiplier: likewise.
     out: folder to write, whole or not at all; None writes nothing. It gets
       results.json, SPLIT.run of the encoder and bm25/SPLIT.run; the runs in a
       folder per data set where there are several.
@@ -108,8 +116,8 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
     set counts the same.
 
   Raises:
-    ValueError: if `out` exists, or for splits, measures or dims that do not
-      exist.
+    ValueError: if `out` exists, or for splits, measures, dims or precisions
+      that do not exist.
     DataError: if there is no data set in `folder`.
   """
   if out is not None and os.path.exists(out):
@@ -128,7 +136,8 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
     written = out and stack.enter_context(
         files.new_folder(os.path.abspath(out)))
     measure = functools.partial(
-        _of_encoder, names=names, measures=measures, dims=dims)
+        _of_encoder, names=names, measures=measures, dims=dims,
+        precisions=precisions, rescore_multiplier=rescore_multiplier)
     if folder is not None and not beir.is_data_set(folder):
       sets = {}
       for name, path in beir.data_sets(folder).items():
@@ -148,12 +157,12 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
   return results
 
 
-def _of_encoder(config, written, *, names, measures, dims):
+def _of_encoder(config, written, *, names, measures, dims, precisions,
+                rescore_multiplier):
   """Returns what `of_config` returns of one data set."""
   retriever = trained.from_config(config)
   experiment, dataset = retriever.experiment, retriever.dataset
-  if dims is not None:
-    matryoshka.check_dims(dims, retriever.model.dim, '--dims')
+  _check_forms(dims, precisions, rescore_multiplier, retriever.model.dim)
   _checked_splits(names, experiment)
   bm25_of = {}
   if config.evaluation.baselines:
@@ -162,7 +171,8 @@ def _of_encoder(config, written, *, names, measures, dims):
   return {
       'measures': of_params(
           experiment, retriever.params, None, names, workdir=written,
-          measures=measures, dims=dims),
+          measures=measures, dims=dims, precisions=precisions,
+          rescore_multiplier=rescore_multiplier),
       'bm25': bm25_of, 'data': dataset.name, 'dropped': dataset.dropped,
       'num_targets': len(dataset.corpus_ids),
       'num_queries': {name: len(dataset.queries_of(name))
@@ -182,10 +192,15 @@ def of_params(experiment: factory.Experiment, params: types.Params,
               table_embeddings: Any, names: Sequence[str], *,
               targets: np.ndarray | None = None, workdir: str | None = None,
               measures: Sequence[str] = measures_lib.ALL,
-              dims: Sequence[int] | None = None) -> Measures:
+              dims: Sequence[int] | None = None,
+              precisions: Sequence[str] | None = None,
+              rescore_multiplier: int | None = None) -> Measures:
   """Returns {split: {measure: value}} of a full-corpus search.
 
-  Measures of the first m dimensions are called MEASURE/m, as in 'RR@10/64'.
+  Measures of the first m dimensions are called MEASURE/m, as in 'RR@10/64',
+  those of quantised targets MEASURE/NAME, as in 'RR@10/int8', with the names of
+  `quantisation.variants`; of both 'RR@10/64/int8': the prefix is taken, and
+  normalised, first.
 
   Args:
     experiment: factory.Experiment.
@@ -198,6 +213,10 @@ def of_params(experiment: factory.Experiment, params: types.Params,
     measures: names of ir-measures, and Answer@k of splits with answers.
     dims: prefixes to measure besides whole embeddings, normalised where the
       model normalises those; None for `evaluation.dims`.
+    precisions: of quantisation.PRECISIONS, in which targets are measured
+      besides floats; None for `evaluation.precisions`.
+    rescore_multiplier: as of `retrieval.search_quantised`; None for
+      `evaluation.rescore_multiplier`.
   """
   config, dataset = experiment.config, experiment.dataset
   if not names:
@@ -207,27 +226,45 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   rows = np.concatenate([dataset.queries_of(name) for name in names])
   queries = experiment.embed_queries(params, rows)
 
-  def measure(queries, targets, folder, read=None):
-    found = retrieval.search_corpus(
-        queries, targets, query_ids=[dataset.query_ids[row] for row in rows],
-        corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
-        k=config.evaluation.depth + config.evaluation.drop_self_matches,
-        chunk_rows=config.memory.chunk_rows)
-    return _measure(
-        dataset, names, found, measures, depth=config.evaluation.depth,
-        drop_self_matches=config.evaluation.drop_self_matches, folder=folder,
-        read=read)
-
+  if dims is None:
+    dims = config.evaluation.dims
+  if precisions is None:
+    precisions = config.evaluation.precisions
+  if rescore_multiplier is None:
+    rescore_multiplier = config.evaluation.rescore_multiplier
+  search = dict(
+      query_ids=[dataset.query_ids[row] for row in rows],
+      corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
+      k=config.evaluation.depth + config.evaluation.drop_self_matches,
+      chunk_rows=config.memory.chunk_rows)
+  measure = functools.partial(
+      _measure, dataset, names, measures=measures,
+      depth=config.evaluation.depth,
+      drop_self_matches=config.evaluation.drop_self_matches)
   read = None
   if experiment.reader is not None:
     read = functools.partial(_read, experiment, params)
-  by_split = measure(queries, targets, workdir, read)
-  for dim in config.evaluation.dims if dims is None else dims:
-    cut = functools.partial(
-        matryoshka.truncate, dim=dim, normalize=config.model.normalize)
-    for name, of_split in measure(cut(queries), cut(targets), None).items():
+  by_split = measure(
+      retrieval.search_corpus(queries, targets, **search), folder=workdir,
+      read=read)
+
+  def add(form, found):
+    for name, of_split in measure(found).items():
       by_split[name] |= {
-          f'{key}/{dim}': value for key, value in of_split.items()}
+          f'{key}/{form}': value for key, value in of_split.items()}
+
+  for dim in (None, *dims):
+    of_queries, of_targets, prefix = queries, targets, ''
+    if dim is not None:
+      of_queries, of_targets = (
+          matryoshka.truncate(vectors, dim, config.model.normalize)
+          for vectors in (queries, targets))
+      add(dim, retrieval.search_corpus(of_queries, of_targets, **search))
+      prefix = f'{dim}/'
+    for form, found in retrieval.search_quantised(
+        of_queries, of_targets, precisions,
+        rescore_multiplier=rescore_multiplier, **search):
+      add(prefix + form, found)
   return by_split
 
 
@@ -252,7 +289,7 @@ def of_bm25(experiment: factory.Experiment,
   return _measure(
       dataset, names, runs.from_rows(
           [dataset.query_ids[row] for row in rows], found, scores,
-          dataset.corpus_ids), measures, depth=config.evaluation.depth,
+          dataset.corpus_ids), measures=measures, depth=config.evaluation.depth,
       drop_self_matches=config.evaluation.drop_self_matches, folder=workdir)
 
 
@@ -304,7 +341,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
       index, state, embed(rows), query_ids=[dataset.query_ids[i] for i in rows],
       corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
   return _measure(
-      dataset, names, found, measures, depth=retrieval.NUM_RESULTS,
+      dataset, names, found, measures=measures, depth=retrieval.NUM_RESULTS,
       drop_self_matches=drop, folder=folder)
 
 
@@ -314,6 +351,12 @@ def flat(measures: Measures) -> dict[str, float]:
           for name, value in of_split.items()}
 
 
+def _check_forms(dims, precisions, rescore_multiplier, limit):
+  """Raises ValueError for flags that do not fit; None is the config's."""
+  matryoshka.check_dims(dims or (), limit, '--dims')
+  quantisation.check(precisions or (), '--precisions')
+  quantisation.check_multiplier(
+      rescore_multiplier or 0, '--rescore_multiplier')
 
 
 def _checked_splits(names: Sequence[str] | None,
@@ -327,7 +370,7 @@ def _checked_splits(names: Sequence[str] | None,
   return names
 
 
-def _measure(dataset, names, found, measures, *, depth, drop_self_matches,
+def _measure(dataset, names, found, *, measures, depth, drop_self_matches,
              folder=None, read=None):
   """Cuts a run (queries in the order of the splits) and measures it.
 

@@ -103,15 +103,19 @@ def _measures(results: Mapping[str, Any], step: int) -> Iterator[str]:
     yield f'Measured at step {measured}:'
     yield ''
   for split, measures in results['measures'].items():
-    rows = [[label, *(f'{of_split[split][name]:.4f}'
-                      if name in of_split[split] else '' for name in measures)]
-            for label, of_split in (
-                ('BM25', results.get('bm25') or {}),
-                ('untrained', results.get('untrained') or {}),
-                ('**this model**', results['measures']))
-            if split in of_split]
+    rows: dict[str, Mapping[str, float]] = {}
+    for label, of_split in (
+        ('BM25', results.get('bm25') or {}),
+        ('untrained', results.get('untrained') or {}),
+        ('**this model**', results['measures'])):
+      rows |= {report.labelled(label, form): values for form, values
+               in report.by_form(of_split.get(split) or {}).items() if values}
+    names = report.by_form(measures)['']
     yield from _table([f'`{split}`, whole corpus', *(
-        report.LABELS.get(name, name) for name in measures)], rows)
+        report.LABELS.get(name, name) for name in names)],
+                      [[label, *(f'{values[name]:.4f}' if name in values else ''
+                                 for name in names)]
+                       for label, values in rows.items()])
     yield ''
 
 

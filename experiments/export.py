@@ -12,6 +12,11 @@ card; of separate towers, two such folders, query/ and target/, and a router.
 OUT/embeddings gets what experiments.embed writes, the same as
 embeddings.safetensors, and where faiss is installed targets.faiss, an
 IndexFlatIP whose number i is line i of target_ids.txt, counted from 0.
+--precisions=int8,binary adds the targets in fewer bytes; the model card says
+how they are served:
+
+  python -m experiments.export --workdir=runs/stale --out=models/stale \
+      --embeddings --precisions=int8,binary
 
 Low-rank adapters are in the kernels of what is written. With --adapters OUT has
 them alone, in the layout of PEFT (adapter_config.json and
@@ -36,6 +41,9 @@ def define_flags(values):
   flags.DEFINE_bool(
       'embeddings', False, 'Also embed the corpus and all queries.',
       flag_values=values)
+  flags.DEFINE_list(
+      'precisions', [], 'With --embeddings: also the targets quantised; int8, '
+      'binary.', flag_values=values)
   flags.DEFINE_bool(
       'adapters', False, 'Write low-rank adapters alone, as PEFT does.',
       flag_values=values)
@@ -55,11 +63,11 @@ def main(argv, values=flags.FLAGS):
     if values.push_to_hub:
       hub.check_installed(f'--push_to_hub={values.push_to_hub}')
     export.run(values.out, values.workdir, embeddings=values.embeddings,
-               adapters=values.adapters)
+               adapters=values.adapters, precisions=values.precisions)
     if values.push_to_hub:
       print(hub.push(values.out, values.push_to_hub, public=values.public))
   if values.embeddings and not export.can_write_faiss():
-    print("No targets.faiss: that needs pip install 'retrieval_jax[faiss]' "
+    print("No targets*.faiss: that needs pip install 'retrieval_jax[faiss]' "
           '(faiss-cpu).')
   print(f'{values.out}: SentenceTransformer({values.out!r}) loads it; so does '
         f'--config.model.pretrained={values.out}.')

@@ -1,12 +1,15 @@
 """Exports a run's encoder as a folder that sentence-transformers loads."""
 
+from collections.abc import Sequence
 import importlib.util
 import os
+from typing import Any
 
 import numpy as np
 
 from retrieval_jax import files
 from retrieval_jax import indexes
+from retrieval_jax import quantisation
 from retrieval_jax import trained
 from retrieval_jax.data import tensor_files
 from retrieval_jax.evaluation import report
@@ -18,7 +21,7 @@ from retrieval_jax.models import pretrained
 
 
 def run(out: str, workdir: str, *, embeddings: bool = False,
-        adapters: bool = False) -> None:
+        adapters: bool = False, precisions: Sequence[str] = ()) -> None:
   """Exports the last checkpoint of a run, whole or not at all.
 
   Args:
@@ -28,14 +31,25 @@ def run(out: str, workdir: str, *, embeddings: bool = False,
       embeddings.safetensors and, where faiss is installed, targets.faiss.
     adapters: write low-rank adapters alone, in the layout of PEFT, in place of
       the encoder with them in its kernels.
+    precisions: of quantisation.PRECISIONS, the targets in these as well:
+      embeddings_int8.safetensors has `targets` [N, D] int8 and `ranges` [2, D]
+      float32, embeddings_binary.safetensors `targets` [N, ceil(D / 8)] uint8;
+      where faiss is installed, targets_int8.faiss, an IndexScalarQuantizer of
+      the same ranges, and targets_binary.faiss, an IndexBinaryFlat.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
     ValueError: if `out` exists, or there are no adapters to write, or none that
-      have a base to name.
+      have a base to name, for other precisions, or for any of them without
+      `embeddings`.
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
+  quantisation.check(precisions, '--precisions')
+  if precisions and not embeddings:
+    raise ValueError(
+        f'--precisions={",".join(precisions)} is of embeddings, which are '
+        'exported with --embeddings alone; add it.')
   retriever = trained.open(workdir)
   config, model = retriever.config, retriever.model
   base = _base(workdir, retriever) if adapters else ''
@@ -48,14 +62,17 @@ def run(out: str, workdir: str, *, embeddings: bool = False,
         base=base)
     files.write_text(os.path.join(folder, 'README.md'), model_card.write(
         retriever,
-        report.read_results(workdir) if measured else None))
+        report.read_results(workdir) if measured else None, precisions))
     if embeddings:
       inside = os.path.join(folder, 'embeddings')
       targets, queries = embed.write(retriever, inside)
       tensor_files.write(os.path.join(inside, 'embeddings.safetensors'), {
           'targets': targets, 'queries': queries})
       if can_write_faiss():
-        _write_index(os.path.join(inside, 'targets.faiss'), targets)
+        _write_index(os.path.join(inside, 'targets.faiss'),
+                     indexes.FaissFlat().build(targets))
+      for precision in precisions:
+        _write_quantised(inside, precision, targets)
 
 
 def _base(workdir, retriever):
@@ -87,14 +104,46 @@ def can_write_faiss() -> bool:
   return importlib.util.find_spec('faiss') is not None
 
 
-def _write_index(path: str, targets: np.ndarray) -> None:
-  """Writes an exact inner-product index of targets [N, D].
+def _write_quantised(folder: str, precision: str, targets: np.ndarray) -> None:
+  """Writes targets [N, D] float32 in a precision, and where faiss is its index.
+
+  Raises:
+    OSError: naming the file, if it cannot be written.
+  """
+  path = os.path.join(folder, f'embeddings_{precision}.safetensors')
+  if precision == 'int8':
+    ranges = quantisation.ranges(targets)
+    tensors = {'targets': quantisation.to_int8(targets, ranges),
+               'ranges': ranges}
+  else:
+    tensors = {'targets': quantisation.to_binary(targets)}
+  tensor_files.write(path, tensors)
+  if not can_write_faiss():
+    return
+  import faiss
+  index: Any
+  if precision == 'int8':
+    index = faiss.IndexScalarQuantizer(
+        targets.shape[1], faiss.ScalarQuantizer.QT_8bit,
+        faiss.METRIC_INNER_PRODUCT)
+    index.train(targets)  # takes the ranges
+    index.add(targets)
+  else:
+    index = faiss.IndexBinaryFlat(8 * tensors['targets'].shape[1])
+    index.add(tensors['targets'])
+  _write_index(os.path.join(folder, f'targets_{precision}.faiss'), index)
+
+
+def _write_index(path: str, index: Any) -> None:
+  """Writes an index of faiss, of floats or of bits.
 
   Raises:
     OSError: naming the file, if it cannot be written.
   """
   import faiss
+  write = (faiss.write_index_binary if isinstance(index, faiss.IndexBinary)
+           else faiss.write_index)
   try:
-    faiss.write_index(indexes.FaissFlat().build(targets), path)
+    write(index, path)
   except RuntimeError as error:
     raise OSError(f'Cannot write {path}: {error}') from error

@@ -23,12 +23,14 @@ _CALLS = {
 
 
 def write(retriever: trained.TrainedRetriever,
-          results: Mapping[str, Any] | None) -> str:
+          results: Mapping[str, Any] | None,
+          precisions: Sequence[str] = ()) -> str:
   """Returns the Markdown text.
 
   Args:
     retriever: trained.TrainedRetriever.
     results: content of results.json, None for a run without.
+    precisions: in which the folder has the targets, besides floats.
   """
   experiment, step = retriever.experiment, retriever.step
   model, config = experiment.model, experiment.config
@@ -66,6 +68,7 @@ def write(retriever: trained.TrainedRetriever,
         '- its queries were trained against the rows of a table, not against '
         'the target tower; search those (`embeddings/targets.npy` of an export '
         'with `--embeddings`)')
+  lines += _quantised(precisions, model.dim)
   dataset = experiment.dataset
   lines += ['', '## Data', '', f'{dataset.name}: '
             f'{len(dataset.corpus_ids):,} passages, '
@@ -94,6 +97,47 @@ def write(retriever: trained.TrainedRetriever,
             f'`{experiment.method!r}`, step {step} of {config.num_steps}.', '',
             '```json', json.dumps(options, indent=2, default=str), '```', '']
   return '\n'.join(lines)
+
+
+def _quantised(precisions: Sequence[str], dim: int) -> Iterator[str]:
+  """Yields what the quantised targets are and how they are searched."""
+  if not precisions:
+    return
+  files = {
+      'int8': [f'[N, {dim}] int8, and `ranges` [2, {dim}], the least and the '
+               'largest value of each dimension', str(dim)],
+      'binary': [f'[N, {-(-dim // 8)}] uint8, the signs (`ubinary`)',
+                 str(-(-dim // 8))]}
+  yield from ('', '## Quantised passages', '', (
+      'The passages of `embeddings/target_ids.txt`, as `quantize_embeddings` '
+      'of sentence-transformers makes them with these passages for '
+      f'calibration ({4 * dim} bytes each as floats):'), '')
+  yield from _table(
+      ['file', '`targets`', 'bytes a passage'],
+      [[f'`embeddings/embeddings_{name}.safetensors`', *files[name]]
+       for name in precisions])
+  yield from ('', '```python', 'import numpy as np',
+              'from safetensors.numpy import load_file')
+  if 'int8' in precisions:
+    yield from (
+        '', '# Float queries against int8; what is left out is the same for '
+        'all passages.',
+        "int8 = load_file('embeddings/embeddings_int8.safetensors')",
+        "low, high = int8['ranges']",
+        'width = np.where(high == low, 1, (high - low) / 255)',
+        "scores = (queries * width) @ int8['targets'].T.astype(np.float32)")
+  if 'binary' in precisions:
+    yield from (
+        '', '# Signs by Hamming distance, the best 40 ranked by the float '
+        'query.', 'import faiss',
+        'from sentence_transformers.util.quantization import '
+        'semantic_search_faiss',
+        "bits = load_file('embeddings/embeddings_binary.safetensors')"
+        "['targets']", 'index = faiss.IndexBinaryFlat(8 * bits.shape[1])',
+        'index.add(bits)', 'found, _ = semantic_search_faiss(',
+        "    queries, corpus_index=index, corpus_precision='ubinary', "
+        'top_k=10,', '    rescore_multiplier=4)')
+  yield '```'
 
 
 def _measures(results: Mapping[str, Any], step: int) -> Iterator[str]:

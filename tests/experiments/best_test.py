@@ -133,19 +133,21 @@ def test_the_last_step_counts_whether_or_not_its_turn_has_come(
   assert lines[-1]['test/nDCG@10'] == results['measures']['test']['nDCG@10']
 
 
-def test_what_is_measured_is_what_is_compared(make_config, tmp_path):
-  """Nothing in place of anything, the measure of a prefix."""
+@pytest.mark.parametrize('form', ['8', '8/binary_rescored'])
+def test_what_is_measured_is_what_is_compared(form, make_config, tmp_path):
+  """Nothing in place of anything, the measure of a prefix, also quantised."""
+  name = f'dev/RR@10/{form}'
   config = make_config(
-      'stale', **OPTIONS | {'checkpoint__best': 'dev/RR@10/8'}, num_steps=6,
-      evaluation__dims=(8,), **tiny.MOVING)
+      'stale', **OPTIONS | {'checkpoint__best': name}, num_steps=6,
+      evaluation__dims=(8,), evaluation__precisions=('binary',), **tiny.MOVING)
   results = train.run(config, str(tmp_path), num_devices=1)
-  measured = {line['step']: line['dev/RR@10/8']
-              for line in tiny.read_metrics(tmp_path) if 'dev/RR@10/8' in line}
+  measured = {line['step']: line[name]
+              for line in tiny.read_metrics(tmp_path) if name in line}
   assert sorted(measured) == [1, 2, 3, 4, 5, 6]
   best = max(measured, key=measured.get)
   assert results['best'] == {
-      'measure': 'dev/RR@10/8', 'step': best, 'value': measured[best]}
-  assert results['measures']['dev']['RR@10/8'] == measured[best]
+      'measure': name, 'step': best, 'value': measured[best]}
+  assert results['measures']['dev'][f'RR@10/{form}'] == measured[best]
 
 
 @pytest.mark.parametrize('options, message', [
@@ -154,6 +156,8 @@ def test_what_is_measured_is_what_is_compared(make_config, tmp_path):
      'is not measured during training; name one of dev/RR@10, dev/R@1, '),
     ({'checkpoint__best': 'dev/MRR'}, "best='dev/MRR' is not measured"),
     ({'checkpoint__best': 'dev/RR@10/8'}, "best='dev/RR@10/8' is not measured"),
+    ({'checkpoint__best': 'dev/RR@10/int8'},
+     "best='dev/RR@10/int8' is not measured"),
 ])
 def test_a_measure_that_there_is_not_is_refused_at_the_start(
     options, message, make_config, tmp_path):

@@ -12,6 +12,7 @@ from safetensors import numpy as safetensors_numpy
 from experiments import export
 import retrieval_jax
 from retrieval_jax import factory
+from retrieval_jax import quantisation
 from retrieval_jax import trained
 from retrieval_jax.jobs import model_card
 from retrieval_jax.jobs import train
@@ -42,7 +43,8 @@ def fixture_runs(make_config, tmp_path_factory):
     train.run(config, workdir, num_devices=1)
     out = str(tmp_path_factory.mktemp('out') / name)
     scripts_test.call(
-        export, f'--workdir={workdir}', f'--out={out}', '--embeddings')
+        export, f'--workdir={workdir}', f'--out={out}', '--embeddings',
+        *(['--precisions=int8,binary'] if name == 'two' else []))
     made[name] = workdir, out
   return made
 
@@ -175,6 +177,71 @@ def test_embeddings_come_as_npy_safetensors_and_index(runs):
   exact = both['queries'] @ both['targets'].T
   np.testing.assert_array_equal(rows, np.argsort(-exact)[:, :3])
   np.testing.assert_allclose(scores, -np.sort(-exact)[:, :3], atol=1e-6)
+
+
+def test_quantised_targets_come_as_safetensors_and_index(runs):
+  folder = os.path.join(runs['two'][1], 'embeddings')
+  load = lambda name: safetensors_numpy.load_file(
+      os.path.join(folder, f'embeddings{name}.safetensors'))
+  both, int8, binary = load(''), load('_int8'), load('_binary')
+  targets, queries = both['targets'], both['queries']
+  np.testing.assert_array_equal(
+      int8['ranges'], [targets.min(axis=0), targets.max(axis=0)])
+  np.testing.assert_array_equal(int8['targets'], quantisation.to_int8(
+      targets, int8['ranges']))
+  width = quantisation.steps(int8['ranges'])
+  stored = quantisation.from_int8(int8['targets'], int8['ranges'])
+  assert 0 < np.abs(targets - stored).max() <= 1.001 * width.max()
+  np.testing.assert_array_equal(
+      binary['targets'], np.packbits(targets > 0, axis=1))
+  assert not os.path.exists(os.path.join(
+      runs['tied'][1], 'embeddings', 'embeddings_int8.safetensors'))
+  faiss = pytest.importorskip('faiss')
+  path = lambda name: os.path.join(folder, f'targets_{name}.faiss')
+  index = faiss.read_index(path('int8'))
+  decoded = index.reconstruct_n(0, index.ntotal)
+  assert index.metric_type == faiss.METRIC_INNER_PRODUCT
+  np.testing.assert_array_less(
+      np.abs(decoded - stored - width / 2),
+      np.broadcast_to(1.001 * width, stored.shape))
+  found, _ = faiss.read_index_binary(path('binary')).search(
+      quantisation.to_binary(queries), 3)
+  differ = (queries[:, None] > 0) != (targets[None] > 0)
+  np.testing.assert_array_equal(
+      found, np.sort(differ.sum(axis=2), axis=1)[:, :3])
+
+
+def test_the_card_serves_quantised_targets(runs):
+  cards = {}
+  for name, (_, out) in runs.items():
+    with open(os.path.join(out, 'README.md'), encoding='utf-8') as f:
+      cards[name] = f.read()
+  assert 'Quantised' not in cards['tied']
+  assert '`embeddings/embeddings_int8.safetensors` | [N, 12] int8' in (
+      cards['two'])
+  assert '[N, 2] uint8, the signs (`ubinary`) | 2 |' in cards['two']
+  [code] = [part for part in cards['two'].split('```python\n')
+            if 'load_file' in part]
+  of_int8 = code[:code.index('# Signs')].replace("'embeddings/", "FOLDER + '/")
+  folder = os.path.join(runs['two'][1], 'embeddings')
+  queries = np.load(os.path.join(folder, 'queries.npy'))
+  names = {'FOLDER': folder, 'queries': queries}
+  exec(of_int8, names)
+  targets = np.load(os.path.join(folder, 'targets.npy'))
+  ranges = quantisation.ranges(targets)
+  served = names['scores'] + queries @ (
+      ranges[0] + 128 * quantisation.steps(ranges))[:, None]
+  np.testing.assert_allclose(served, queries @ quantisation.from_int8(
+      quantisation.to_int8(targets, ranges), ranges).T, atol=1e-5)
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--precisions=int8'], '--precisions=int8 is of embeddings, .* add it'),
+    (['--embeddings', '--precisions=int4'],
+     r"--precisions=\['int4'\]: expected names among \('int8', 'binary'\)")])
+def test_other_precisions_are_refused(flags, message, tmp_path):
+  with pytest.raises(SystemExit, match=message):
+    scripts_test.call(export, '--workdir=none', f'--out={tmp_path}/out', *flags)
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(

@@ -80,7 +80,11 @@ def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
     ({'estimator__matryoshka_dims': (8, 64)},
      r'--config.estimator.matryoshka_dims=\(8, 64\) goes beyond the 32'),
     ({'evaluation__dims': (8, 4)},
-     r'--config.evaluation.dims=\(8, 4\) must be ascending')])
+     r'--config.evaluation.dims=\(8, 4\) must be ascending'),
+    ({'evaluation__precisions': ('int8', 'int4')},
+     r"--config.evaluation.precisions=\('int8', 'int4'\): expected names"),
+    ({'evaluation__rescore_multiplier': -1},
+     '--config.evaluation.rescore_multiplier=-1 must be at least 1')])
 def test_wrong_options_are_refused(make_config, options, message):
   with pytest.raises(ValueError, match=message):
     factory.build(make_config('in_batch', **options), num_devices=1)

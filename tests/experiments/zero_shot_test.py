@@ -143,6 +143,74 @@ def test_prefixes_are_measured_too(call, tmp_path):
       'R@20', 'R@20/8']
 
 
+def test_quantised_targets_are_measured_too(call, nano, tmp_path, capsys):
+  out = str(tmp_path / 'out')
+  call(evaluate, f'--data={nano}', f'--out={out}', '--measures=R@20,RR@10',
+       '--dims=8', '--precisions=int8,binary')
+  results = read_json(out, 'results.json')
+  forms = ['', '/int8', '/binary', '/binary_rescored', '/binary_rescored_int8']
+  forms += ['/8', *(f'/8{form}' for form in forms[1:])]
+  names = [f'{name}{form}' for form in forms for name in ('R@20', 'RR@10')]
+  for found in (results, results['sets']['b']):
+    assert sorted(found['measures']['test']) == sorted(names)
+  assert sorted(results['bm25']['test']) == ['R@20', 'RR@10']
+  printed = ' '.join(capsys.readouterr().out.split())  # titles are wrapped
+  for label in ('BM25', 'encoder', 'encoder, int8', 'encoder, 8/binary'):
+    assert f'{label}: test queries' in printed
+  # And by hand, from the embeddings of one set.
+  call(embed, f'--out={tmp_path}/embeddings')
+  folder = tmp_path / 'embeddings'
+  targets, queries = (np.load(folder / f'{name}.npy')
+                      for name in ('targets', 'queries'))
+  ids = {name: (folder / f'{name}_ids.txt').read_text('utf-8').split('\n')
+         for name in ('target', 'query')}
+  with open(folder / 'qrels' / 'test.tsv', encoding='utf-8') as f:
+    judged = [line.split() for line in list(f)[1:]]
+  prefix = lambda x: x[:, :8] / np.linalg.norm(x[:, :8], axis=1, keepdims=True)
+  call(evaluate, f'--out={tmp_path}/one', '--measures=R@20', '--dims=8',
+       '--precisions=int8,binary', '--rescore_multiplier=2',
+       '--config.evaluation.depth=20')
+  of_test = read_json(tmp_path, 'one', 'results.json')['measures']['test']
+  for cut, form in ((lambda x: x, ''), (prefix, '/8')):
+    expected = forms_by_hand(cut(queries), cut(targets), 20, 2)
+    for name, rows in expected.items():
+      found = {query: {ids['target'][row] for row in of_query}
+               for query, of_query in zip(ids['query'], rows)}
+      relevant = {query: {target for other, target, grade in judged
+                          if other == query and int(grade) > 0}
+                  for query, *_ in judged}
+      recall = np.mean([len(found[query] & targets_) / len(targets_)
+                        for query, targets_ in relevant.items() if targets_])
+      assert of_test[f'R@20{form}/{name}'] == pytest.approx(recall), name
+
+
+def forms_by_hand(queries, targets, k, multiplier):
+  """Returns name -> [n, k] rows that are found, of each way to search."""
+  best = lambda scores, k: np.argsort(-scores, axis=1, kind='stable')[:, :k]
+  low, high = targets.min(axis=0), targets.max(axis=0)
+  width = np.where(high == low, 1, (high - low) / 255).astype(np.float32)
+  int8 = queries @ (low + width * np.clip(
+      np.floor((targets - low) / width), 0, 255)).T
+  bits = queries @ np.where(targets > 0, 1., -1.).T
+  near = -((queries[:, None] > 0) != (targets[None] > 0)).sum(axis=2)
+  candidates = best(near, k * multiplier)
+  again = lambda scores: np.take_along_axis(candidates, best(
+      np.take_along_axis(scores, candidates, axis=1), k), axis=1)
+  return {'int8': best(int8, k), 'binary': candidates[:, :k],
+          'binary_rescored': again(bits), 'binary_rescored_int8': again(int8)}
+
+
+def test_one_table_has_a_row_per_form(call, capsys):
+  call(evaluate, '--measures=R@20,RR@10', '--precisions=int8',
+       '--config.evaluation.baselines=False')
+  cells = [[cell.strip() for cell in line.replace('┃', '│').split('│')[1:-1]]
+           for line in capsys.readouterr().out.splitlines()
+           if '│' in line or '┃' in line]
+  assert cells[0] == ['', 'R@20', 'RR@10']
+  assert [row[0] for row in cells[1:]] == ['encoder', 'encoder, int8']
+  assert all(0 < float(value) <= 1 for row in cells[1:] for value in row[1:])
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--splits=train'], r"\['train'\]; test_only has \['test'\]"),
     (['--config.data.test_split=', '--config.data.dev_split='],
@@ -152,6 +220,10 @@ def test_prefixes_are_measured_too(call, tmp_path):
     (['--data=x', '--index=y'], '--data goes with --config alone'),
     (['--dims=2', '--index=y'], '--dims does not go with --index'),
     (['--dims=33'], '--dims=.*33'),
+    (['--precisions=int8', '--index=y'], '--precisions does not go with --ind'),
+    (['--rescore_multiplier=0', '--index=y'], '--rescore_multiplier does not'),
+    (['--precisions=int4'], r"--precisions=\['int4'\]: expected names among"),
+    (['--rescore_multiplier=-1'], '--rescore_multiplier=-1 must be at least 1'),
     (['--out=tests'], '--out=tests exists; name a new folder'),
     (['--config.data.pth=x'], 'no such --config option: .*pth')])
 def test_what_cannot_work_is_refused(call, arguments, message):

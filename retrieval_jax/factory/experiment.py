@@ -340,6 +340,11 @@ def build(config: config_dict.ConfigDict, *,
     raise ValueError(
         f'--config.profile.start={config.profile.start} must be at least 1: '
         'the first step is compiled, which a trace of it would show.')
+  quantisation.check(
+      config.evaluation.precisions, '--config.evaluation.precisions')
+  quantisation.check_multiplier(
+      config.evaluation.rescore_multiplier,
+      '--config.evaluation.rescore_multiplier')
   if training:
     _check_best(config)
   if workdir is None:
@@ -375,11 +380,6 @@ def build(config: config_dict.ConfigDict, *,
     section, name = option.split('.')
     matryoshka.check_dims(
         config[section][name], model.dim, f'--config.{option}')
-  quantisation.check(
-      config.evaluation.precisions, '--config.evaluation.precisions')
-  quantisation.check_multiplier(
-      config.evaluation.rescore_multiplier,
-      '--config.evaluation.rescore_multiplier')
   return Experiment(
       config=config, mesh=mesh, layout=layout, dataset=dataset,
       tokenizer=tokenizer, query_tokens=query_tokens,

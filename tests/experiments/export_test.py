@@ -36,7 +36,8 @@ def fixture_runs(make_config, tmp_path_factory):
       ('tied', dict(model__pretrained=family('roberta'), model__scale=7.,
                     model__learn_scale=True)),
       ('two', dict(model__tied=False, model__projection=12,
-                   model__pooling='cls', model__target_prompt='kabel '))):
+                   model__pooling='cls', model__target_prompt='kabel ',
+                   evaluation__precisions=('int8',)))):
     workdir = str(tmp_path_factory.mktemp('runs') / name)
     config = make_config(
         'stale', num_steps=2, evaluation__baselines=False, **options)
@@ -158,6 +159,20 @@ def test_the_card_states_data_measures_cost_and_config(runs):
       '"num_negatives": 1', 'step 2 of 2'):
     assert part in card
   assert os.path.dirname(workdir) not in card
+
+
+def test_the_card_has_a_row_per_form(runs):
+  workdir, out = runs['two']
+  with open(os.path.join(out, 'README.md'), encoding='utf-8') as f:
+    lines = f.read().splitlines()
+  of_test = scripts_test.read_json(workdir, 'results.json')['measures']['test']
+  start = lines.index(next(x for x in lines if x.startswith('| `test`, whole')))
+  names = [name for name in of_test if '/' not in name]
+  for line, label, form in (
+      (lines[start + 2], '**this model**', ''),
+      (lines[start + 3], '**this model**, int8', '/int8')):
+    assert line == f'| {label} | ' + ' | '.join(
+        f'{of_test[name + form]:.4f}' for name in names) + ' |'
 
 
 def test_embeddings_come_as_npy_safetensors_and_index(runs):

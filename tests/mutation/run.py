@@ -67,6 +67,8 @@ GUARDS = {
     'retrieval_jax/table.py': ('tests/table_test.py',),
     'retrieval_jax/host_table.py': ('tests/host_table_test.py',),
     'retrieval_jax/scoring.py': ('tests/scoring_test.py',),
+    'retrieval_jax/quantisation.py': ('tests/quantisation_test.py',),
+    'retrieval_jax/indexes/quantised.py': ('tests/indexes/quantised_test.py',),
     'retrieval_jax/ceiling.py': ('tests/ceiling_test.py',),
     'retrieval_jax/method.py': ('tests/method_test.py',),
     'retrieval_jax/compatibility.py': ('tests/method_test.py',),

@@ -116,8 +116,8 @@ class BinaryIndex(_Quantised):
   A score is minus the number of dimensions whose signs differ, and so is the
   same for many targets. `rescore` ranks the best of them by the float query, as
   does an Int8Index of the same targets. Bits are unpacked a chunk at a time and
-  multiplied as -1 and 1, which is exact and suits accelerators; it takes the
-  time of a search in floats. faiss's IndexBinaryFlat finds the same faster.
+  multiplied as -1 and 1, which is exact; on a CPU that takes longer than a
+  search in floats, and faiss's IndexBinaryFlat finds the same faster.
 
   Attributes: those of `exact.Scanned`.
   """

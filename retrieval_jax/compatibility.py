@@ -39,8 +39,13 @@ NEEDS = {
         "the loss without negatives; use columns 'positives', or explicit "
         'candidates by data.num_candidates.'),
     'teacher': (
-        "distillation.kind compares the scores of a query's positive and "
-        'candidates; it needs data.num_candidates of at least 1.'),
+        "distillation.kind and guide.by='scores' compare the scores of a "
+        "query's positive and candidates; they need data.num_candidates of at "
+        'least 1.'),
+    'teacher_vectors': (
+        "guide.by='embeddings' and teacher.loss read another encoder's vectors "
+        'of the same data; set teacher.folder to what experiments.embed wrote '
+        'of it.'),
     'answers': (
         "objective.name='marginal' needs the likelihoods of a reader; set "
         "reader.name='extractive' or 'seq2seq'."),
@@ -49,8 +54,9 @@ NEEDS = {
         "other, and sampler.name='gumbel' draws without replacement; use "
         "sampler.name='uniform' or 'tree', or objective.importance=False."),
     'positives': (
-        'estimator.spread_out keeps the positives of a batch apart, of which '
-        'questions with answers have none; leave it out.'),
+        'estimator.spread_out keeps the positives of a batch apart, and '
+        "teacher.loss brings them to a teacher's vectors; questions with "
+        'answers have none; leave it out.'),
     'reads_alone': (
         'reader.fused=True trains the reader on all passages together, but '
         "objective.estimate='marginal' or 'joint' has it read each alone; use "
@@ -65,6 +71,8 @@ def given(method: 'methods.Method') -> frozenset[str]:
   if not method.memory.holds_corpus:
     gives.discard('every_row')
   gives.add('teacher' if method.num_candidates else 'only_draws')
+  if method.teacher_dim:
+    gives.add('teacher_vectors')
   if method.num_negatives:
     gives.add('negatives')
   gives.add('positives' if method.reader is None else 'answers')
@@ -145,7 +153,8 @@ def _check_reader(method):
   asked = {
       'refresh.push=True': method.refresh.push,
       'data.num_candidates': method.num_candidates,
-      'distillation.kind': 'teacher' in method.objective.needs,
+      "distillation.kind or guide.by='scores'": (
+          'teacher' in method.objective.needs),
       "sampler.name='simans'": isinstance(sampler, samplers.SimANS),
       "sampler.name='pool' or 'pool_gumbel'": sampler.draws_from_pools,
       'sampler.max_share or min_margin': getattr(sampler, 'ceiling', None)}
@@ -364,7 +373,7 @@ def _check_candidates(method: 'methods.Method', setting: Setting):
         'lower the option.')
   if 'teacher' in method.objective.needs and not setting.has_teacher:
     raise ValueError(
-        '--config.distillation.kind needs teacher scores, but no query of '
-        f'split {setting.split!r} has both a positive and another candidate '
-        'with a score; give them in the third column of '
+        "--config.distillation.kind and guide.by='scores' need teacher scores, "
+        f'but no query of split {setting.split!r} has both a positive and '
+        'another candidate with a score; give them in the third column of '
         f'candidates/{setting.split}.tsv, the positives among them.')

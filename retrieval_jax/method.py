@@ -105,6 +105,8 @@ class Method:
     targets: a Targets.
     num_candidates: explicit candidates per query and step.
     reader: a types.Reader, where questions have answers in place of positives.
+    teacher_dim: D', the dimension of another encoder's vectors of the same
+      data; 0 where there are none.
   """
   memory: types.Memory
   corrector: types.Corrector
@@ -114,6 +116,7 @@ class Method:
   targets: Targets = dataclasses.field(default_factory=Targets)
   num_candidates: int = 0
   reader: types.Reader | None = None
+  teacher_dim: int = 0
 
   def __post_init__(self):
     compatibility.check_method(self)

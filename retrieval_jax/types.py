@@ -301,8 +301,24 @@ class Episode(NamedTuple):
   compared: Callable[[int, int], None] | None = None
 
 
+class TeacherVectors(NamedTuple):
+  """What another encoder makes of a step's texts; constants.
+
+  Attributes:
+    queries: [B, D'] float32, D' its dimension.
+    positives: [B, D'] float32.
+    negatives: [B, K, D'] float32, of the draws, then of the candidates; zeros
+      where there is none.
+  """
+  queries: jax.Array
+  positives: jax.Array
+  negatives: jax.Array
+
+
 class Fresh(NamedTuple):
   """What a step encoded for its loss; gradients flow through all of it.
+
+  But for the teacher's vectors, which are constants.
 
   Attributes:
     queries: [B, D] float32.
@@ -316,6 +332,8 @@ class Fresh(NamedTuple):
       and each of its draws; None where the method has no reader.
     fused: [B] float32, log P(answer | question, all draws), by a reader that
       takes them together; None by one that does not.
+    teacher: TeacherVectors where the objective needs 'teacher_vectors', else
+      None.
   """
   queries: jax.Array
   positives: jax.Array
@@ -324,6 +342,7 @@ class Fresh(NamedTuple):
   negative_tokens: jax.Array | None = None
   read: jax.Array | None = None
   fused: jax.Array | None = None
+  teacher: TeacherVectors | None = None
 
 
 class Memory(Protocol):
@@ -504,9 +523,9 @@ class Objective(Protocol):
 
   Attributes:
     needs: what must be given to it, such as 'log_q', 'log_z' or 'every_row' by
-      the sampler, 'own_columns', 'negatives', 'teacher' or 'answers' by the
-      data or the method; `compatibility.NEEDS` has all. One that needs answers
-      reads no positive.
+      the sampler, 'own_columns', 'negatives', 'teacher' (its scores),
+      'teacher_vectors' or 'answers' by the data or the method;
+      `compatibility.NEEDS` has all. One that needs answers reads no positive.
     reads_tokens: whether it needs the tokens of the draws besides their
       embeddings.
   """

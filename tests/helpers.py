@@ -112,12 +112,12 @@ def objective(estimator='truncated_softmax', columns='own', ceiling=None,
 def method(sampler, *, memory='corpus', corrector=correctors.Identity(),
            num_candidates=0, estimator='truncated_softmax', columns='own',
            ceiling=None, distillation=None, targets=methods.Targets(),
-           reader=None, **refresh):
+           reader=None, teacher_dim=0, **refresh):
   return methods.Method(
       memory=MEMORIES.get(memory, memory), corrector=corrector, sampler=sampler,
       objective=objective(estimator, columns, ceiling, distillation),
       refresh=methods.Refresh(**refresh), targets=targets,
-      num_candidates=num_candidates, reader=reader)
+      num_candidates=num_candidates, reader=reader, teacher_dim=teacher_dim)
 
 
 def linear(**options):

@@ -26,6 +26,7 @@ BLIND_POOL, SOFTMAX_POOL = (
 BESIDE_POOL = samplers.PoolGumbel(2, 1, 'rotating', 4, 8, 8)
 EXHAUSTIVE = samplers.Exhaustive(helpers.NUM_TARGETS, helpers.BATCH)
 PUSH = methods.Refresh(push=True)
+GIST = samplers.Ceiling(None, 0., 'guide')
 ALONE = made_up_readers.Bag(helpers.VOCABULARY)
 LACKING = {
     'log_z': ("'cache_gradient' needs log Z .* sampler.name='gumbel'", [
@@ -50,9 +51,18 @@ LACKING = {
     'negatives': ("sampler.name='none' .* use columns 'positives', or", [
         dict(sampler=NONE, columns='own'),
         dict(sampler=NONE, columns='draws', memory='none')]),
-    'teacher': ('distillation.kind .* needs data.num_candidates of at least 1',
+    'teacher': ('distillation.kind .* need data.num_candidates of at least 1',
                 [dict(distillation='kl'),
-                 dict(distillation='margin_mse', columns='all')]),
+                 dict(distillation='margin_mse', columns='all'),
+                 dict(estimator=objectives.Contrastive(
+                     'truncated_softmax', 'all', guide=objectives.Guide(
+                         'scores', GIST)))]),
+    'teacher_vectors': ("guide.by='embeddings' .* set teacher.folder to", [
+        dict(estimator=objectives.Contrastive(
+            'truncated_softmax', 'own', guide=objectives.Guide(
+                'embeddings', GIST, 8))),
+        dict(estimator=objectives.EmbeddingDistilled(
+            helpers.objective(), 'mse', .5, False, 8))]),
     'answers': ("objective.name='marginal' needs the likelihoods of a reader",
                 [dict(estimator=objectives.Marginal())]),
     'independent': ("importance=True .* sampler.name='gumbel' draws without", [
@@ -60,6 +70,9 @@ LACKING = {
              sampler=samplers.Gumbel(2))]),
     'positives': ('spread_out keeps the positives .* answers have none', [
         dict(estimator=objectives.SpreadOut(objectives.Marginal(), 1.),
+             reader=ALONE, columns='all', sampler=samplers.Gumbel(2)),
+        dict(estimator=objectives.EmbeddingDistilled(
+            objectives.Marginal(), 'mse', .5, False, 8), teacher_dim=8,
              reader=ALONE, columns='all', sampler=samplers.Gumbel(2))]),
     'reads_alone': ('reader.fused=True .* has it read each alone', [
         dict(estimator=objectives.Marginal(estimate),
@@ -293,7 +306,7 @@ class SettingTest(parameterized.TestCase):
        "num_candidates=2, but no query of split 'train' has more than 1 "),
       ('no_scores', dict(num_candidates=2, distillation='kl'),
        dict(num_candidates=2),
-       "distillation.kind needs teacher scores, but no query of split 'train'"))
+       "distillation.kind .* need teacher scores, but no query of split 'train'"))
   def test_refuses(self, options, setting, message):
     with self.assertRaisesRegex(ValueError, message):
       self.check(options, **setting)

@@ -183,6 +183,21 @@ def get_config() -> config_dict.ConfigDict:
   config.distillation.weight = 0.5  # the estimator's is 1 - weight. [ours]
   config.distillation.temperature = 1.0  # divides the teacher's scores
 
+  # Another encoder's vectors of the same data, and how embeddings follow them.
+  config.teacher = ml_collections.ConfigDict()
+  config.teacher.folder = ''  # that experiments.embed wrote
+  config.teacher.dim = 0  # of the vectors; 0: as the folder has it
+  config.teacher.on_device = False  # True: gather them without the host
+  config.teacher.loss = 'none'  # or 'mse', 'cosine'; of embeddings
+  config.teacher.weight = 0.5  # the estimator's is 1 - weight. [ours]
+  config.teacher.projection = False  # True: of embeddings, by a learned matrix
+
+  # Columns that a teacher scores above its positive are left out (GISTEmbed).
+  config.guide = ml_collections.ConfigDict()
+  config.guide.by = 'none'  # or 'embeddings', of the teacher; 'scores', of data
+  config.guide.max_share = config_dict.placeholder(float)
+  config.guide.min_margin = 0.0
+
   config.refresh = ml_collections.ConfigDict()
   config.refresh.write_back = False
   config.refresh.push = False

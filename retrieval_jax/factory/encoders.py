@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import warnings
 
 import jax
@@ -14,6 +15,7 @@ from retrieval_jax import keys
 from retrieval_jax import runtime
 from retrieval_jax import sharding
 from retrieval_jax import types
+from retrieval_jax.data import teachers
 from retrieval_jax.factory import registries
 from retrieval_jax.factory import run_folder
 from retrieval_jax.models import dual_encoder
@@ -193,13 +195,15 @@ def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
   These are tokenizer.path, pooling, normalize, query_prompt, target_prompt and
   scale of model, and query_length and target_length of data. An option that
-  differs from the folder at model.pretrained wins, with a warning.
+  differs from the folder at model.pretrained wins, with a warning. So is
+  teacher.dim, of which the folder is teacher.folder.
 
   Args:
     config: ConfigDict; options that it lacks (an older run's) stay absent.
 
   Raises:
-    ValueError: for an option left to a folder that says nothing about it.
+    ValueError: for an option left to a folder that says nothing about it; a
+      DataError for a folder without a teacher's vectors.
   """
   config = config.copy_and_resolve_references()
   name = config.model.pretrained
@@ -238,6 +242,9 @@ def settled(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         f'--config.model.projection={config.model.projection}, a new layer, '
         f'takes the place of the dense layer that {name} was made with.',
         stacklevel=2)
+  if 'teacher' in config and config.teacher.folder and not config.teacher.dim:
+    config.teacher.dim = teachers.read_dim(
+        os.path.expanduser(config.teacher.folder))
   return config
 
 

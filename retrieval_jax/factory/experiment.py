@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from retrieval_jax import reading
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
+from retrieval_jax.data import teachers
 from retrieval_jax.evaluation import measures
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
@@ -31,6 +33,7 @@ from retrieval_jax.models import embedding
 from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 from retrieval_jax.training import target_tokens
+from retrieval_jax.training import teacher_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,20 @@ class Experiment:
     """This, with the method of all episodes but the last."""
     return dataclasses.replace(self, method=methods_lib.make_early_method(
         self.method, self.plan))
+
+  @functools.cached_property
+  def teacher(self) -> teachers.Teacher | None:
+    """Another encoder's vectors of the data; None where training reads none.
+
+    Raises:
+      DataError: if teacher.folder does not have them all.
+    """
+    if 'teacher_vectors' not in self.method.objective.needs:
+      return None
+    options, dataset = self.config.teacher, self.dataset
+    return teachers.read(
+        os.path.expanduser(options.folder), dataset, dim=options.dim,
+        asked=dataset.qrels[self.config.data.train_split].queries())
 
   def tokenize_queries(self, texts: Sequence[str]
                        ) -> tuple[np.ndarray, np.ndarray]:
@@ -301,6 +318,18 @@ class Experiment:
             else target_tokens.HostTokens)
     return kind(self.target_tokens, self.mesh)
 
+  def make_teacher(self) -> Callable[
+      [jax.Array, jax.Array, jax.Array], types.TeacherVectors] | None:
+    """Returns the function from ids to a teacher's vectors of them.
+
+    None where training reads none; see `teacher_vectors`.
+    """
+    if self.teacher is None:
+      return None
+    kind = (teacher_vectors.DeviceVectors if self.config.teacher.on_device
+            else teacher_vectors.HostVectors)
+    return kind(self.teacher, self.mesh)
+
   def make_batches(self) -> data.TrainBatches | data.QuestionBatches:
     """Returns the training batches, addressed by step."""
     split, dataset = self.config.data.train_split, self.dataset.by_text
@@ -376,6 +405,7 @@ def build(config: config_dict.ConfigDict, *,
                    else encoders.read_model(config, workdir))
   if reader is not None:
     params = {**params, 'reader': reader.params}
+  method = methods_lib.fitted(method, model.dim)
   for option in ('estimator.matryoshka_dims', 'evaluation.dims'):
     section, name = option.split('.')
     matryoshka.check_dims(

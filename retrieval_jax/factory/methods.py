@@ -61,7 +61,8 @@ def make_method(config: config_dict.ConfigDict, num_targets: int,
       refresh=methods.Refresh(**config.refresh),
       targets=methods.Targets(
           **config.targets, normalize=config.model.normalize),
-      num_candidates=config.data.num_candidates, reader=reader)
+      num_candidates=config.data.num_candidates, reader=reader,
+      teacher_dim=config.teacher.dim)
   if not method.has_positives:
     registries.warn_unread(
         'data', config.data, f'objective.name={config.objective.name!r}',
@@ -118,16 +119,19 @@ def _warn_of_episodes(config: config_dict.ConfigDict, sampler: types.Sampler
 
 
 def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
-  """Returns the loss, with a teacher and over prefixes where asked."""
-  options = config.estimator
+  """Returns the loss, with teachers and over prefixes where asked."""
+  options, guide = config.estimator, _guide(config)
   objective: types.Objective = registries.make(
       registries.OBJECTIVES, 'objective.name', config.objective,
       estimator=options.name, columns=options.columns,
       ceiling=_ceiling(config, 'estimator'), distinct=options.distinct,
-      pairs=tuple(options.pairs), hardness=options.hardness)
+      pairs=tuple(options.pairs), hardness=options.hardness, guide=guide)
   read = {'matryoshka_dims', 'matryoshka_weights', 'spread_out'}
   if isinstance(objective, objectives.Contrastive):
     read |= {'name', 'columns', 'ceiling', 'distinct', 'pairs', 'hardness'}
+  elif guide:
+    registries.warn_unread('guide', config.guide,
+                           f'objective.name={config.objective.name!r}', set())
   registries.warn_unread('estimator', options,
                          f'objective.name={config.objective.name!r}', read)
   if options.spread_out:
@@ -142,7 +146,48 @@ def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
     objective = objectives.Matryoshka(
         objective, tuple(options.matryoshka_dims),
         tuple(options.matryoshka_weights), config.model.normalize)
+  options = config.teacher
+  if options.loss == 'none':
+    read = {'loss'}
+    if guide and guide.by == 'embeddings':
+      read |= {'folder', 'dim', 'on_device'}
+    registries.warn_unread('teacher', options, "teacher.loss='none'", read)
+  else:  # of whole embeddings, so around what is over prefixes
+    objective = objectives.EmbeddingDistilled(
+        objective, options.loss, options.weight, options.projection,
+        options.dim)
   return objective
+
+
+def fitted(method: methods.Method, dim: int) -> methods.Method:
+  """Returns the method for embeddings of `dim` dimensions.
+
+  Raises:
+    ValueError: if a teacher's vectors have others and are to be compared.
+  """
+  objective = method.objective
+  if not isinstance(objective, objectives.EmbeddingDistilled):
+    return method
+  return dataclasses.replace(method, objective=objective.fitted(dim))
+
+
+def _guide(config: config_dict.ConfigDict) -> objectives.Guide | None:
+  """Returns what leaves out columns as a teacher sees them, or None.
+
+  Raises:
+    ValueError: for options that cannot work.
+  """
+  options = config.guide
+  if options.by == 'none':
+    registries.warn_unread('guide', options, "guide.by='none'", {'by'})
+    return None
+  ceiling = _ceiling(config, 'guide')
+  if ceiling is None:
+    raise ValueError(
+        f'--config.guide.by={options.by!r} needs guide.max_share or '
+        'guide.min_margin; min_margin=0.0 leaves out what scores above the '
+        'positive.')
+  return objectives.Guide(options.by, ceiling, config.teacher.dim)
 
 
 def _ceiling(config: config_dict.ConfigDict, section: str

@@ -48,7 +48,8 @@ from retrieval_jax.training import wandb_writer
 MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
               'diagnostics', 'evaluation', 'data.cache', 'data.path',
               'data.corpus', 'data.tokens_on_device', 'encoding.batch_tokens',
-              'memory.folder', 'sharding')
+              'memory.folder', 'sharding', 'teacher.folder',
+              'teacher.on_device')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,
@@ -90,7 +91,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       config = factory.settled(config)
       resolved = config.to_dict()
       checkpoint.check_same_config(
-          meta['config'], resolved, ignore=(*MAY_CHANGE, 'data_fingerprint'))
+          meta['config'], resolved, ignore=(
+              *MAY_CHANGE, 'data_fingerprint', 'teacher_fingerprint'))
       if resumed == config.num_steps and report.is_finished(workdir):
         results = report.read_results(workdir)
         # With other options of evaluation only the measures are left to do.
@@ -104,9 +106,12 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
           config, num_devices=num_devices,
           workdir=None if resumed is None else workdir)
     resolved = experiment.config.to_dict()
-    # Data may move to another path, but must not become other data.
+    # Data may move to another path, but must not become other data; nor may
+    # the teacher.
     saved_config = {**resolved, 'data_fingerprint':
                     experiment.dataset.fingerprint}
+    if experiment.teacher is not None:
+      saved_config['teacher_fingerprint'] = experiment.teacher.fingerprint
     if resumed is not None:
       checkpoint.check_same_config(
           meta['config'], saved_config, ignore=MAY_CHANGE)
@@ -329,6 +334,7 @@ def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
   """
   gather, phase = experiment.make_gather(), cost.meter.phase
   make_rows, finished = experiment.make_rows(), itertools.count(start_step)
+  make_teacher = experiment.make_teacher()
   until = max(episodes.end_steps(experiment), default=0)
   early = last = train_step, cost
   if until and experiment.early.method != experiment.method:
@@ -343,7 +349,11 @@ def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
     with phase('gather') as hold:
       negatives, probes = hold((
           gather(draws.negative_ids), gather(draws.probe_ids)))
-    rows = None
+    rows = teacher = None
+    if make_teacher is not None:
+      with phase('gather') as hold:
+        teacher = hold(make_teacher(
+            draws.query_ids, draws.positive_ids, draws.proposal.ids))
     if make_rows is not None:
       with phase('rows') as hold:
         rows, lengths = make_rows(draws.query_ids, draws.negative_ids)
@@ -351,7 +361,7 @@ def make_step(experiment: factory.Experiment, train_step: steps.TrainStep,
       cost.reading(lengths)
     with phase('update') as hold:
       return hold(train_step.update(
-          state, batch, draws, negatives, probes, rows))
+          state, batch, draws, negatives, probes, rows, teacher))
 
   return step
 

@@ -198,8 +198,8 @@ def breakdown(columns: Columns, target_ids: jax.Array
     'columns', and of these 'columns_in_batch' (positives of other queries),
     'columns_drawn' and 'columns_candidates' (of the query, or of another where
     all are shared); also 'columns_masked', targets that were left out as known
-    positives, for their score or as counted already. Means over the batch, []
-    float32; the query's own positive is in none.
+    positives, for a score, fresh or a teacher's, or as counted already. Means
+    over the batch, [] float32; the query's own positive is in none.
   """
   count = lambda which: which.sum(axis=1).astype(jnp.float32).mean()
   of = lambda source: count(columns.mask & (columns.sources == source)[None])

@@ -11,6 +11,7 @@ from retrieval_jax import products
 from retrieval_jax import types
 from retrieval_jax.objectives import columns as columns_lib
 from retrieval_jax.objectives import estimators
+from retrieval_jax.objectives import guide as guides
 from retrieval_jax.objectives import parameterless
 
 
@@ -26,6 +27,7 @@ class Contrastive(parameterless.Parameterless):
     distinct: whether a target that is in several columns counts once.
     pairs: names in `columns.PAIRS`, what else of the batch competes.
     hardness: by how much hard columns weigh more, see `columns.harder`.
+    guide: what leaves out columns as a teacher sees them; None for nothing.
   """
   estimator: str
   columns: str
@@ -33,6 +35,7 @@ class Contrastive(parameterless.Parameterless):
   distinct: bool = False
   pairs: tuple[str, ...] = ()
   hardness: float = 0.
+  guide: guides.Guide | None = None
 
   def __post_init__(self):
     for option, value, choices in (
@@ -60,6 +63,12 @@ class Contrastive(parameterless.Parameterless):
           f'but estimator.name={self.estimator!r} is right for all that was '
           'drawn and nothing else; leave it out, or use '
           "estimator.name='truncated_softmax'.")
+    if self.guide and 'only_draws' in self.needs:
+      raise ValueError(
+          f'guide.by={self.guide.by!r} leaves out columns of the loss, but '
+          f'estimator.name={self.estimator!r} is right for all that was drawn '
+          "and nothing else; set guide.by='none', or use "
+          "estimator.name='truncated_softmax'.")
     if self.distinct and 'only_draws' in self.needs:
       raise ValueError(
           'estimator.distinct=True leaves out draws that occur again, but '
@@ -74,10 +83,15 @@ class Contrastive(parameterless.Parameterless):
 
   @property
   def needs(self) -> frozenset[str]:
-    """What the estimator needs; and negatives, if nothing else is a column."""
+    """What the estimator and the guide need.
+
+    And negatives, if nothing else is a column.
+    """
     needs = estimators.ESTIMATORS[self.estimator].needs
     if self.columns in ('own', 'draws'):
       needs |= {'negatives'}
+    if self.guide:
+      needs |= self.guide.needs
     return needs
 
   def __call__(self, params: types.Params, fresh: types.Fresh,
@@ -88,24 +102,31 @@ class Contrastive(parameterless.Parameterless):
     positive = positive_logits(fresh)
     columns = columns_lib.make(self.columns, fresh, batch, proposal,
                                distinct=self.distinct)
-    columns = columns_lib.below(
-        columns_lib.with_pairs(columns, self.pairs, fresh, batch),
-        self.ceiling, positive, fresh.scale)
+    columns = columns_lib.with_pairs(columns, self.pairs, fresh, batch)
+    of_guide: Mapping[str, jax.Array] = {}
+    if self.guide:
+      columns, of_guide = self.guide.leave_out(
+          columns, self.columns, self.pairs, fresh, batch, proposal)
+    columns = columns_lib.below(columns, self.ceiling, positive, fresh.scale)
     columns = columns_lib.harder(columns, self.hardness, fresh.scale)
     surrogate, info = estimators.ESTIMATORS[self.estimator].loss(
         positive, columns.logits, columns.mask, proposal)
     return surrogate, {
         **{name: value.mean() for name, value in info.items()},
-        **columns_lib.breakdown(columns, batch.target_ids),
+        **columns_lib.breakdown(columns, batch.target_ids), **of_guide,
         'positive_logit': positive.mean()}
 
   def flops(self, batch_size: int, num_negatives: int, num_candidates: int,
             dim: int) -> float:
-    """Returns the FLOPs of the products with positives and columns."""
+    """Returns the FLOPs of the products with positives and columns.
+
+    Those of the guide, which have no gradient, are among them.
+    """
     del num_candidates
-    seen = (1 + columns_lib.number(self.columns, batch_size, num_negatives)
+    seen = (columns_lib.number(self.columns, batch_size, num_negatives)
             + len(self.pairs) * batch_size)
-    return 2. * batch_size * seen * dim
+    guide = self.guide.flops(batch_size, seen) if self.guide else 0.
+    return 2. * batch_size * (1 + seen) * dim + guide
 
 
 def positive_logits(fresh: types.Fresh) -> jax.Array:

@@ -53,7 +53,9 @@ class Draws(NamedTuple):
     negative_ids: [B * K] int32, corpus ids of the proposal; [0] where nothing
       reads their tokens or texts.
     probe_ids: [P + A] int32, corpus ids of those rows, -1 for none.
-    query_ids: [B] int32, of the batch, for a reader; else [0].
+    query_ids: [B] int32, of the batch, for a reader or a teacher's vectors;
+      else [0].
+    positive_ids: [B] int32, of the batch, for the latter; else [0].
   """
   proposal: types.Proposal
   refresh_rows: jax.Array
@@ -61,6 +63,7 @@ class Draws(NamedTuple):
   negative_ids: jax.Array
   probe_ids: jax.Array
   query_ids: jax.Array
+  positive_ids: jax.Array
 
 
 class TrainStep(NamedTuple):
@@ -71,8 +74,9 @@ class TrainStep(NamedTuple):
       over the table: do not use it afterwards.
     propose: (state, batch) -> Draws.
     update: (state, batch, draws, negative_tokens [B * K, L], probe_tokens
-      [P + A, L], rows=None) -> (state, metrics). Donates the state. `rows` are
-      [B * K, L'] of a reader: each query with each of its draws.
+      [P + A, L], rows=None, teacher=None) -> (state, metrics). Donates the
+      state. `rows` are [B * K, L'] of a reader: each query with each of its
+      draws; `teacher` is the types.TeacherVectors of the same texts.
     refreshed: (state, table, embed_queries=, embed_targets=, known_positives=,
       pools=, compared=) -> state, with the table replaced by a new one of the
       present parameters, and corrector and sampler rebuilt; the rest is as of a
@@ -96,8 +100,10 @@ def make_train_step(
     draws = propose(state, batch)
     negative_tokens, probe_tokens = tokens of draws.negative_ids, .probe_ids
     rows = of draws.query_ids and draws.negative_ids, where there is a reader
+    teacher = vectors of draws.query_ids, draws.positive_ids and
+        draws.proposal.ids, where the objective needs them
     state, metrics = update(
-        state, batch, draws, negative_tokens, probe_tokens, rows)
+        state, batch, draws, negative_tokens, probe_tokens, rows, teacher)
   and is split there so that token arrays may live on the host. A sampler on the
   host, or one of rows on the host, runs between two compiled parts of
   `propose`; rows that a step observes are then gathered before `update`, and
@@ -121,6 +127,7 @@ def make_train_step(
   encodes_targets = method.targets.source == 'encoder'
   reads = method.reader is not None
   asks_for_tokens = encodes_targets or objective.reads_tokens or reads
+  reads_teacher = 'teacher_vectors' in objective.needs
   has_own_params = bool(jax.tree.leaves(
       jax.eval_shape(objective.init, jax.random.key(0))))
   replicated = sharding.replicated(mesh)
@@ -246,7 +253,8 @@ def make_train_step(
         proposal, refresh_rows, anchor_rows,
         proposal.ids.reshape(-1)[:None if asks_for_tokens else 0],
         tables.ids_of(table, jnp.concatenate([refresh_rows, anchor_rows])),
-        batch.query_ids[:None if reads else 0])
+        batch.query_ids[:None if reads or reads_teacher else 0],
+        batch.target_ids[:None if reads_teacher else 0])
 
   def padded(rows):
     missing = -len(rows) % sharding.num_shards(mesh)
@@ -254,8 +262,8 @@ def make_train_step(
 
   # --- Update.
 
-  def update(state, batch, draws, negative_tokens, probe_tokens, rows=None, *,
-             stale=None):
+  def update(state, batch, draws, negative_tokens, probe_tokens, rows=None,
+             teacher=None, *, stale=None):
     """Returns (state, metrics, what the step observed of the memory).
 
     `stale` is the slice of the observed rows, of rows on the host; these are
@@ -306,6 +314,7 @@ def make_train_step(
       if objective.reads_tokens:
         fresh = fresh._replace(negative_tokens=negative_tokens.reshape(
             num_queries, num_negatives, negative_tokens.shape[-1]))
+      fresh = fresh._replace(teacher=teacher)
       loss, info = objective(own, fresh, batch, proposal)
       return loss.mean(), info
 

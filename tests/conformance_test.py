@@ -16,6 +16,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import ceiling as ceilings
 from retrieval_jax import compatibility
 from retrieval_jax import objectives
 from retrieval_jax import sharding
@@ -26,7 +27,9 @@ from retrieval_jax.factory import methods
 from retrieval_jax.factory import registries
 from retrieval_jax.objectives import columns
 from retrieval_jax.objectives import distillation
+from retrieval_jax.objectives import embedding_distillation
 from retrieval_jax.objectives import estimators
+from retrieval_jax.objectives import guide
 from retrieval_jax.objectives import marginal
 from tests import helpers
 from tests import made_up_objectives
@@ -733,6 +736,7 @@ class CorrectorTest(parameterized.TestCase):
 
 OF_ANSWERS = {'marginal': marginal.ESTIMATES}
 """Objective that needs answers -> its kinds, each of which is tested."""
+TEACHER_DIM = 6
 
 
 def every_objective():
@@ -747,6 +751,14 @@ def every_objective():
     made = objectives.Distilled(
         contrastive[0], objectives.Distillation(kind))
     yield kind, made
+  for by in sorted(set(guide.KINDS) - {'none'}):
+    guided = objectives.Contrastive(
+        'truncated_softmax', 'all', guide=objectives.Guide(
+            by, ceilings.Ceiling(0.9, 0.0), TEACHER_DIM))
+    yield f'guided_by_{by}', guided
+  for kind in sorted(set(embedding_distillation.KINDS) - {'none'}):
+    yield f'embedding_{kind}', objectives.EmbeddingDistilled(
+        guided, kind, 0.5, True, TEACHER_DIM, D)
   yield 'matryoshka', objectives.Matryoshka(
       made, (2, D), (1.0, 0.5), normalize=True)
   for name in registries.OBJECTIVES:
@@ -794,11 +806,16 @@ def given(objective, num_draws=K):
   read = numbers(B, columns_, 2)
   read[..., 0] -= 3
   read[0, 1:, 0] = types.NO_ANSWER
+  teacher = None
+  if 'teacher_vectors' in objective.needs:
+    teacher = types.TeacherVectors(
+        numbers(B, TEACHER_DIM), numbers(B, TEACHER_DIM),
+        numbers(B, columns_, TEACHER_DIM))
   given_ = Given(
       types.Fresh(vectors(1, B), vectors(2, 0 if answers else B),
                   vectors(3, B, columns_), np.float32(SCALE),
                   tokens if objective.reads_tokens else None,
-                  read if answers else None),
+                  read if answers else None, teacher=teacher),
       types.Batch(
           query_tokens=tokens[:, 0], target_tokens=tokens[:, -1],
           query_ids=target_ids, target_ids=target_ids, known_positives=np.stack(
@@ -850,6 +867,9 @@ def changed(given_, *, where, draw=7.0):
   put = lambda array, value: jnp.where(where, value, array)
   fresh = given_.fresh._replace(negatives=jnp.where(
       where[..., None], draw, given_.fresh.negatives))
+  if fresh.teacher is not None:
+    fresh = fresh._replace(teacher=fresh.teacher._replace(negatives=jnp.where(
+        where[..., None], 2 * draw, fresh.teacher.negatives)))
   if fresh.read is not None:
     fresh = fresh._replace(read=jnp.where(where[..., None], draw, fresh.read))
   if fresh.negative_tokens is not None:
@@ -874,13 +894,15 @@ def reordered(given_, order):
     take = lambda array: jnp.take_along_axis(array, of_candidates, axis=1)
     candidates = dataclasses.replace(
         candidates, ids=take(candidates.ids), scores=take(candidates.scores))
-  tokens = given_.fresh.negative_tokens
+  tokens, teacher = given_.fresh.negative_tokens, given_.fresh.teacher
   return Given(
       given_.fresh._replace(
           negatives=moved(given_.fresh.negatives),
           negative_tokens=None if tokens is None else moved(tokens),
           read=(None if given_.fresh.read is None
-                else moved(given_.fresh.read))),
+                else moved(given_.fresh.read)),
+          teacher=teacher and teacher._replace(
+              negatives=moved(teacher.negatives))),
       dataclasses.replace(given_.batch, candidates=candidates),
       dataclasses.replace(proposal, **{
           name: moved(getattr(proposal, name))

@@ -306,7 +306,7 @@ class SettingTest(parameterized.TestCase):
        "num_candidates=2, but no query of split 'train' has more than 1 "),
       ('no_scores', dict(num_candidates=2, distillation='kl'),
        dict(num_candidates=2),
-       "distillation.kind .* need teacher scores, but no query of split 'train'"))
+       "distillation.kind .* need teacher scores, but no query of split"))
   def test_refuses(self, options, setting, message):
     with self.assertRaisesRegex(ValueError, message):
       self.check(options, **setting)

@@ -86,11 +86,10 @@ class EmbeddingDistilledTest(parameterized.TestCase):
   def test_the_gradient_is_that_of_the_formula(self):
     """Of |f W - t|^2, alone: 2 (f W - t) W' for f, 2 f' (f W - t) for W."""
     objective = make('mse', 1.)
-    params, given = objective.init(jax.random.key(1)), setting(True)
-    fresh, batch, proposal = given
-    of_params, of_fresh = jax.grad(
-        lambda params, fresh: objective(params, fresh, batch, proposal)[0].sum(),
-        argnums=(0, 1))(params, fresh)
+    params = objective.init(jax.random.key(1))
+    fresh, batch, proposal = setting(True)
+    total = lambda *given: objective(*given, batch, proposal)[0].sum()
+    of_params, of_fresh = jax.grad(total, argnums=(0, 1))(params, fresh)
     matrix = np.asarray(params['projection'], np.float64)
     shares = np.array([1 / 2] + [1 / 3] * (B - 1))
     of_matrix = 0

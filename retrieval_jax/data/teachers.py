@@ -103,15 +103,15 @@ def read(folder: str, dataset: datasets.RetrievalDataset, *,
   made = Teacher(_by_id(queries, dataset.query_ids),
                  _by_id(targets, dataset.corpus_ids))
   for what, side, ids, needed in (
-      ('target', made.targets, dataset.corpus_ids, None),
-      ('training query', made.queries, dataset.query_ids, asked)):
+      ('targets', made.targets, dataset.corpus_ids, None),
+      ('training queries', made.queries, dataset.query_ids, asked)):
     rows = np.arange(len(ids)) if needed is None else needed
     missing = rows[side.rows[rows] < 0]
     if len(missing):
       name = ids[int(missing[0])]
       raise errors.DataError(
           f'{option} has no vector of {len(missing)} of {len(rows)} '
-          f'{what}s of {dataset.name}, the first {name!r}.'
+          f'{what} of {dataset.name}, the first {name!r}.'
           f'{errors.lookalike(name, side.stored.ids)} Make it of the same data '
           'by experiments.embed.')
   return made

@@ -148,9 +148,9 @@ def _make_objective(config: config_dict.ConfigDict) -> types.Objective:
         tuple(options.matryoshka_weights), config.model.normalize)
   options = config.teacher
   if options.loss == 'none':
-    read = {'loss'}
+    read = {'loss', 'dim'}  # which is as the folder has it
     if guide and guide.by == 'embeddings':
-      read |= {'folder', 'dim', 'on_device'}
+      read |= {'folder', 'on_device'}
     registries.warn_unread('teacher', options, "teacher.loss='none'", read)
   else:  # of whole embeddings, so around what is over prefixes
     objective = objectives.EmbeddingDistilled(

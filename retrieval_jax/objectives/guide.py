@@ -106,7 +106,11 @@ class Guide:
                    & (ids[:, None, :] >= 0), axis=-1)
 
   def flops(self, batch_size: int, num_columns: int) -> float:
-    """Returns the FLOPs of the teacher's products with so many columns each."""
+    """Returns the FLOPs of the teacher's products with so many columns each.
+
+    The meter takes all products of an objective for such that have a gradient,
+    so it counts these, which have none, three times.
+    """
     if self.by == 'scores':
       return 0.
     return 2. * batch_size * (1 + num_columns) * self.dim

@@ -13,45 +13,16 @@ import functools
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from retrieval_jax import types
 from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
+from retrieval_jax.data import hashing
 from retrieval_jax.data import tokenization
 
 POSITIVES = ('random', 'rotating', 'first')
 
 _ORDER, _PICK, _CANDIDATE = 1, 2, 3  # what a hash is for
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-  """Returns the finaliser of splitmix64 of uint64 values."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
-  return x ^ (x >> np.uint64(31))
-
-
-def hashes(seed: int, purpose: int, epoch: ArrayLike, *items: ArrayLike
-           ) -> np.ndarray:
-  """Returns uint64 hashes of (seed, purpose, epoch, *items), elementwise."""
-  state = np.full([1], seed, np.int64).astype(np.uint64)
-  for value in (purpose, epoch, *items):
-    value = np.atleast_1d(np.asarray(value)).astype(np.uint64)
-    state = _mix(state + np.uint64(0x9e3779b97f4a7c15) + _mix(value))
-  return state
-
-
-def order_of(ranks: np.ndarray, absent: np.ndarray) -> np.ndarray:
-  """Returns the order [n, k] of ranks in their rows, what is absent last.
-
-  Args:
-    ranks: [n, k] uint64, hashes.
-    absent: [n, k] bool.
-  """
-  # Hashes of 63 bits, so that the last one tells both kinds apart.
-  ranks = (ranks >> np.uint64(1)) | (absent.astype(np.uint64) << np.uint64(63))
-  return np.argsort(ranks, axis=1, kind='stable')
 
 
 def check_positive(positive: str) -> None:
@@ -137,7 +108,8 @@ class _Visits:
 
   def _make_order(self, epoch: int) -> np.ndarray:
     """Returns the order of the queries in an epoch: [Q] int64."""
-    ranks = hashes(self.seed, _ORDER, epoch, np.arange(self.num_queries))
+    ranks = hashing.hashes(
+        self.seed, _ORDER, epoch, np.arange(self.num_queries))
     return np.argsort(ranks, kind='stable')
 
 
@@ -257,9 +229,9 @@ class TrainBatches(_Visits):
       return np.zeros(len(items), np.int64)
     counts = self._num_positives[items].astype(np.uint64)
     if self._positive == 'random':
-      return (hashes(self.seed, _PICK, epochs, queries) % counts).astype(
-          np.int64)
-    starts = hashes(self.seed, _PICK, 0, queries) % counts
+      return (hashing.hashes(self.seed, _PICK, epochs, queries) % counts
+              ).astype(np.int64)
+    starts = hashing.hashes(self.seed, _PICK, 0, queries) % counts
     return ((starts + epochs.astype(np.uint64)) % counts).astype(np.int64)
 
   def _pick_candidates(self, epochs: np.ndarray, queries: np.ndarray,
@@ -274,9 +246,10 @@ class TrainBatches(_Visits):
     if not self._num_candidates:
       return None
     places = self._negatives.padded_places(queries)  # [b, W]
-    ranks = hashes(self.seed, _CANDIDATE, epochs[:, None], queries[:, None],
-                   np.arange(places.shape[1]))
-    chosen = order_of(ranks, places < 0)[:, :self._num_candidates]
+    ranks = hashing.hashes(
+        self.seed, _CANDIDATE, epochs[:, None], queries[:, None],
+        np.arange(places.shape[1]))
+    chosen = hashing.order_of(ranks, places < 0)[:, :self._num_candidates]
     places = np.take_along_axis(places, chosen, axis=1)
     missing = self._num_candidates - places.shape[1]
     places = np.pad(places, ((0, 0), (0, max(missing, 0))), constant_values=-1)

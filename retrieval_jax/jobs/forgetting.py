@@ -16,7 +16,7 @@ import numpy as np
 from retrieval_jax import factory
 from retrieval_jax import files
 from retrieval_jax import types
-from retrieval_jax.data import pipeline
+from retrieval_jax.data import hashing
 from retrieval_jax.evaluation import forgetting
 from retrieval_jax.jobs import episodes
 from retrieval_jax.mining import episodes as mining
@@ -77,7 +77,7 @@ def _probe(experiment):
     split = config.data[option]
     if split:
       rows = qrels_of[split].queries()
-      order = np.argsort(pipeline.hashes(config.seed, _PROBE, 0, rows),
+      order = np.argsort(hashing.hashes(config.seed, _PROBE, 0, rows),
                          kind='stable')
       rows = np.sort(rows[order[:most]])
       known = qrels_of[split].padded_known(rows)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrieval_jax.data import pipeline
+from retrieval_jax.data import hashing
 from retrieval_jax.indexes import arguments
 
 FIRST = ('encoder', 'bm25')
@@ -295,9 +295,9 @@ def _drawn(ids: np.ndarray, count: int, seed: int, episode: int, purpose: int,
   drawn = np.full((len(ids), count), -1, np.int32)
   for start in range(0, len(ids), _BLOCK):
     part = slice(start, start + _BLOCK)
-    ranks = pipeline.hashes(seed, purpose, episode, query_rows[part, None],
+    ranks = hashing.hashes(seed, purpose, episode, query_rows[part, None],
                             np.arange(ids.shape[1]))
-    order = pipeline.order_of(ranks, ids[part] < 0)[:, :count]
+    order = hashing.order_of(ranks, ids[part] < 0)[:, :count]
     drawn[part, :order.shape[1]] = np.take_along_axis(
         ids[part], order, axis=1)
   return drawn

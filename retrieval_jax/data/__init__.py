@@ -13,6 +13,7 @@ from retrieval_jax.data.dataset import Reader
 from retrieval_jax.data.dataset import RetrievalDataset
 from retrieval_jax.data.errors import DataError
 from retrieval_jax.data.lenient import Lenient
+from retrieval_jax.data.mixture import Mixture
 from retrieval_jax.data.readers import BeirReader
 from retrieval_jax.data.readers import dpr
 from retrieval_jax.data.readers import hugging_face
@@ -24,6 +25,9 @@ from retrieval_jax.data.readers import tevatron
 from retrieval_jax.data.readers import tfds
 from retrieval_jax.data.readers import WordNetReader
 from retrieval_jax.data.readers.passages import OverPassages
+from retrieval_jax.data.sets import Sets
+from retrieval_jax.data.strings import Part
+from retrieval_jax.data.strings import Prefixed
 from retrieval_jax.data.strings import StringArray
 from retrieval_jax.data.strings import write_strings
 from retrieval_jax.data.subset import Subset
@@ -36,11 +40,11 @@ from retrieval_jax.data.tokenization import train_tokenizer
 __all__ = [
     'Answers', 'BeirReader', 'CandidatePairs', 'Collection', 'DataError', 'dpr',
     'hugging_face', 'IrDatasetsReader', 'Lenient', 'load', 'load_tokenizer',
-    'MsMarcoReader', 'NO_COPIES', 'OverPassages', 'pairs', 'prepare', 'Qrels',
-    'QuestionBatches', 'questions', 'Reader', 'RetrievalDataset',
-    'StringArray', 'Subset', 'tevatron', 'tfds', 'tokenize', 'Tokenizer',
-    'TokenStore', 'TrainBatches', 'train_tokenizer', 'WordNetReader',
-    'write_strings',
+    'Mixture', 'MsMarcoReader', 'NO_COPIES', 'OverPassages', 'pairs', 'Part',
+    'Prefixed', 'prepare', 'Qrels', 'QuestionBatches', 'questions', 'Reader',
+    'RetrievalDataset', 'Sets', 'StringArray', 'Subset', 'tevatron', 'tfds',
+    'tokenize', 'Tokenizer', 'TokenStore', 'TrainBatches', 'train_tokenizer',
+    'WordNetReader', 'write_strings',
 ]
 
 

@@ -55,6 +55,21 @@ class Copies(NamedTuple):
     return found
 
 
+  def within(self, starts: np.ndarray) -> 'Copies':
+    """Returns the copies of targets of the same set.
+
+    Args:
+      starts: [S + 1] int, rising, the first target of each set, then N.
+    """
+    members = np.concatenate([self.ids, np.unique(self.firsts)])
+    firsts = self.firsts_of(members)
+    of_set = np.searchsorted(starts, members, side='right')
+    order = np.lexsort((members, of_set, firsts))
+    members, firsts, of_set = members[order], firsts[order], of_set[order]
+    return _of_runs(members, (firsts[1:] == firsts[:-1])
+                    & (of_set[1:] == of_set[:-1]))
+
+
 NONE = Copies(np.zeros(0, np.int32), np.zeros(0, np.int32))
 """Of a corpus whose texts all differ."""
 
@@ -74,9 +89,19 @@ def find(texts: Iterable[str]) -> Copies:
   high, low = np.frombuffer(digests, np.uint64).reshape(-1, 2).T
   order = np.lexsort((low, high))  # stable: ids of one text rise
   high, low = high[order], low[order]
-  again = np.append(
-      False, (high[1:] == high[:-1]) & (low[1:] == low[:-1]))[:len(order)]
-  start = np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))
-  ids, firsts = order[again], order[start[again]]
+  return _of_runs(
+      order, (high[1:] == high[:-1]) & (low[1:] == low[:-1]))
+
+
+def _of_runs(members: np.ndarray, same: np.ndarray) -> Copies:
+  """Returns the copies among targets that are sorted by their text.
+
+  Args:
+    members: [n] int, rising within a text.
+    same: [n - 1] bool, whether two neighbours have the same text.
+  """
+  again = np.append(False, same)[:len(members)]
+  start = np.maximum.accumulate(np.where(again, 0, np.arange(len(members))))
+  ids, firsts = members[again], members[start[again]]
   order = np.argsort(ids)
   return Copies(ids[order].astype(np.int32), firsts[order].astype(np.int32))

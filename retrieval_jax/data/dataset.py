@@ -4,6 +4,7 @@
 downstream sees corpus ids and query ids as int32 rows of those files.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
@@ -11,7 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-from typing import Protocol
+from typing import Any, Protocol
 import warnings
 
 import numpy as np
@@ -23,6 +24,7 @@ from retrieval_jax.data import copies as copies_lib
 from retrieval_jax.data import dropped as dropped_lib
 from retrieval_jax.data import errors
 from retrieval_jax.data import progress as progress_lib
+from retrieval_jax.data import sets as sets_lib
 from retrieval_jax.data import strings
 
 _FORMAT = 3  # of prepared folders: a change here prepares all data again
@@ -39,7 +41,8 @@ class Reader(Protocol):
   `answers(split)`, which yields (query id, list of answers, 'file:line') of
   questions: strings of which each is right, none empty. A question may come
   several times, and need not be judged. And `dropped`, what it left out of each
-  split, see `lenient`, and a `path`, by which errors name it.
+  split, see `lenient`, and a `path`, by which errors name it. And `set_names`,
+  see `mixture`.
 
   Attributes:
     name: short name for reports.
@@ -121,6 +124,12 @@ class Qrels:
     Like `padded_positives`, with the targets of negative grade added.
     """
     return _padded(self._known, query_rows)
+
+  def between(self, start: int, stop: int) -> 'Qrels':
+    """Returns those of the query rows start .. stop - 1."""
+    part = slice(*np.searchsorted(self.query_rows, [start, stop]))
+    return Qrels(
+        self.query_rows[part], self.corpus_rows[part], self.grades[part])
 
   def by_text(self, copies: copies_lib.Copies) -> 'Qrels':
     """Returns these with the first target of a text in place of its copies.
@@ -246,6 +255,7 @@ class Answers:
     query_rows: [Q] int32, rising, the queries that have answers.
     starts: [Q + 1] int64, where the texts of each begin.
     texts: of all answers, one question after another; as the data has them.
+      Those before the first start and behind the last belong to others.
   """
   query_rows: np.ndarray
   starts: np.ndarray
@@ -265,6 +275,12 @@ class Answers:
     if i == len(self.query_rows) or self.query_rows[i] != query_row:
       return []
     return list(self.texts[int(self.starts[i]):int(self.starts[i + 1])])
+
+  def between(self, start: int, stop: int) -> 'Answers':
+    """Returns those to the query rows start .. stop - 1."""
+    first, last = np.searchsorted(self.query_rows, [start, stop])
+    return Answers(self.query_rows[first:last], self.starts[first:last + 1],
+                   self.texts)
 
 
 def _pairs(query_rows: np.ndarray, corpus_rows: np.ndarray) -> np.ndarray:
@@ -310,6 +326,7 @@ class Collection:
     copies: targets of equal text; None where only embeddings are known.
     dropped: split name -> what was left out of it, where data were read
       leniently.
+    sets: which rows are whose, where several data sets were joined; else None.
   """
   name: str
   corpus_ids: Sequence[str]
@@ -323,6 +340,27 @@ class Collection:
   copies: copies_lib.Copies | None = None
   dropped: Mapping[str, dropped_lib.Counts] = dataclasses.field(
       default_factory=dict)
+  sets: sets_lib.Sets | None = None
+
+  def parts(self) -> 'dict[str, Collection]':
+    """Returns set name -> this, with the judgements and answers of that alone.
+
+    Rows and texts stay as they are. {} where there is one data set.
+    """
+    if self.sets is None:
+      return {}
+    parts = {}
+    for i, name in enumerate(self.sets.names):
+      rows = self.sets.queries(i)
+      answers = {split: of_split.between(rows.start, rows.stop)
+                 for split, of_split in self.answers.items()}
+      parts[name] = dataclasses.replace(
+          self, name=name, sets=None, qrels={
+              split: of_split.between(rows.start, rows.stop)
+              for split, of_split in self.qrels.items()},
+          answers={split: of_split for split, of_split in answers.items()
+                   if len(of_split.query_rows)})
+    return parts
 
   def queries_of(self, split: str) -> np.ndarray:
     """Returns the rows [n], rising, of the queries that a split asks.
@@ -454,7 +492,20 @@ def load(folder: str) -> RetrievalDataset:
       corpus_fingerprint=facts['corpus_fingerprint'], candidates=candidates,
       answers=answers,
       copies=copies_lib.Copies(*np.load(os.path.join(folder, 'copies.npy'))),
-      dropped=facts.get('dropped', {}))
+      dropped=facts.get('dropped', {}),
+      sets=sets_lib.Sets(**facts['sets']) if facts.get('sets') else None)
+
+
+def _sets(names: Sequence[str] | None, rows: Rows) -> dict[str, Any] | None:
+  """Returns the fields of Sets, as JSON; None where none were joined."""
+  if names is None:
+    return None
+  # The ids of a set begin with its name, which has no slash.
+  sizes = [collections.Counter(one.partition('/')[0] for one in rows[column])
+           for column in ('corpus', 'queries')]
+  return {'names': names, **{
+      f'{kind}_starts': [0, *itertools.accumulate(size[name] for name in names)]
+      for kind, size in zip(('corpus', 'query'), sizes)}}
 
 
 def _write(source: Reader, folder: str, fingerprint: str, progress: bool
@@ -488,7 +539,8 @@ def _write(source: Reader, folder: str, fingerprint: str, progress: bool
       'name': source.name, 'fingerprint': fingerprint,
       'corpus_fingerprint': fingerprints['corpus'],
       'splits': list(source.splits),
-      'dropped': getattr(source, 'dropped', {})})
+      'dropped': getattr(source, 'dropped', {}),
+      'sets': _sets(getattr(source, 'set_names', None), rows)})
 
 
 def _write_records(source: Reader, records: Iterable[tuple[str, str]],

@@ -85,3 +85,40 @@ class StringArray(Sequence[str]):
     blob = self._blob[first:offsets[-1]].tobytes()
     return [blob[a - first:b - first].decode('utf-8')
             for a, b in zip(offsets, offsets[1:])]
+
+
+class Part(Sequence[str]):
+  """Consecutive strings of a sequence, read where they are asked for."""
+
+  def __init__(self, strings: Sequence[str], rows: range):
+    """Takes the strings at `rows`."""
+    self._strings, self._rows = strings, rows
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: Any) -> Any:
+    rows = self._rows[index]
+    if isinstance(rows, range):
+      return self._strings[rows.start:rows.stop:rows.step]
+    return self._strings[rows]
+
+
+class Prefixed(Sequence[str]):
+  """Strings behind the prefix of their group, read where they are asked for."""
+
+  def __init__(self, strings: Sequence[str], prefixes: Sequence[str],
+               starts: np.ndarray):
+    """Puts prefix i before the strings starts[i] .. starts[i + 1] - 1."""
+    self._strings, self._prefixes, self._starts = strings, prefixes, starts
+
+  def __len__(self) -> int:
+    return len(self._strings)
+
+  def __getitem__(self, index: Any) -> Any:
+    rows = range(len(self))[index]
+    groups = np.searchsorted(self._starts, rows, side='right') - 1
+    if isinstance(rows, range):
+      return [self._prefixes[group] + text for group, text in zip(
+          groups.tolist(), self._strings[rows.start:rows.stop:rows.step])]
+    return self._prefixes[int(groups)] + self._strings[rows]

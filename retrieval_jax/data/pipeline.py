@@ -4,7 +4,8 @@ The visits to the queries form one endless stream: epoch after epoch, each in
 an order of its own. Step t takes visits [t * B, (t + 1) * B), so batches run
 over the ends of epochs and none is short. Everything random is a hash of
 (seed, epoch, query), so any batch can be made without those before it, on any
-number of processes, under any version of numpy.
+number of processes, under any version of numpy. Of several data sets each has
+a stream of its own, from which its turns take their batches.
 """
 
 from collections.abc import Generator
@@ -19,6 +20,7 @@ from retrieval_jax.data import dataset
 from retrieval_jax.data import errors
 from retrieval_jax.data import hashing
 from retrieval_jax.data import tokenization
+from retrieval_jax.data import turns as turns_lib
 
 POSITIVES = ('random', 'rotating', 'first')
 
@@ -41,13 +43,15 @@ class _Visits:
     seed: any int that fits 64 bits.
     num_shards: number of processes.
     shard_index: this process; it gets rows [p * B / P, (p + 1) * B / P).
+    turns: which set each batch is of; None for one data set.
 
   Raises:
     ValueError: where the sizes do not fit each other.
   """
 
   def __init__(self, queries: np.ndarray, *, batch_size: int, seed: int,
-               num_shards: int, shard_index: int):
+               num_shards: int, shard_index: int,
+               turns: turns_lib.Turns | None = None):
     if batch_size < 1 or batch_size % num_shards:
       raise ValueError(
           f'batch_size={batch_size} must be a positive multiple of the '
@@ -60,9 +64,14 @@ class _Visits:
     self.seed = seed
     self.num_shards = num_shards
     self.shard_index = shard_index
-    self._queries = queries
+    self._queries, self._turns = queries, turns
+    places = np.arange(len(queries))
+    # Of each set the places in queries of those that are its own.
+    self._members = [places] if turns is None else np.split(
+        places, np.searchsorted(queries, turns.starts[1:-1]))
     # An argsort per epoch; prefetching threads may straddle two epochs.
-    self._order = functools.lru_cache(maxsize=3)(self._make_order)
+    self._order = functools.lru_cache(maxsize=2 + len(self._members))(
+        self._make_order)
 
   @property
   def num_queries(self) -> int:
@@ -82,13 +91,15 @@ class _Visits:
     """Returns the epochs [b] of the visits of a step, and places in queries."""
     if step < 0:
       raise ValueError(f'step={step} must not be negative.')
+    of_set, turn = (0, step) if self._turns is None else self._turns.at(step)
     share = self.batch_size // self.num_shards
-    first = step * self.batch_size + self.shard_index * share
-    epochs, places = np.divmod(first + np.arange(share), self.num_queries)
+    first = turn * self.batch_size + self.shard_index * share
+    epochs, places = np.divmod(
+        first + np.arange(share), len(self._members[of_set]))
     items = np.empty([share], np.int64)
     for epoch in np.unique(epochs):
       chosen = epochs == epoch
-      items[chosen] = self._order(int(epoch))[places[chosen]]
+      items[chosen] = self._order(of_set, int(epoch))[places[chosen]]
     return epochs, items
 
   def iterate(self, start_step: int, *, num_threads: int = 2, prefetch: int = 8
@@ -106,11 +117,11 @@ class _Visits:
                           prefetch_buffer_size=prefetch)))) as batches:
       yield from batches
 
-  def _make_order(self, epoch: int) -> np.ndarray:
-    """Returns the order of the queries in an epoch: [Q] int64."""
-    ranks = hashing.hashes(
-        self.seed, _ORDER, epoch, np.arange(self.num_queries))
-    return np.argsort(ranks, kind='stable')
+  def _make_order(self, of_set: int, epoch: int) -> np.ndarray:
+    """Returns the order of the places of a set in an epoch: [Q] int64."""
+    members = self._members[of_set]
+    ranks = hashing.hashes(self.seed, _ORDER, epoch, members)
+    return members[np.argsort(ranks, kind='stable')]
 
 
 class QuestionBatches(_Visits):
@@ -123,6 +134,7 @@ class QuestionBatches(_Visits):
     seed: any int that fits 64 bits.
     num_shards: number of processes.
     shard_index: this process, see `TrainBatches`.
+    turns: which set each batch is of; None for one data set.
 
   Raises:
     DataError: where there is no question.
@@ -131,13 +143,15 @@ class QuestionBatches(_Visits):
 
   def __init__(self, queries: np.ndarray,
                query_tokens: tokenization.TokenStore, *, batch_size: int,
-               seed: int, num_shards: int = 1, shard_index: int = 0):
+               seed: int, num_shards: int = 1, shard_index: int = 0,
+               turns: turns_lib.Turns | None = None):
     if not len(queries):
       raise errors.DataError(
           'expected questions with answers to train on, got none. Is it the '
           'right split?')
     super().__init__(queries, batch_size=batch_size, seed=seed,
-                     num_shards=num_shards, shard_index=shard_index)
+                     num_shards=num_shards, shard_index=shard_index,
+                     turns=turns)
     self._query_tokens = query_tokens
 
   def batch(self, step: int) -> types.Batch:
@@ -176,6 +190,8 @@ class TrainBatches(_Visits):
     positive: which of several is picked, one of POSITIVES: any, with each epoch
       the next in the order of the corpus from a random one on, or always the
       first in that order.
+    turns: which set each batch is of, whose queries then make epochs of their
+      own; None for one data set.
 
   Raises:
     DataError: where a judged query has no positive, or there is no query.
@@ -187,10 +203,12 @@ class TrainBatches(_Visits):
                target_tokens: tokenization.TokenStore, *, batch_size: int,
                seed: int, num_shards: int = 1, shard_index: int = 0,
                candidates: dataset.CandidatePairs | None = None,
-               num_candidates: int = 0, positive: str = 'random'):
+               num_candidates: int = 0, positive: str = 'random',
+               turns: turns_lib.Turns | None = None):
     _check(qrels, query_tokens, target_tokens)
     super().__init__(qrels.queries(), batch_size=batch_size, seed=seed,
-                     num_shards=num_shards, shard_index=shard_index)
+                     num_shards=num_shards, shard_index=shard_index,
+                     turns=turns)
     if num_candidates < 0 or num_candidates and candidates is None:
       raise ValueError(
           f'num_candidates={num_candidates} must be 0 where there are no '

@@ -12,6 +12,7 @@ import typing
 from retrieval_jax import correctors
 from retrieval_jax import samplers
 from retrieval_jax import types
+from retrieval_jax.samplers import stateless
 
 if typing.TYPE_CHECKING:  # a Method checks itself, so it imports this
   from retrieval_jax import method as methods
@@ -296,6 +297,8 @@ class Setting:
     has_answers: whether there are answers to queries of the split.
     has_teacher: whether some query has a teacher's scores of a positive and of
       another candidate.
+    negatives: of several data sets, what a query draws from: 'own' or 'joint';
+      None of one.
   """
   batch_size: int
   num_devices: int
@@ -308,6 +311,7 @@ class Setting:
   num_candidates: int | None
   has_answers: bool
   has_teacher: bool
+  negatives: str | None = None
 
 
 def check_setting(method: 'methods.Method', setting: Setting) -> None:
@@ -335,6 +339,29 @@ def check_setting(method: 'methods.Method', setting: Setting) -> None:
         '--config.memory.dtype=float32.')
   _check_capacity(method.memory, method, setting)
   _check_candidates(method, setting)
+  if setting.negatives is not None:
+    _check_sets(method, setting.negatives)
+
+
+def _check_sets(method: 'methods.Method', negatives: str):
+  """Raises unless a sampler can draw from one of several data sets."""
+  sampler = method.sampler
+  if negatives == 'own' and sampler.num_negatives and (
+      not isinstance(sampler, stateless.Stateless)
+      or not sampler.draws_from_memory or method.memory.on_host
+      or isinstance(sampler, samplers.BucketedGumbel)):  # buckets of all rows
+    raise ValueError(
+        "--config.data.negatives='own' hides the rows of other sets from the "
+        f'sampler, and {type(sampler).__name__} does not look at these alone, '
+        'or they are on the host; use '
+        "--config.sampler.name='gumbel', 'top_k', 'simans', 'uniform' or "
+        "'stochastic' with --config.memory.place='device', or "
+        "--config.data.negatives='joint'.")
+  if getattr(sampler, 'pool_order', None) == 'rotating':
+    raise ValueError(
+        "--config.sampler.pool_order='rotating' goes on with each epoch, of "
+        'which several data sets have each its own; set it to '
+        "'uniform' or 'softmax'.")
 
 
 def _check_capacity(memory: types.Memory, method: 'methods.Method',

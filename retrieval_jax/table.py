@@ -234,6 +234,22 @@ def take(table: TargetTable, rows: jax.Array) -> TargetTable:
   return dataclasses.replace(part, ids=jnp.where(rows < 0, -1, part.ids))
 
 
+def only(table: TargetTable, start: jax.Array | int, stop: jax.Array | int
+         ) -> TargetTable:
+  """Returns the table with all rows empty but those of some targets.
+
+  Rows stay where they are; whoever goes over live rows sees these alone.
+
+  Args:
+    table: any table.
+    start: [] int32, the first corpus id to keep.
+    stop: [] int32, the id behind the last.
+  """
+  kept = (table.ids >= start) & (table.ids < stop)
+  return dataclasses.replace(
+      table, ids=jnp.where(kept, table.ids, -1), full=False)
+
+
 def ids_of(table: TargetTable | host_table.Outline, rows: jax.Array
            ) -> jax.Array:
   """Returns the corpus ids [...] int32 of rows [...], -1 where none."""

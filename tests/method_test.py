@@ -306,7 +306,20 @@ class SettingTest(parameterized.TestCase):
        "num_candidates=2, but no query of split 'train' has more than 1 "),
       ('no_scores', dict(num_candidates=2, distillation='kl'),
        dict(num_candidates=2),
-       "distillation.kind .* need teacher scores, but no query of split"))
+       "distillation.kind .* need teacher scores, but no query of split"),
+      ('ids_of_a_set', dict(sampler=IDS), dict(negatives='own'),
+       "data.negatives='own' hides the rows of other sets .* and .* does not"),
+      ('a_pool_of_a_set', dict(sampler=SOFTMAX_POOL), dict(negatives='own'),
+       "negatives='own' hides .*, and Pool does not .* or .*negatives='joint'"),
+      ('buckets_of_a_set', dict(sampler=samplers.BucketedGumbel(1, 2)),
+       dict(negatives='own'), 'and BucketedGumbel does not look at'),
+      ('a_set_on_the_host', dict(
+          memory=memories.Corpus(
+              helpers.NUM_TARGETS, 'float32', 64, 'host', ''),
+          sampler=samplers.Uniform(1)), dict(negatives='own'),
+       "or they are on the host; use .*memory.place='device'"),
+      ('epochs_of_sets', dict(sampler=BLIND_POOL), dict(negatives='joint'),
+       "pool_order='rotating' goes on with each epoch"))
   def test_refuses(self, options, setting, message):
     with self.assertRaisesRegex(ValueError, message):
       self.check(options, **setting)
@@ -323,6 +336,10 @@ class SettingTest(parameterized.TestCase):
       (dict(memory=helpers.ring(56, prefill=True), refresh=PUSH), {}),
       (dict(memory='none', sampler=NONE, columns='positives'), {}),
       (dict(num_candidates=2), dict(num_candidates=2)),
+      (dict(sampler=samplers.ShortlistGumbel(1, 2)), dict(negatives='own')),
+      (dict(sampler=NONE, columns='positives'), dict(negatives='own')),
+      (dict(sampler=IDS), dict(negatives='joint')),
+      (dict(sampler=SOFTMAX_POOL), dict(negatives='joint')),
       (dict(num_candidates=2, distillation='kl'),
        dict(num_candidates=3, has_teacher=True)))
   def test_goes_together(self, options, setting):

@@ -250,6 +250,20 @@ class LookUpTest(absltest.TestCase):
     np.testing.assert_array_equal(
         _jitted('rows_of')(corpus, _ids(2, 3, -1, 9, 0)), [2, -1, -1, -1, 0])
 
+  def test_only_some_targets_are_left(self):
+    mesh = sharding.make_mesh(2)
+    ring = table.create(np.zeros((3, 2)), [7, -1, 5], mesh=mesh, chunk_rows=2,
+                        dtype='float32')
+    corpus = table.from_embeddings(np.zeros((3, 2)), mesh, 2, 'float32')
+    np.testing.assert_array_equal(
+        _jitted('only')(ring, 5, 7).ids, [-1, -1, 5, -1])
+    part = _jitted('only')(corpus, 1, 3)
+    np.testing.assert_array_equal(part.ids, [-1, 1, 2, -1])
+    self.assertEqual(table.num_live(part), 2)
+    np.testing.assert_array_equal(table.live_rows(part, _ids(0, 1)), [1, 2])
+    np.testing.assert_array_equal(
+        table.rows_of(part, _ids(0, 1, 2)), [-1, 1, 2])
+
   def test_take_marks_missing_rows(self):
     ring = table.create(np.eye(3), [7, 8, 5], mesh=sharding.make_mesh(1),
                         chunk_rows=4, dtype='float32', step=2)

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from retrieval_jax import base_params
+from retrieval_jax import data
 from retrieval_jax import keys
 from retrieval_jax import method as methods
 from retrieval_jax import sharding
@@ -93,7 +94,8 @@ def make_train_step(
     encoders: Encoders, method: methods.Method,
     optimizer: optax.GradientTransformation, *, mesh: jax.sharding.Mesh,
     seed: int, layout: sharding.Layout | None = None,
-    first_of_text: np.ndarray | None = None) -> TrainStep:
+    first_of_text: np.ndarray | None = None,
+    sets: data.Sets | None = None) -> TrainStep:
   """Returns the functions that train `encoders` by `method`.
 
   A step is
@@ -120,6 +122,8 @@ def make_train_step(
       that `encoders` know; None replicates both.
     first_of_text: [N] int, which target stands for each in training, for a
       sampler that draws corpus ids, copies among them; None for itself.
+    sets: of which each batch has one; its draws are of that set's targets
+      alone. None where all targets may be drawn.
   """
   memory, sampler, objective = method.memory, method.sampler, method.objective
   layout = layout or sharding.Layout(mesh)
@@ -142,6 +146,16 @@ def make_train_step(
     return types.View(
         table=state.table, scale=encoders.scale(state.params), scan=scan,
         correct=jax.tree_util.Partial(apply, state.corrector), fold=fold)
+
+  def drawn_from(view, batch):
+    """Returns the view of the targets that a batch may draw."""
+    if sets is None:
+      return view
+    of_set = jnp.searchsorted(jnp.asarray(sets.query_starts, jnp.int32),
+                              batch.query_ids[0], side='right') - 1
+    starts = jnp.asarray(sets.corpus_starts, jnp.int32)
+    return view._replace(table=tables.only(
+        view.table, starts[of_set], starts[of_set + 1]))
 
   def request_of(state, batch):
     excluded = batch.known_positives
@@ -219,7 +233,8 @@ def make_train_step(
   # --- Propose.
 
   def propose(state, batch):
-    request, view = request_of(state, batch), view_of(state)
+    request = request_of(state, batch)
+    view = drawn_from(view_of(state), batch)
     draw_key, _ = step_keys(state)
     return complete(state, batch, sampler.propose(
         state.sampler, draw_key, request, view))

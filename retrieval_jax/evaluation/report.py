@@ -146,11 +146,15 @@ def by_form(measures: Mapping[str, float]) -> dict[str, dict[str, float]]:
   """Returns {form: {measure: value}} of {'MEASURE/FORM': value}.
 
   The form is that of the embeddings: '' for whole floats, which come first,
-  '64' for a prefix, 'int8', '64/int8'.
+  '64' for a prefix, 'int8', '64/int8'. Of one of several data sets it begins
+  with the name of that, as in 'SET' and 'SET/64'; MEASURE alone is the mean.
   """
   forms: dict[str, dict[str, float]] = {'': {}}
   for name, value in measures.items():
     measure, _, form = name.partition('/')
+    if measure not in measures:  # 'SET/MEASURE/FORM'
+      of_set, (measure, _, form) = measure, form.partition('/')
+      form = f'{of_set}/{form}' if form else of_set
     forms.setdefault(form, {})[measure] = value
   return forms
 

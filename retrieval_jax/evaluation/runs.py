@@ -62,6 +62,24 @@ def from_rows(query_ids: Sequence[str], rows: np.ndarray, scores: np.ndarray,
   return Run(tuple(query_ids), names[inverse].reshape(rows.shape), scores)
 
 
+def merge(query_ids: Sequence[str], parts: Sequence[tuple[np.ndarray, Run]]
+          ) -> Run:
+  """Returns the run of n queries whose answers are in several runs.
+
+  Args:
+    query_ids: n strings.
+    parts: (places [m] int among the queries, run of these) each; a query is in
+      one of them.
+  """
+  width = max((run.ids.shape[1] for _, run in parts), default=0)
+  ids = np.full((len(query_ids), width), '', object)
+  scores = np.full(ids.shape, -np.inf, np.float32)
+  for places, run in parts:
+    ids[places, :run.ids.shape[1]] = run.ids
+    scores[places, :run.ids.shape[1]] = run.scores
+  return Run(tuple(query_ids), ids, scores)
+
+
 def to_rows(run: Run, corpus_ids: Iterable[str]) -> np.ndarray:
   """Returns the corpus rows [n, k] int32 of a run, -1 where there is none.
 

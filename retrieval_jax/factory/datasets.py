@@ -1,6 +1,8 @@
 """The data set, tokenizer and tokens that a config names."""
 
+from collections.abc import Sequence
 import dataclasses
+import json
 import os
 
 from ml_collections import config_dict
@@ -9,6 +11,7 @@ from retrieval_jax import data
 from retrieval_jax.data import pipeline
 from retrieval_jax.evaluation import answers
 from retrieval_jax.evaluation import predictions
+from retrieval_jax.factory import mixtures
 from retrieval_jax.factory import registries
 from retrieval_jax.factory import run_folder
 from retrieval_jax.models import pretrained
@@ -67,11 +70,22 @@ def make_dataset(config: config_dict.ConfigDict, *, training: bool = True
   Raises:
     ValueError: for a split that training needs and that is not there.
   """
-  reader = make_reader(config.data.source, config.data.path, cache(config),
-                       corpus=config.data.corpus, lenient=config.data.lenient)
-  if config.data.num_targets:
-    reader = data.Subset(reader, config.data.num_targets)
+
+  def read(source, path):
+    reader = make_reader(source, path, cache(config), corpus=config.data.corpus,
+                         lenient=config.data.lenient)
+    if config.data.num_targets:
+      reader = data.Subset(reader, config.data.num_targets)
+    return reader
+
+  sources = mixtures.sources(config)
+  reader = data.Mixture({
+      name: read(*source) for name, source in sources.items()
+  }) if sources else read(config.data.source, config.data.path)
   dataset = data.prepare(reader, cache(config))
+  if dataset.sets and config.data.negatives == 'own':
+    dataset = dataclasses.replace(dataset, copies=dataset.copies.within(
+        dataset.sets.corpus_starts))
   if training:
     _check_splits(config, dataset)
   return dataset
@@ -86,7 +100,10 @@ def _check_splits(config: config_dict.ConfigDict,
       raise ValueError(
           f'--config.data.{option}={split!r} is not a split of '
           f'{dataset.name}; it has {sorted(dataset.qrels)}.')
-  _check_judged(config, dataset)
+  mixtures.check_splits(config, dataset)
+  for one in (dataset.parts() or {'': dataset}).values():
+    _check_judged(config, one)
+  _check_best(config, dataset)
   pipeline.check_positive(config.data.positive)
   for option in ('evaluation.every', 'diagnostics.every'):
     if config[option.split('.')[0]].every and not config.data.dev_split:
@@ -96,7 +113,7 @@ def _check_splits(config: config_dict.ConfigDict,
 
 
 def _check_judged(config: config_dict.ConfigDict,
-                  dataset: data.RetrievalDataset) -> None:
+                  dataset: data.Collection) -> None:
   """Raises ValueError where a run would read judgements that are not there."""
   of_answers = config.objective.name == 'marginal'
   split = config.data.train_split
@@ -115,19 +132,31 @@ def _check_judged(config: config_dict.ConfigDict,
       raise ValueError(
           '--config.forgetting.every looks at the positives of queries, and '
           f'{split!r} of {dataset.name} has answers alone; set it to 0.')
+
+
+def _check_best(config: config_dict.ConfigDict,
+                dataset: data.RetrievalDataset) -> None:
+  """Raises ValueError where checkpoint.best names what cannot be measured."""
   split, best = config.data.dev_split, config.checkpoint.best
-  if best:
-    name = best.removeprefix(f'{split}/').split('/')[0]
-    by_answers = answers.is_measure(name) or name in predictions.MEASURES
-    if (split not in dataset.answers if by_answers
-        else not len(dataset.qrels[split].grades)):
+  if not best:
+    return
+  name, *rest = best.removeprefix(f'{split}/').split('/')
+  measured: Sequence[data.Collection] = [dataset]
+  parts = dataset.parts()
+  if parts:  # a mean is over all sets
+    measured = [parts[name]] if name in parts else list(parts.values())
+    name = rest[0] if name in parts else name
+  by_answers = answers.is_measure(name) or name in predictions.MEASURES
+  for one in measured:
+    if (split not in one.answers if by_answers
+        else not len(one.qrels[split].grades)):
       raise ValueError(
-          f'--config.checkpoint.best={best!r}: {split!r} of {dataset.name} has '
+          f'--config.checkpoint.best={best!r}: {split!r} of {one.name} has '
           f'no {"answers" if by_answers else "judgements"} to measure it by.')
-    if name in predictions.MEASURES and config.reader.name == 'none':
-      raise ValueError(
-          f'--config.checkpoint.best={best!r} is of a reader, and '
-          "--config.reader.name='none'.")
+  if name in predictions.MEASURES and config.reader.name == 'none':
+    raise ValueError(
+        f'--config.checkpoint.best={best!r} is of a reader, and '
+        "--config.reader.name='none'.")
 
 
 def make_tokenizer(config: config_dict.ConfigDict,
@@ -154,15 +183,26 @@ def make_tokenizer(config: config_dict.ConfigDict,
 def make_tokens(config: config_dict.ConfigDict, dataset: data.RetrievalDataset,
                 tokenizer: data.Tokenizer
                 ) -> tuple[data.TokenStore, data.TokenStore]:
-  """Returns the TokenStores of the queries and of the targets."""
-  folder = os.path.join(dataset.folder, 'tokens')
-  options = config.model
-  queries, targets = (
-      data.tokenize(texts, dataclasses.replace(tokenizer, prompt=prompt),
-                    length, folder, key)
-      for texts, prompt, length, key in (
-          (dataset.query_texts, options.query_prompt,
-           config.data.query_length, 'queries'),
-          (dataset.corpus_texts, options.target_prompt,
-           config.data.target_length, 'targets')))
-  return queries, targets
+  """Returns the TokenStores of the queries and of the targets.
+
+  Raises:
+    ValueError: for prompts of a set that is not there.
+  """
+  folder, sets = os.path.join(dataset.folder, 'tokens'), dataset.sets
+
+  def tokens_of(texts, kind, column, starts, length):
+    prompt = config.model[f'{kind}_prompt']
+    option = f'{kind}_prompts'
+    if sets is not None and config.data[option]:
+      prompts = mixtures.prompts(config, sets, option, prompt)
+      texts = data.Prefixed(texts, prompts, starts)
+      # The texts are named with what was put before them.
+      column, prompt = f'{json.dumps(prompts)}/{column}', ''
+    return data.tokenize(texts, dataclasses.replace(tokenizer, prompt=prompt),
+                         length, folder, column)
+
+  return (
+      tokens_of(dataset.query_texts, 'query', 'queries',
+                sets and sets.query_starts, config.data.query_length),
+      tokens_of(dataset.corpus_texts, 'target', 'targets',
+                sets and sets.corpus_starts, config.data.target_length))

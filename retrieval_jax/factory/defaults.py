@@ -27,6 +27,16 @@ def get_config() -> config_dict.ConfigDict:
   config.data.source = 'wordnet'
   config.data.path = ''  # folder, file or name, as the format's module says
   config.data.corpus = ''  # file or folder of passages, for the data's own
+  # Several data sets, 'NAME=SOURCE:PATH' each, in place of source and path.
+  config.data.sets = ()
+  # This and the next four: of several sets. How often each gives a batch; ():
+  # by its number of training queries to the power 1 / temperature.
+  config.data.weights = ()
+  config.data.temperature = 1.0
+  # Draws, and what is searched for a query, are of its 'own' set or 'joint'.
+  config.data.negatives = 'own'
+  config.data.query_prompts = ()  # 'NAME=PROMPT', for model.query_prompt
+  config.data.target_prompts = ()
   config.data.cache = '~/.cache/retrieval_jax'  # prepared text and tokens
   config.data.num_targets = 0  # keep about this many targets; 0: all
   # True drops and counts judgements of unknown ids, repeated ones and queries

@@ -20,10 +20,12 @@ from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
 from retrieval_jax.data import teachers
+from retrieval_jax.data import turns as turns_lib
 from retrieval_jax.evaluation import measures
 from retrieval_jax.factory import datasets
 from retrieval_jax.factory import encoders
 from retrieval_jax.factory import methods as methods_lib
+from retrieval_jax.factory import mixtures
 from retrieval_jax.factory import readers
 from retrieval_jax.factory import run_folder
 from retrieval_jax.mining import episodes
@@ -91,6 +93,22 @@ class Experiment:
     return teachers.read(
         os.path.expanduser(options.folder), dataset, dim=options.dim,
         asked=dataset.qrels[self.config.data.train_split].queries())
+
+  @property
+  def own_sets(self) -> data.Sets | None:
+    """The sets of the data, where queries meet those of their own set alone.
+
+    None where there is one set, or all queries meet all targets.
+    """
+    return self.dataset.sets if self.config.data.negatives == 'own' else None
+
+  @functools.cached_property
+  def turns(self) -> turns_lib.Turns | None:
+    """Which of several sets the batch of a step is of; None of one set."""
+    sets = self.dataset.sets
+    return None if sets is None else turns_lib.Turns(
+        sets.query_starts, mixtures.chances(self.config, self.dataset),
+        self.config.seed)
 
   def tokenize_queries(self, texts: Sequence[str]
                        ) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +264,7 @@ class Experiment:
     return steps.make_train_step(
         self.make_encoders(), self.method, optimizer, mesh=self.mesh,
         seed=self.config.seed, layout=self.layout,
-        first_of_text=first_of_text), schedule
+        first_of_text=first_of_text, sets=self.own_sets), schedule
 
   def make_encoders(self) -> steps.Encoders:
     """Returns the model, and the reader, as a step computes them: in chunks."""
@@ -337,14 +355,15 @@ class Experiment:
       return data.QuestionBatches(
           self._answers().query_rows, self.query_tokens,
           batch_size=self.config.batch_size, seed=self.config.seed,
-          num_shards=jax.process_count(), shard_index=jax.process_index())
+          num_shards=jax.process_count(), shard_index=jax.process_index(),
+          turns=self.turns)
     return data.TrainBatches(
         dataset.qrels[split], self.query_tokens, self.target_tokens,
         batch_size=self.config.batch_size, seed=self.config.seed,
         num_shards=jax.process_count(), shard_index=jax.process_index(),
         candidates=dataset.candidates.get(split),
         num_candidates=self.method.num_candidates,
-        positive=self.config.data.positive)
+        positive=self.config.data.positive, turns=self.turns)
 
 
 def build(config: config_dict.ConfigDict, *,
@@ -426,11 +445,12 @@ def _check_best(config: config_dict.ConfigDict) -> None:
     raise ValueError(
         f'--config.checkpoint.best={best!r} needs measures of the dev split '
         'during training; set --config.evaluation.every=STEPS.')
+  sets = ['', *(f'{name}/' for name in mixtures.sources(config))]
   prefixes = ['', *(f'/{dim}' for dim in config.evaluation.dims)]
   forms = ['', *(f'/{name}' for name in quantisation.variants(
       config.evaluation.precisions, config.evaluation.rescore_multiplier))]
-  measured = [f'{split}/{name}{prefix}{form}' for prefix in prefixes
-              for form in forms for name in measures.ALL]
+  measured = [f'{split}/{of_set}{name}{prefix}{form}' for of_set in sets
+              for prefix in prefixes for form in forms for name in measures.ALL]
   if best not in measured:
     raise ValueError(
         f'--config.checkpoint.best={best!r} is not measured during training; '

@@ -224,4 +224,5 @@ def make_setting(config: config_dict.ConfigDict, num_devices: int,
       tied=config.model.tied and not config.reader.alone,
       normalize=config.model.normalize, table_dtype=config.memory.dtype,
       data_name=dataset.name, split=split, num_candidates=most,
-      has_answers=split in dataset.answers, has_teacher=has_teacher)
+      has_answers=split in dataset.answers, has_teacher=has_teacher,
+      negatives=config.data.negatives if dataset.sets else None)

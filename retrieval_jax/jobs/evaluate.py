@@ -10,6 +10,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import files
 from retrieval_jax import matryoshka
@@ -131,7 +132,9 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
   if folder is not None:
     with config.unlocked():
       config.data.source, config.data.path = 'beir', folder
-      config.data.corpus = ''
+      config.data.corpus, config.data.sets = '', ()
+      for option in ('query_prompts', 'target_prompts'):
+        config.data[option] = ()
   with contextlib.ExitStack() as stack:
     written = out and stack.enter_context(
         files.new_folder(os.path.abspath(out)))
@@ -181,11 +184,14 @@ def _of_encoder(config, written, *, names, measures, dims, precisions,
 
 def _means(of_sets: Sequence[Measures]) -> Measures:
   """Returns the means over data sets of the measures that all of them have."""
-  return {split: {name: float(np.mean([of_set[split][name]
-                                       for of_set in of_sets]))
-                  for name in of_split
-                  if all(name in of_set[split] for of_set in of_sets)}
-          for split, of_split in of_sets[0].items()}
+  return {split: _mean([of_set[split] for of_set in of_sets])
+          for split in of_sets[0]}
+
+
+def _mean(of_sets: Sequence[dict[str, float]]) -> dict[str, float]:
+  return {name: float(np.mean([of_set[name] for of_set in of_sets]))
+          for name in of_sets[0]
+          if all(name in of_set for of_set in of_sets)}
 
 
 def of_params(experiment: factory.Experiment, params: types.Params,
@@ -200,7 +206,9 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   Measures of the first m dimensions are called MEASURE/m, as in 'RR@10/64',
   those of quantised targets MEASURE/NAME, as in 'RR@10/int8', with the names of
   `quantisation.variants`; of both 'RR@10/64/int8': the prefix is taken, and
-  normalised, first.
+  normalised, first. Of several data sets those of each are called SET/MEASURE,
+  and MEASURE is their mean, in which each set counts the same; where negatives
+  are of a query's own set, so is the corpus that is searched for it.
 
   Args:
     experiment: factory.Experiment.
@@ -232,21 +240,24 @@ def of_params(experiment: factory.Experiment, params: types.Params,
     precisions = config.evaluation.precisions
   if rescore_multiplier is None:
     rescore_multiplier = config.evaluation.rescore_multiplier
-  search = dict(
-      query_ids=[dataset.query_ids[row] for row in rows],
-      corpus_ids=dataset.corpus_ids, mesh=experiment.mesh,
-      k=config.evaluation.depth + config.evaluation.drop_self_matches,
-      chunk_rows=config.memory.chunk_rows)
   measure = functools.partial(
       _measure, dataset, names, measures=measures,
       depth=config.evaluation.depth,
       drop_self_matches=config.evaluation.drop_self_matches)
+
+  def searched(search, queries, targets, *options, **more):
+    return _searched(experiment, rows, lambda places, part: search(
+        queries[places], targets[part.start:part.stop], *options,
+        query_ids=[dataset.query_ids[row] for row in rows[places]],
+        corpus_ids=data.Part(dataset.corpus_ids, part), mesh=experiment.mesh,
+        k=config.evaluation.depth + config.evaluation.drop_self_matches,
+        chunk_rows=config.memory.chunk_rows, **more))
+
   read = None
   if experiment.reader is not None:
     read = functools.partial(_read, experiment, params)
   by_split = measure(
-      retrieval.search_corpus(queries, targets, **search), folder=workdir,
-      read=read)
+      searched(_exactly, queries, targets)[''], folder=workdir, read=read)
 
   def add(form, found):
     for name, of_split in measure(found).items():
@@ -259,11 +270,11 @@ def of_params(experiment: factory.Experiment, params: types.Params,
       of_queries, of_targets = (
           matryoshka.truncate(vectors, dim, config.model.normalize)
           for vectors in (queries, targets))
-      add(dim, retrieval.search_corpus(of_queries, of_targets, **search))
+      add(dim, searched(_exactly, of_queries, of_targets)[''])
       prefix = f'{dim}/'
-    for form, found in retrieval.search_quantised(
-        of_queries, of_targets, precisions,
-        rescore_multiplier=rescore_multiplier, **search):
+    for form, found in searched(
+        retrieval.search_quantised, of_queries, of_targets, precisions,
+        rescore_multiplier=rescore_multiplier).items():
       add(prefix + form, found)
   return by_split
 
@@ -282,14 +293,19 @@ def of_bm25(experiment: factory.Experiment,
   config, dataset = experiment.config, experiment.dataset
   names = names or splits(config)
   rows = np.concatenate([dataset.queries_of(split) for split in names])
-  texts = [dataset.query_texts[row] for row in rows]
-  found, scores = bm25.bm25_run(
-      dataset.corpus_texts, texts,
-      config.evaluation.depth + config.evaluation.drop_self_matches)
+
+  def search(places, part):
+    found, scores = bm25.bm25_run(
+        data.Part(dataset.corpus_texts, part),
+        [dataset.query_texts[row] for row in rows[places]],
+        config.evaluation.depth + config.evaluation.drop_self_matches)
+    yield '', runs.from_rows(
+        [dataset.query_ids[row] for row in rows[places]], found, scores,
+        data.Part(dataset.corpus_ids, part))
+
   return _measure(
-      dataset, names, runs.from_rows(
-          [dataset.query_ids[row] for row in rows], found, scores,
-          dataset.corpus_ids), measures=measures, depth=config.evaluation.depth,
+      dataset, names, _searched(experiment, rows, search)[''],
+      measures=measures, depth=config.evaluation.depth,
       drop_self_matches=config.evaluation.drop_self_matches, folder=workdir)
 
 
@@ -332,6 +348,11 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
   else:
     retriever = trained.open_either(workdir, config)
     experiment, dataset = retriever.experiment, retriever.dataset
+    if experiment.own_sets is not None:
+      raise ValueError(
+          f'--index={folder} is over several sets, and '
+          "--config.data.negatives='own' measures a query against its own; an "
+          "index is measured with 'joint' only.")
     index, state = retriever.index(folder)
     names = _checked_splits(names, experiment)
     drop = experiment.config.evaluation.drop_self_matches
@@ -357,6 +378,50 @@ def _check_forms(dims, precisions, rescore_multiplier, limit):
   quantisation.check(precisions or (), '--precisions')
   quantisation.check_multiplier(
       rescore_multiplier or 0, '--rescore_multiplier')
+
+
+def _exactly(*vectors, **options):
+  """Yields the run of an exact search as `search_quantised` does its own."""
+  yield '', retrieval.search_corpus(*vectors, **options)
+
+
+def _searched(experiment, rows, search):
+  """Returns name -> run of queries, each over the corpus it is measured by.
+
+  Args:
+    experiment: of the data.
+    rows: [n], of the queries.
+    search: from places [m] among the queries and a range of corpus rows to
+      (name, run) of each way to search those targets for these queries.
+  """
+  dataset, sets = experiment.dataset, experiment.own_sets
+  places = np.arange(len(rows))
+  if sets is None:
+    return dict(search(places, range(len(dataset.corpus_ids))))
+  of_set, found = sets.of_queries(rows), {}
+  for i in np.unique(of_set):
+    part = places[of_set == i]
+    for name, run in search(part, sets.corpus(i)):
+      found.setdefault(name, []).append((part, run))
+  query_ids = [dataset.query_ids[row] for row in rows]
+  return {name: runs.merge(query_ids, parts) for name, parts in found.items()}
+
+
+def _by_set(dataset, measure):
+  """Returns what `measure` finds: of one data set, or of each and the mean."""
+  parts = dataset.parts()
+  if not parts:
+    return measure(dataset)
+  found = {name: measure(part) for name, part in parts.items()}
+  return _mean(list(found.values())) | {
+      f'{name}/{key}': value for name, of_set in found.items()
+      for key, value in of_set.items()}
+
+
+def _of_predicted(predicted, dataset, split, measures):
+  if split not in dataset.answers:
+    return {}
+  return predictions.evaluate(predicted, dataset.answers_of(split), measures)
 
 
 def _checked_splits(names: Sequence[str] | None,
@@ -392,12 +457,13 @@ def _measure(dataset, names, found, *, measures, depth, drop_self_matches,
     reads = of_reader if name in dataset.answers else []
     by_split[name] = {}
     if not reads or len(reads) < len(measures):
-      by_split[name] = measures_lib.of_split(part, dataset, name, measures)
+      by_split[name] = _by_set(dataset, functools.partial(
+          measures_lib.of_split, part, split=name, measures=measures))
     if reads:
       records = read(name, part)
-      by_split[name] |= predictions.evaluate(
-          {record['id']: record['prediction'] for record in records},
-          dataset.answers_of(name), reads)
+      predicted = {record['id']: record['prediction'] for record in records}
+      by_split[name] |= _by_set(dataset, functools.partial(
+          _of_predicted, predicted, split=name, measures=reads))
       if folder:
         predictions.write(
             os.path.join(folder, f'{name}.predictions.jsonl'), records)

@@ -92,7 +92,7 @@ def write(retriever: trained.TrainedRetriever,
   options = config.to_dict()
   # Where the data lay says nothing to others.
   options['data'] = {name: value for name, value in options['data'].items()
-                     if name not in ('cache', 'path')}
+                     if name not in ('cache', 'path', 'sets')}
   lines += ['', '## Method and configuration', '',
             f'`{experiment.method!r}`, step {step} of {config.num_steps}.', '',
             '```json', json.dumps(options, indent=2, default=str), '```', '']

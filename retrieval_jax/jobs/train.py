@@ -47,9 +47,9 @@ from retrieval_jax.training import wandb_writer
 # schedule depends on it.
 MAY_CHANGE = ('log', 'checkpoint.every', 'checkpoint.keep', 'profile',
               'diagnostics', 'evaluation', 'data.cache', 'data.path',
-              'data.corpus', 'data.tokens_on_device', 'encoding.batch_tokens',
-              'memory.folder', 'sharding', 'teacher.folder',
-              'teacher.on_device')
+              'data.corpus', 'data.sets', 'data.tokens_on_device',
+              'encoding.batch_tokens', 'memory.folder', 'sharding',
+              'teacher.folder', 'teacher.on_device')
 
 
 def run(config: config_dict.ConfigDict, workdir: str, *,
@@ -126,6 +126,11 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     files.write_json(os.path.join(workdir, 'config.json'), resolved)
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
+    sets, turns = experiment.dataset.sets, experiment.turns
+    if sets is not None and turns is not None:
+      say('Batches by set: ' + ', '.join(
+          f'{name} {chance:.1%}'
+          for name, chance in zip(sets.names, turns.chances)) + '.')
     copies = experiment.dataset.copies
     if len(copies.ids):
       say(f'{len(copies.ids):,} targets are copies: {copies.num_texts:,} texts '

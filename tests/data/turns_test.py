@@ -113,7 +113,7 @@ class BatchesTest(parameterized.TestCase):
     for step in range(120):
       visits[made.at(step)[0]].extend(batches.batch(step).query_ids)
     for i, size in enumerate(SIZES.values()):
-      expected = QUERIES[(QUERIES >= STARTS[i]) & (QUERIES < STARTS[i + 1])]
+      expected = QUERIES[(STARTS[i] <= QUERIES) & (STARTS[i + 1] > QUERIES)]
       epochs = np.array(visits[i][:len(visits[i]) // size * size]).reshape(
           -1, size)
       self.assertGreater(len(epochs), 2)

@@ -103,6 +103,10 @@ class Part(Sequence[str]):
       return self._strings[rows.start:rows.stop:rows.step]
     return self._strings[rows]
 
+  def __iter__(self) -> Iterator[str]:
+    for start in range(0, len(self), _CHUNK):
+      yield from self[start:start + _CHUNK]
+
 
 class Prefixed(Sequence[str]):
   """Strings behind the prefix of their group, read where they are asked for."""

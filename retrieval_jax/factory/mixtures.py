@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval_jax import data
 from retrieval_jax.data import turns
+from retrieval_jax.factory import defaults
 from retrieval_jax.factory import registries
 
 NEGATIVES = ('own', 'joint')
@@ -61,6 +62,13 @@ def sources(config: config_dict.ConfigDict) -> dict[str, Source]:
         f'--config.data.negatives={options.negatives!r} is not one of '
         f'{list(NEGATIVES)}.')
   return found
+
+
+def leave_out(config: config_dict.ConfigDict) -> None:
+  """Makes a config, in place, one of data.source and data.path."""
+  usual = defaults.get_config().data
+  for option in ('sets', *_OF_SEVERAL):
+    config.data[option] = usual[option]
 
 
 def _listed(value: Sequence[str], option: str) -> Sequence[str]:

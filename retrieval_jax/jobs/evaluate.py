@@ -31,6 +31,7 @@ from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation import retrieval
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
+from retrieval_jax.factory import mixtures
 
 Measures = dict[str, dict[str, float]]
 """{split: {measure: value}}."""
@@ -132,9 +133,8 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
   if folder is not None:
     with config.unlocked():
       config.data.source, config.data.path = 'beir', folder
-      config.data.corpus, config.data.sets = '', ()
-      for option in ('query_prompts', 'target_prompts'):
-        config.data[option] = ()
+      config.data.corpus = ''
+      mixtures.leave_out(config)
   with contextlib.ExitStack() as stack:
     written = out and stack.enter_context(
         files.new_folder(os.path.abspath(out)))

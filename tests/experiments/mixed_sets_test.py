@@ -308,6 +308,14 @@ def test_the_command_line_names_sets(folders, cache, tmp_path, capfd):
       'test']} - set(measures_lib.MEASURES)
 
 
+def test_a_folder_takes_the_place_of_the_sets(folders, make_mixed):
+  found = evaluate.of_config(make_mixed(
+      data__weights=(1, 2), data__query_prompts=('few=ka: ',),
+      evaluation__baselines=False), folder=folders['few'], names=['dev'])
+  assert (found['data'], found['config']['data']['weights']) == ('few', ())
+  assert set(found['measures']['dev']) == set(measures_lib.MEASURES)
+
+
 def test_an_index_over_all_sets_measures_no_set_alone(run, tmp_path):
   with pytest.raises(ValueError, match="index=.* is over several sets"):
     evaluate.of_index(str(tmp_path), ['dev'], ['RR@10'], workdir=run[0])

@@ -23,6 +23,7 @@ _HOMES = {
     'load_config': ('factory.defaults', 'load_config'),
     'train': ('jobs.train', 'run'),
     'open_run': ('trained', 'open'),
+    'load_state': ('trained', 'load_state'),
     'from_config': ('trained', 'from_config'),
     'TrainedRetriever': ('trained', 'TrainedRetriever'),
     'evaluate': ('jobs.evaluate', 'run'),

@@ -4,9 +4,11 @@ import ast
 import glob
 import os
 
+import jax
 import nbformat
 import pytest
 
+from retrieval_jax import trained
 from retrieval_jax.data import errors
 from retrieval_jax.data.readers import wordnet_files
 
@@ -21,9 +23,10 @@ SHOWN = {'01_quickstart.ipynb': (
     'BM25', 'untrained encoder', 'trained encoder', 'MRR@10'),
          '02_adapters.ipynb': ('encoder', '+XS', '+XL', '+NUDGE-N', 'R@100'),
          '03_answers.ipynb': (
-             'BM25', 'trained encoder', 'Answer@20', 'EM', 'passages read')}
+             'BM25', 'trained encoder', 'Answer@20', 'EM', 'passages read'),
+         '04_devices.ipynb': ('BM25', 'trained encoder', 'MRR@10')}
 PICTURES = {'01_quickstart.ipynb': 2, '02_adapters.ipynb': 1,
-            '03_answers.ipynb': 1}
+            '03_answers.ipynb': 1, '04_devices.ipynb': 1}
 
 
 def code_cells(notebook):
@@ -90,6 +93,7 @@ def test_every_cell_runs_at_tiny_size(
   pytest.importorskip('ipykernel')
   monkeypatch.setenv('PYTHONPATH', _ROOT)
   monkeypatch.setenv('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '2' if 'devices' in path else '1')
   notebook = read(path)
   workdir = str(tmp_path / 'run')
   overrides = {
@@ -111,6 +115,24 @@ def test_every_cell_runs_at_tiny_size(
   pictures = [cell for cell in cells.values() if any(
       'image/png' in output.get('data', {}) for output in cell.outputs)]
   assert len(pictures) == PICTURES[os.path.basename(path)]
+  if 'held' in cells:
+    check_held(cells['held'].outputs, workdir)
   found = ''.join(output.text for output in cells['search'].outputs
                   if output.get('name') == 'stdout')
   assert len(found.splitlines()) == 5
+
+
+def check_held(outputs, workdir):
+  """Two devices hold the same, and half of all but small parameters."""
+  text = ''.join(output.text for output in outputs
+                 if output.get('name') == 'stdout')
+  held = {line.split()[0]: [float(word) for word in line.split()[1:-1]]
+          for line in text.splitlines()}
+  assert list(held) == ['table', 'parameters', 'moments']
+  for name, (first, second) in held.items():
+    assert first == second > 0, name
+  whole = sum(leaf.nbytes for leaf in jax.tree.leaves(
+      trained.open(workdir, num_devices=1).params)) / 2**20
+  assert .5 * whole <= held['parameters'][0] < .6 * whole
+  assert held['moments'][0] == pytest.approx(
+      2 * held['parameters'][0], rel=.02)

@@ -131,7 +131,8 @@ def test_a_run_file_gives_the_numbers_that_are_reported(drop, tmp_path):
   config = ml_collections.ConfigDict({
       'data': {'dev_split': '', 'test_split': 'test'},
       'evaluation': {'depth': 12, 'drop_self_matches': drop}})
-  experiment = type('Experiment', (), dict(config=config, dataset=dataset))
+  experiment = type('Experiment', (), dict(
+      config=config, dataset=dataset, own_sets=None))
   reported = evaluate.of_bm25(
       experiment, measures=['nDCG@10', 'R@20', 'AP', 'RR@10'],
       workdir=str(tmp_path))['test']

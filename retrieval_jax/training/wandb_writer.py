@@ -1,22 +1,19 @@
 """Scalars of a run for Weights & Biases, an optional extra."""
 
 from collections.abc import Mapping
-import importlib.util
 import os
 from typing import Any
 import uuid
 
 from retrieval_jax import files
+from retrieval_jax.data import errors
 
 _FILE = 'wandb.json'  # in the folder of the run: by which id it goes on
 
 
 def check_installed(project: str) -> None:
   """Raises ImportError, which says what to install, where that is missing."""
-  if importlib.util.find_spec('wandb') is None:
-    raise ImportError(
-        f"--config.log.wandb={project} needs Weights & Biases: pip install "
-        "'retrieval_jax[wandb]' (wandb).")
+  errors.import_extra('wandb', 'wandb', f'--config.log.wandb={project}')
 
 
 class WandbWriter:

@@ -107,8 +107,7 @@ class MetricWriterTest(parameterized.TestCase):
     self.assertEqual(run.finish.call_count, 2)
 
   def test_weights_and_biases_that_are_not_installed(self):
-    with mock.patch.object(wandb_writer.importlib.util, 'find_spec',
-                           return_value=None):
+    with mock.patch.dict(sys.modules, wandb=None):
       with self.assertRaisesRegex(ImportError, r'log.wandb=words .*\[wandb'):
         wandb_writer.check_installed('words')
 

@@ -205,7 +205,8 @@ def keep_start(experiment: factory.Experiment, workdir: str) -> None:
   folder = os.path.join(workdir, _START)
   shutil.rmtree(folder, ignore_errors=True)  # that of another start
   with checkpoint.Checkpoints(folder) as kept:
-    kept.save(0, {'params': experiment.params}, {})
+    params, _ = base_params.split(experiment.params)  # a base stays anyway
+    kept.save(0, {'params': params}, {})
 
 
 def restarted(experiment: factory.Experiment, train_step: steps.TrainStep,
@@ -214,14 +215,12 @@ def restarted(experiment: factory.Experiment, train_step: steps.TrainStep,
 
   Its memory and pools stay, its step counts on.
   """
-  changed, _ = base_params.split(experiment.params)
-  abstract = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      changed, experiment.layout.shardings(changed))
-  _, base = base_params.split(state.params)
+  # Those of an objective are made anew by `init_state`.
+  abstract = states.abstract(
+      {name: state.params[name] for name in experiment.params})
   with checkpoint.Checkpoints(
       os.path.join(workdir, _START), read_only=True) as kept:
-    params = kept.restore_params(base_params.join(abstract, base))
+    params = kept.restore_params(abstract)
   return dataclasses.replace(
       train_step.init_state(params, state.table), step=state.step,
       sampler=state.sampler)

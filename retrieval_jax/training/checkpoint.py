@@ -97,12 +97,7 @@ class _Aside(NamedTuple):
 
 
 def _apart(state):
-  """Returns a state, or a dict of its parts, and what was taken from it."""
-  if isinstance(state, Mapping):
-    params, base = base_params.split(state.get('params', {}))
-    return ({**state, 'params': params} if base else state), _Aside(None, base)
-  if not dataclasses.is_dataclass(state):
-    return state, _Aside(None, {})
+  """Returns a state without what is _Aside, and that."""
   table = getattr(state, 'table', None)
   if isinstance(table, host_table.HostTable):
     state = dataclasses.replace(state, table=None)

@@ -190,16 +190,7 @@ def _load(folder, num_layers):
     _check_layers(num_layers, 0, folder)
     config, params, names = static.load(folder)
     return config, params, head, (names, ())
-  path = os.path.join(folder, 'config.json')
-  settings = sentence_modules.read_settings(folder, 'config.json')
-  model_type = settings.expect('model_type', *families.FAMILIES)
-  family = families.FAMILIES[model_type]
-  try:
-    whole = family.read_config(settings)
-  except ValueError as error:
-    if path in str(error):
-      raise
-    raise ValueError(f'{path}: {error}') from error
+  family, whole = _read_config(folder)
   _check_layers(num_layers, whole.num_layers, folder)
   config = whole if num_layers is None else dataclasses.replace(
       whole, num_layers=num_layers)
@@ -221,10 +212,21 @@ def num_layers(name: str) -> int:
   Args:
     name: anything that `resolve_folder` takes.
   """
-  folder = encoder_folder(tower_folders(name)[0])
+  _, config = _read_config(encoder_folder(tower_folders(name)[0]))
+  return config.num_layers
+
+
+def _read_config(folder):
+  """Returns the Family of a folder, and the config with all layers."""
   settings = sentence_modules.read_settings(folder, 'config.json')
-  return families.FAMILIES[settings.expect(
-      'model_type', *families.FAMILIES)].read_config(settings).num_layers
+  family = families.FAMILIES[
+      settings.expect('model_type', *families.FAMILIES)]
+  try:
+    return family, family.read_config(settings)
+  except ValueError as error:
+    if settings.path in str(error):
+      raise
+    raise ValueError(f'{settings.path}: {error}') from error
 
 
 def _check_layers(wanted, there, folder):

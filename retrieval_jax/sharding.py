@@ -6,6 +6,7 @@ Everything else is replicated. This is the only file that builds a mesh;
 everywhere else the mesh is an explicit argument.
 """
 
+from collections.abc import Callable
 import dataclasses
 import re
 from typing import Any
@@ -199,6 +200,28 @@ def put_batch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
       return jax.device_put(array, batch(mesh))
     return jax.make_array_from_process_local_data(batch(mesh), array)
   return jax.tree.map(put, tree)
+
+
+def looked_up(ids: jax.Array, width: int, where: NamedSharding,
+              rows: Callable[[np.ndarray], np.ndarray]) -> jax.Array:
+  """Returns an array [..., width] that the host looks up by ids [...].
+
+  It waits for the ids to come off the device. Each process looks up its own
+  part only.
+
+  Args:
+    ids: replicated.
+    width: of a row.
+    where: sharding of the result, by the dimensions of the ids.
+    rows: from ids [...], a part of them, to what is looked up, [..., width].
+  """
+  found = np.asarray(jax.device_get(ids))
+
+  def part(index):
+    return rows(found[index[:found.ndim]])
+
+  with jax.transfer_guard('allow'):  # the transfer is what this is for
+    return jax.make_array_from_callback((*found.shape, width), where, part)
 
 
 def state_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:

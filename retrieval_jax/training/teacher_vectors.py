@@ -27,18 +27,12 @@ class HostVectors:
       positive_ids: [B] int32, corpus ids.
       negative_ids: [B, K] int32, corpus ids, -1 gives zeros.
     """
-    teacher = self._teacher
+    queries, targets = self._teacher.queries, self._teacher.targets
+    of = lambda vectors, ids: sharding.looked_up(
+        ids, vectors.dim, self._sharding, lambda ids: vectors[ids])
     return types.TeacherVectors(
-        self._of(teacher.queries, query_ids),
-        self._of(teacher.targets, positive_ids),
-        self._of(teacher.targets, negative_ids))
-
-  def _of(self, vectors, ids):
-    ids = jax.device_get(ids)
-    with jax.transfer_guard('allow'):  # the transfer is what this is for
-      return jax.make_array_from_callback(
-          (*ids.shape, vectors.dim), self._sharding,
-          lambda index: vectors[ids[index[:ids.ndim]]])
+        of(queries, query_ids), of(targets, positive_ids),
+        of(targets, negative_ids))
 
 
 class DeviceVectors:

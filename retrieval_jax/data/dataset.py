@@ -342,8 +342,9 @@ class Collection:
       default_factory=dict)
   sets: sets_lib.Sets | None = None
 
+  @functools.cached_property
   def parts(self) -> 'dict[str, Collection]':
-    """Returns set name -> this, with the judgements and answers of that alone.
+    """Set name -> this, with the judgements and answers of that alone.
 
     Rows and texts stay as they are. {} where there is one data set.
     """

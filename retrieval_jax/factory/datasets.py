@@ -101,7 +101,7 @@ def _check_splits(config: config_dict.ConfigDict,
           f'--config.data.{option}={split!r} is not a split of '
           f'{dataset.name}; it has {sorted(dataset.qrels)}.')
   mixtures.check_splits(config, dataset)
-  for one in (dataset.parts() or {'': dataset}).values():
+  for one in (dataset.parts or {'': dataset}).values():
     _check_judged(config, one)
   _check_best(config, dataset)
   pipeline.check_positive(config.data.positive)
@@ -142,7 +142,7 @@ def _check_best(config: config_dict.ConfigDict,
     return
   name, *rest = best.removeprefix(f'{split}/').split('/')
   measured: Sequence[data.Collection] = [dataset]
-  parts = dataset.parts()
+  parts = dataset.parts
   if parts:  # a mean is over all sets
     measured = [parts[name]] if name in parts else list(parts.values())
     name = rest[0] if name in parts else name

@@ -110,7 +110,7 @@ def check_splits(config: config_dict.ConfigDict,
 
   Or where the sets cannot take turns as the config says.
   """
-  for name, part in dataset.parts().items():
+  for name, part in dataset.parts.items():
     for option in ('train_split', 'dev_split', 'test_split'):
       split = config.data[option]
       if split and not len(part.qrels[split].grades) and (
@@ -139,5 +139,5 @@ def chances(config: config_dict.ConfigDict, dataset: data.RetrievalDataset
   split = config.data.train_split
   return turns.chances(
       {name: len(part.queries_of(split))
-       for name, part in dataset.parts().items()},
+       for name, part in dataset.parts.items()},
       tuple(config.data.weights), config.data.temperature)

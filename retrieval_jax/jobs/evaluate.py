@@ -409,7 +409,7 @@ def _searched(experiment, rows, search):
 
 def _by_set(dataset, measure):
   """Returns what `measure` finds: of one data set, or of each and the mean."""
-  parts = dataset.parts()
+  parts = dataset.parts
   if not parts:
     return measure(dataset)
   found = {name: measure(part) for name, part in parts.items()}

@@ -59,10 +59,10 @@ class MixtureTest(parameterized.TestCase):
 
   def test_parts_have_what_the_sets_have_alone(self):
     self.assertEqual(set(self.both.qrels), {'train', 'test', 'dev'})
-    parts = self.both.parts()
+    parts = self.both.parts
     self.assertSequenceEqual(list(parts), NAMES)
     for i, (name, alone) in enumerate(self.alone.items()):
-      self.assertEqual(parts[name].parts(), {})
+      self.assertEqual(parts[name].parts, {})
       for split, found in parts[name].qrels.items():
         if split not in alone.qrels:
           self.assertEmpty(found.grades)
@@ -79,7 +79,7 @@ class MixtureTest(parameterized.TestCase):
         self.assertEqual(parts[name].answers_of(split), {
             f'{name}/{query}': texts
             for query, texts in alone.answers_of(split).items()})
-    self.assertEqual(self.alone['one'].parts(), {})
+    self.assertEqual(self.alone['one'].parts, {})
 
   def test_candidates_and_answers_are_those_of_the_sets(self):
     self.assertSequenceEqual(

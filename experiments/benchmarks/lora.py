@@ -41,15 +41,13 @@ from retrieval_jax.training import step as steps
 
 ARMS = ('everything', 'adapters', 'adapters, bfloat16 base')
 
+
 def define_flags(values):
   """Defines the flags of this script."""
   flags.DEFINE_string('model', '', 'Hugging Face folder, package:NAME/FOLDER; '
                       'empty for a random encoder.', flag_values=values)
-  flags.DEFINE_enum('family', 'qwen3', sorted(shapes.SHAPES), 'If random.',
-                    flag_values=values)
+  shapes.define_flags(values, 'qwen3', 'Shape of a random encoder.')
   for name, default, text in (
-      ('hidden_size', 256, 'Of a random encoder.'),
-      ('num_layers', 4, 'Of a random encoder; of a folder, the first ones.'),
       ('vocab_size', 30_000, 'Of a random encoder.'),
       ('batch_size', 16, 'Pairs per step.'), ('max_length', 64, 'Tokens.'),
       ('rank', 16, 'Of the adapters.'), ('rounds', 7, 'Turns of each arm.')):
@@ -98,15 +96,14 @@ class Arm:
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size, buckets=(options.max_length,))
     settings = in_batch.get_config()
+    method = factory.make_method(settings, num_targets=0, num_queries=0)
     optimizer, _ = optimizers.make_optimizer(**settings.optimizer)
     self._step = steps.make_train_step(
         steps.Encoders(wrap(model.encode_queries), wrap(model.encode_targets),
                        model.scale_of),
-        factory.make_method(settings, num_targets=0, num_queries=0), optimizer,
-        mesh=mesh, seed=0)
-    table = factory.make_method(
-        settings, num_targets=0, num_queries=0).memory.create(
-            None, np.zeros(0, np.int32), dim=model.dim, mesh=mesh, step=0)
+        method, optimizer, mesh=mesh, seed=0)
+    table = method.memory.create(
+        None, np.zeros(0, np.int32), dim=model.dim, mesh=mesh, step=0)
     self._state = self._step.init_state(params, table)
     random = np.random.default_rng(0)
     tokens = random.integers(1, config.vocab_size, (

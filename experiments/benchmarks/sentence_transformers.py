@@ -60,14 +60,9 @@ def define_flags(values):
   flags.DEFINE_string(
       'model', in_batch.get_config().model.pretrained,
       'Hugging Face folder, or package:NAME/FOLDER.', flag_values=values)
-  flags.DEFINE_enum(
-      'family', None, sorted(shapes.SHAPES),
-      'A random encoder of this shape in place of that of --model, with its '
-      'tokenizer.', flag_values=values)
-  flags.DEFINE_integer('hidden_size', 256, 'Of a random encoder.',
-                       lower_bound=64, flag_values=values)
-  flags.DEFINE_integer('num_layers', 4, 'Of a random encoder.', lower_bound=1,
-                       flag_values=values)
+  shapes.define_flags(
+      values, None, 'A random encoder of this shape in place of that of '
+      '--model, with its tokenizer.')
   flags.DEFINE_enum(
       'texts', 'wordnet', ['wordnet', 'random'],
       "'wordnet': usage examples and their synsets. 'random': single letters, "

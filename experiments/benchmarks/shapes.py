@@ -1,12 +1,11 @@
 """Random encoders of the shape of published ones, to time; not scripts."""
 
 import os
-from typing import Any
 
+from absl import flags
 import jax
 
 from retrieval_jax import data
-from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import export
 from retrieval_jax.models import modern
@@ -23,6 +22,22 @@ SHAPES = {
 """Family -> what its published encoders have in common."""
 
 _HEAD = 64
+
+
+def define_flags(values: flags.FlagValues, family: str | None, text: str
+                 ) -> None:
+  """Defines --family, --hidden_size and --num_layers.
+
+  Args:
+    values: gets them.
+    family: the default; None for an encoder that is not random.
+    text: what --family does.
+  """
+  flags.DEFINE_enum('family', family, sorted(SHAPES), text, flag_values=values)
+  flags.DEFINE_integer('hidden_size', 256, 'Of a random encoder.',
+                       lower_bound=_HEAD, flag_values=values)
+  flags.DEFINE_integer('num_layers', 4, 'Of a random encoder.', lower_bound=1,
+                       flag_values=values)
 
 
 def config(family: str, *, hidden_size: int, num_layers: int, vocab_size: int,
@@ -49,8 +64,7 @@ def config(family: str, *, hidden_size: int, num_layers: int, vocab_size: int,
 
 
 def write(folder: str, family: str, *, hidden_size: int, num_layers: int,
-          tokenizer: data.Tokenizer, max_length: int) -> tuple[
-              Any, types.Params]:
+          tokenizer: data.Tokenizer, max_length: int) -> None:
   """Writes a random encoder as sentence-transformers loads one.
 
   Args:
@@ -60,15 +74,10 @@ def write(folder: str, family: str, *, hidden_size: int, num_layers: int,
     num_layers: number of blocks.
     tokenizer: written with it.
     max_length: at which it cuts.
-
-  Returns:
-    The dual encoder and its params.
   """
   os.makedirs(folder)
   model = dual_encoder.DualEncoder(config(
       family, hidden_size=hidden_size, num_layers=num_layers,
       vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id))
-  params = jax.jit(model.init)(jax.random.key(0))
-  export.write(folder, model, params, tokenizer,
+  export.write(folder, model, jax.jit(model.init)(jax.random.key(0)), tokenizer,
                lengths=(max_length, max_length), prompts=('', ''))
-  return model, params

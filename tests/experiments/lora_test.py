@@ -10,10 +10,12 @@ import pytest
 from experiments import export
 from experiments import inspect
 from retrieval_jax import base_params
+from retrieval_jax import factory
 from retrieval_jax import trained
 from retrieval_jax.data import tensor_files
 from retrieval_jax.jobs import train
 from retrieval_jax.models import peft
+from tests.experiments import episodes_test
 from tests.experiments import scripts_test
 from tests.experiments import tiny
 from tests.experiments import train_test
@@ -134,6 +136,27 @@ def test_another_run_starts_from_the_adapted_encoder(
   with pytest.raises(SystemExit, match='belong to the encoder of the run'):
     scripts_test.call(export, f'--workdir={workdir}',
                       f'--out={tmp_path}/out', '--adapters')
+
+
+def test_an_episode_begins_with_the_first_adapters(
+    make_config, base, tmp_path):
+  """At step 2 of three episodes; the base stays, and is in no file."""
+  workdir = str(tmp_path)
+  config = episodes_test.make(
+      make_config, model__pretrained=base, model__num_layers=0, lora__rank=2,
+      data__query_length=16, data__target_length=16,
+      optimizer__learning_rate=3e-2)
+  with train_test.stop_after(2):
+    train.run(config, workdir, num_devices=1)
+  first = jax.device_get(factory.build(config, num_devices=1).params)
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(train_test.final_state(workdir).params), first)
+  train.run(config, workdir, num_devices=2)
+  last = train_test.final_state(workdir).params
+  moved = jax.tree.map(
+      lambda old, new: np.abs(old - new).max(), first, jax.device_get(last))
+  assert max(jax.tree.leaves(moved['tower']['lora'])) > 1e-2
+  assert not max(jax.tree.leaves(moved[base_params.KEY]))
 
 
 def test_another_base_is_refused(config, tmp_path):

@@ -140,7 +140,7 @@ def test_another_run_starts_from_the_adapted_encoder(
 
 def test_an_episode_begins_with_the_first_adapters(
     make_config, base, tmp_path):
-  """At step 2 of three episodes; the base stays, and is in no file."""
+  """At step 2 of three episodes; the base stays, and is not kept with them."""
   workdir = str(tmp_path)
   config = episodes_test.make(
       make_config, model__pretrained=base, model__num_layers=0, lora__rank=2,
@@ -151,6 +151,9 @@ def test_an_episode_begins_with_the_first_adapters(
   first = jax.device_get(factory.build(config, num_devices=1).params)
   jax.tree.map(np.testing.assert_array_equal,
                jax.device_get(train_test.final_state(workdir).params), first)
+  with train_test.checkpoint.Checkpoints(
+      os.path.join(workdir, 'start'), read_only=True) as kept:
+    assert set(kept._saved(0)['params']) == {'tower'}
   train.run(config, workdir, num_devices=2)
   last = train_test.final_state(workdir).params
   moved = jax.tree.map(

@@ -121,7 +121,6 @@ def _two_cores(config):
   config.evaluation.every = 0
   config.evaluation.baselines = False
   config.evaluation.num_read = 10
-  config.checkpoint.every = 1000
   config.log.tensorboard = False
 
 

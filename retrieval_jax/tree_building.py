@@ -1,10 +1,10 @@
 """How a tree is built from embeddings, and brought up to date with them.
 
   build      k-means of a sample gives the parents; every row goes to the
-             nearest; then, parent by parent, k-means of its rows gives the
-             leaves. Clusters that are too small are dissolved; those that are
-             too large are cut into equal pieces along their leading direction,
-             so that sizes are bounded whatever the data.
+             nearest; then, parent by parent, k-means of a sample of its rows
+             gives the leaves. Clusters that are too small are dissolved; those
+             that are too large are cut into equal pieces along their leading
+             direction, so that sizes are bounded whatever the data.
   maintain   one pass over the rows in the same way: centres, radii, counts and
              second moments anew; rows that left their leaf by a margin move to
              a sibling that has room; a parent whose rows have come to lie much
@@ -40,7 +40,7 @@ from retrieval_jax import types
 _FILL = 0.75  # rows per k-means centre, as a share of the leaf size
 _LEAST = 0.25  # smaller clusters, as a share of those rows, are dissolved
 _FLAT = 256  # as many centres or fewer have one parent
-_SAMPLE = 128  # rows per parent that the parents are made from
+_SAMPLE = 128  # rows per centre that centres are made from
 _ITERATIONS = 8  # of k-means
 _POWER = 6  # iterations towards a leading direction
 _CHUNK = 4096  # rows compared with centres at a time
@@ -344,11 +344,14 @@ def _cost_of_measures(shape, leaf_size, rank):
 def _cost_of_growing(shape):
   """Returns products of `_grow`: a row's nearest centre, and to the sums.
 
-  Both in each iteration, of k-means and towards the leading directions, and in
-  the two that dissolve small clusters; then every row's place.
+  Both for a sample in each iteration, of k-means and towards the leading
+  directions, and in the two that dissolve small clusters; then the place of
+  every row.
   """
   centres = -(-shape.parent_size // shape.mean_size)
-  return shape.parent_size * centres * (2 * (_ITERATIONS + 2 + _POWER) + 1)
+  sample = min(shape.parent_size, _SAMPLE * centres)
+  return centres * (
+      2 * (_ITERATIONS + 2 + _POWER) * sample + shape.parent_size)
 
 
 def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
@@ -526,16 +529,24 @@ def _grow(key, block, vectors, live, shape, leaf_size):
     leaf_size: of the tree.
   """
   placed = block >= 0
+  count = placed.sum().astype(jnp.int32)
   most = -(-len(block) // shape.mean_size)
+  num_centres = -(-count // shape.mean_size)
+  # Evenly spaced; `block` rises, so those of no row are the last.
+  size = min(len(block), _SAMPLE * most)
+  at = jnp.arange(size) * -(-count // size)
+  some = jnp.minimum(at, len(block) - 1)
   # An empty row is there to be filled; it has a place, but no say.
+  sample, heard = vectors[some], live[some] & (at < count)
   active, centres = _k_means(
-      key, block, vectors, live, most,
-      -(-placed.sum().astype(jnp.int32) // shape.mean_size))
-  counts = _sums(vectors, live, centres, active)[1]
-  active &= counts >= jnp.minimum(_LEAST * shape.mean_size, counts.max())
-  centres = _improved(vectors, live, centres, active)
+      key, block[some], sample, heard, most, num_centres)
+  counts = _sums(sample, heard, centres, active)[1]
+  share = heard.sum() / jnp.maximum(live.sum(), 1)
+  active &= counts >= jnp.minimum(
+      _LEAST * shape.mean_size * share, counts.max())
+  centres = _improved(sample, heard, centres, active)
   cluster, place = _place(
-      vectors, centres, active, _directions(vectors, live, centres, active))
+      vectors, centres, active, _directions(sample, heard, centres, active))
   leaf, used = _cut(
       jnp.where(placed, cluster, most), place, most, leaf_size)
   return jnp.where(placed, leaf, shape.arity), used, jnp.float32(jnp.nan)

@@ -319,7 +319,7 @@ def cost_of_build(num_rows: int, leaf_size: int, rank: int
   products_taken += shape.num_parents * _cost_of_growing(shape)
   if shape.num_parents > 1:
     size = min(num_rows, _SAMPLE * shape.num_centres)
-    per_centre = 2 * (_ITERATIONS + _POWER) * size + num_rows
+    per_centre = (2 * _ITERATIONS + 1 + _POWER) * size + num_rows
     products_taken += shape.num_centres * per_centre
     taken += size + num_rows
   return products_taken, taken
@@ -344,14 +344,14 @@ def _cost_of_measures(shape, leaf_size, rank):
 def _cost_of_growing(shape):
   """Returns products of `_grow`: a row's nearest centre, and to the sums.
 
-  Both for a sample in each iteration, of k-means and towards the leading
-  directions, and in the two that dissolve small clusters; then the place of
-  every row.
+  Both for a sample in each iteration of k-means and in the two that dissolve
+  small clusters; of those towards the leading directions one more, and the
+  sums of each; then the nearest of every row.
   """
   centres = -(-shape.parent_size // shape.mean_size)
   sample = min(shape.parent_size, _SAMPLE * centres)
   return centres * (
-      2 * (_ITERATIONS + 2 + _POWER) * sample + shape.parent_size)
+      (2 * (_ITERATIONS + 2) + 1 + _POWER) * sample + shape.parent_size)
 
 
 def _over_parents(source, rows, sizes, settle, shape, leaf_size, rank, counts):
@@ -579,7 +579,8 @@ def _sums(vectors, live, centres, active):
   """Returns sums [k, D] and counts [k] of the live rows nearest to each."""
   def add(carry, chunk):
     vectors, live = chunk
-    near = _one_hot(vectors, live, centres, active)[0]
+    near = _one_hot(
+        _closest(vectors, centres, active), live, len(centres))
     return (carry[0] + products.inner('ck,cd->kd', near, vectors),
             carry[1] + near.sum(axis=0)), None
   return jax.lax.scan(
@@ -589,15 +590,15 @@ def _sums(vectors, live, centres, active):
 
 def _directions(vectors, live, centres, active):
   """Returns about the leading direction [k, D] of the rows of each centre."""
+  chunks = _chunks(vectors, live, _nearest(vectors, centres, active))
   def towards(_, axes):
     def add(sums, chunk):
-      vectors, live = chunk
-      near, at = _one_hot(vectors, live, centres, active)
+      vectors, live, at = chunk
       away = vectors - centres[at]
       along = jnp.sum(away * axes[at], axis=1, keepdims=True)
+      near = _one_hot(at, live, len(centres))
       return sums + products.inner('ck,cd->kd', near, along * away), None
-    sums, _ = jax.lax.scan(
-        add, jnp.zeros_like(centres), _chunks(vectors, live))
+    sums, _ = jax.lax.scan(add, jnp.zeros_like(centres), chunks)
     return sums / jnp.maximum(
         jnp.linalg.norm(sums, axis=1, keepdims=True), 1e-20)
   start = jax.random.normal(jax.random.key(0), centres.shape[1:])
@@ -605,11 +606,10 @@ def _directions(vectors, live, centres, active):
       0, _POWER, towards, jnp.broadcast_to(start, centres.shape))
 
 
-def _one_hot(vectors, live, centres, active):
-  """Returns [C, k], 1 at the nearest centre of a live row, and where, [C]."""
-  at = _closest(vectors, centres, active)
-  near = (at[:, None] == jnp.arange(len(centres))[None]) & live[:, None]
-  return near.astype(jnp.float32), at
+def _one_hot(at, live, num_centres):
+  """Returns [C, k] float32, 1 at the centre of each live row."""
+  near = (at[:, None] == jnp.arange(num_centres)[None]) & live[:, None]
+  return near.astype(jnp.float32)
 
 
 def _closest(vectors, centres, active):
@@ -627,18 +627,17 @@ def _place(vectors, centres, active, axes):
 def _nearest(vectors, centres, active):
   """Returns the nearest centre in use of each row, [n] int32."""
   found = jax.lax.map(
-      lambda chunk: _closest(chunk[0], centres, active),
-      _chunks(vectors, jnp.ones(len(vectors), bool)))
+      lambda chunk: _closest(chunk[0], centres, active), _chunks(vectors))
   return found.reshape(-1)[:len(vectors)]
 
 
-def _chunks(vectors, live):
-  """Returns the rows as [chunks, C, ...]; what fills up is not live."""
-  size = min(_CHUNK, len(vectors))
-  missing = -len(vectors) % size
-  vectors = jnp.pad(vectors, ((0, missing), (0, 0)))
-  return (vectors.reshape(-1, size, vectors.shape[1]),
-          jnp.pad(live, (0, missing)).reshape(-1, size))
+def _chunks(*arrays):
+  """Returns arrays [n, ...] as [chunks, C, ...]; zeros (not live) fill up."""
+  size = min(_CHUNK, len(arrays[0]))
+  missing = -len(arrays[0]) % size
+  return tuple(
+      jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1))).reshape(
+          -1, size, *array.shape[1:]) for array in arrays)
 
 
 def _cut(group, place, num_groups, size):

@@ -97,7 +97,6 @@ def _ours(config, variant):
   config.evaluation.every = EARLY
   config.forgetting.every = EARLY
   config.evaluation.baselines = False
-  config.checkpoint.every = 1000
   config.log.tensorboard = False
   if variant.endswith('scratch'):
     config.model.pretrained = ''

@@ -71,7 +71,6 @@ def get_config(variant=''):
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 40
   config.evaluation.baselines = False
-  config.checkpoint.every = 1000
   config.log.tensorboard = False
   if variant == 'links':
     config.data.source = 'beir'
@@ -90,7 +89,6 @@ def _quick_start():
   config.refresh.push = False
   config.refresh.write_back = False
   config.evaluation.baselines = False
-  config.checkpoint.every = 1000
   config.log.tensorboard = False
   return config.lock()
 

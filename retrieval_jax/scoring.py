@@ -27,7 +27,6 @@ for scoring again. Traffic: [B, S * K] numbers, twice.
 """
 
 from collections.abc import Callable
-import math
 from typing import Any
 
 import jax
@@ -116,14 +115,16 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
                   ) -> tuple[jax.Array, jax.Array]:
   """Returns the row of largest logit in each of k equal buckets of rows.
 
-  Bucket i holds the rows iM/k .. (i+1)M/k - 1. An approximation to the k best
-  rows that always holds the best one; of rows in random order it finds about
+  Bucket i holds the rows i R .. (i + 1) R - 1, with R = N / k of the N rows
+  that can hold a target, rounded up, by at most an eighth, to whole blocks; the
+  last are then smaller or empty. An approximation to the k best rows that
+  always holds the best one; of rows in random order it finds about
   1 - (1 - 1/k)^k, 64% for k = 64. Ties within a bucket go to the lowest row.
 
   Args:
     queries: [B, D], replicated or sharded over 'data'.
     view: see `top_k`.
-    num_buckets: k, a multiple of the S shards that divides M.
+    num_buckets: k.
     exclude_rows: [B, E] int32 rows that must not come out, -1 for none.
 
   Returns:
@@ -131,37 +132,61 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
     rows: [B, k] int32, -1 where no row is left.
 
   Raises:
-    ValueError: if shapes disagree, a shard does not hold whole chunks, or it
-      does not hold whole buckets.
+    ValueError: if shapes disagree or a shard does not hold whole chunks.
 
   Source: the public code of Lindgren et al., NeurIPS 2021 (its top_k option,
-  k / S buckets on each of S replicas).
+  k / S buckets on each of S replicas; here S does not enter).
   """
-  num_rows = view.table.ids.shape[0]
-  shards = sharding.num_shards(view.scan.mesh)
-  if num_buckets % shards or num_rows % num_buckets:
-    raise ValueError(
-        f'{num_buckets} buckets over {num_rows} rows on {shards} shards: '
-        'expected a multiple of the shards that divides the rows; choose for '
-        f'instance sampler.shortlist={math.lcm(64, shards)}.')
-  bucket_rows = num_rows // num_buckets
-  block_rows = math.gcd(bucket_rows, _TOP_K_BLOCK_ROWS)
+  block_rows, of_bucket = _bucket_shape(view.table.num_slots, num_buckets)
 
   def select(shard, key):
     del key
     _, maxima = shard.scan(
         None, lambda carry, logits, blocks: (carry, jnp.max(logits, axis=1)))
-    buckets = maxima.reshape(len(maxima), -1, bucket_rows // block_rows)
-    blocks = shard.first_block + jnp.argmax(buckets, axis=2) + jnp.arange(
-        buckets.shape[1])[None] * buckets.shape[2]
-    found, rows = shard.inside(blocks.astype(jnp.int32))
-    best = jnp.argmax(found, axis=2, keepdims=True)
-    logits, rows = _gather_shards(
-        *(jnp.take_along_axis(a, best, axis=2)[:, :, 0] for a in (found, rows)))
-    return logits, jnp.where(logits > _NEVER, rows, -1)
+    blocks = shard.first_block + jnp.arange(shard.num_blocks, dtype=jnp.int32)
+    best, blocks = _best_of_buckets(
+        maxima.T, blocks, blocks // of_bucket, num_buckets)
+    best, blocks = jax.lax.all_gather((best, blocks), sharding.AXIS)
+    # Of equal ones the first, which holds the lowest rows.
+    which = jnp.argmax(best, axis=0)[None]
+    blocks = jnp.take_along_axis(blocks, which, axis=0)[0].T  # [B, k]
+    found, rows = shard.inside(blocks)
+    place = jnp.argmax(found, axis=2, keepdims=True)
+    logits, rows = (jnp.take_along_axis(a, place, axis=2)[:, :, 0]
+                    for a in (found, rows))
+    rows = jnp.where(logits > _NEVER, rows, -1)  # of other shards too
+    return jax.lax.pmax((logits, rows), sharding.AXIS)
 
   return _on_shards(select, None, queries, view, exclude_rows,
                     block_rows=block_rows)
+
+
+def _bucket_shape(num_slots, num_buckets):
+  """Returns (rows of a block, blocks of a bucket) for so many rows."""
+  rows = -(-num_slots // num_buckets)
+  block_rows = max(size for size in (1, 2, 4, 8, _TOP_K_BLOCK_ROWS)
+                   if 8 * (-rows % size) <= rows)
+  return block_rows, -(-rows // block_rows)
+
+
+def _best_of_buckets(maxima, blocks, buckets, num_buckets):
+  """Returns (maximum, its lowest block) [k, B]; -inf and -1 where none is.
+
+  Args:
+    maxima: [b, B] float32, of the blocks.
+    blocks: [b] int32, their numbers.
+    buckets: [b] int32, which bucket each is in; those of k or more are left
+      out.
+    num_buckets: k.
+  """
+  best = jax.ops.segment_max(
+      maxima, buckets, num_buckets, indices_are_sorted=True)
+  last = jnp.iinfo(jnp.int32).max
+  at_best = maxima == best[jnp.minimum(buckets, num_buckets - 1)]
+  lowest = jax.ops.segment_min(
+      jnp.where(at_best, blocks[:, None], last), buckets, num_buckets,
+      indices_are_sorted=True)
+  return best, jnp.where(best > _NEVER, lowest, -1)
 
 
 def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
@@ -233,9 +258,9 @@ def gumbel_rows_scored(num_queries: int, capacity: int, k: int
 
 def bucket_rows_scored(num_queries: int, capacity: int, num_buckets: int
                        ) -> tuple[int, int]:
-  """Returns the same for `bucket_maxima`."""
+  """Returns the same for `bucket_maxima`, if all rows can hold a target."""
   return _rows_scored(num_queries, capacity, num_buckets,
-                      math.gcd(capacity // num_buckets, _TOP_K_BLOCK_ROWS))
+                      _bucket_shape(capacity, num_buckets)[0])
 
 
 def _rows_scored(num_queries, capacity, num_blocks, block_rows):

@@ -107,11 +107,16 @@ class ShortlistTest(parameterized.TestCase):
     np.testing.assert_allclose(
         info['nll'], [3.0949229, 1.407605964], rtol=1e-6)
 
-  @parameterized.product(devices=(1, 2, 4, 8), num_buckets=(8, 32))
-  def test_each_bucket_gives_its_best_row(self, devices, num_buckets):
+  @parameterized.product(
+      devices=(1, 2, 4, 8),
+      buckets=((8, 64), (32, 16), (7, 80), (300, 2), (600, 1)))
+  def test_each_bucket_gives_its_best_row(self, devices, buckets):
+    """Of 512 rows, however many devices they are on and pad them."""
+    num_buckets, size = buckets
     rng = np.random.default_rng(0)
     mesh = sharding.make_mesh(devices)
     embeddings = rng.normal(size=(512, 4)).astype(np.float32)
+    embeddings[300] = embeddings[299]  # the first of equal ones
     queries = rng.normal(size=(3, 4)).astype(np.float32)
     ids = np.where(np.arange(512) % 5, np.arange(512), -1)
     ids[64:128] = -1  # a whole bucket, or four
@@ -124,20 +129,13 @@ class ShortlistTest(parameterized.TestCase):
     found, rows = jax.jit(lambda: scoring.bucket_maxima(
         queries, view(table, mesh, 2.0), num_buckets,
         exclude_rows=jnp.asarray(exclude)))()
-    buckets = logits.reshape(3, num_buckets, -1)
-    np.testing.assert_allclose(found, buckets.max(axis=2), rtol=1e-5)
-    best = buckets.argmax(axis=2) + np.arange(num_buckets) * buckets.shape[2]
+    padded = np.full((3, num_buckets * size), -np.inf)
+    padded[:, :512] = logits
+    wanted = padded.reshape(3, num_buckets, size)
+    np.testing.assert_allclose(found, wanted.max(axis=2), rtol=1e-5)
+    best = wanted.argmax(axis=2) + np.arange(num_buckets) * size
     np.testing.assert_array_equal(
-        rows, np.where(np.isinf(buckets.max(axis=2)), -1, best))
-
-  @parameterized.parameters((4, 6), (1, 48))
-  def test_buckets_that_do_not_divide_the_shards_are_refused(
-      self, devices, num_buckets):
-    mesh = sharding.make_mesh(devices)
-    sampler = samplers.BucketedGumbel(1, num_buckets)
-    with self.assertRaisesRegex(
-        ValueError, f'{num_buckets} buckets over {64 * devices} rows .*=64'):
-      propose(sampler, mesh)
+        rows, np.where(np.isinf(wanted.max(axis=2)), -1, best))
 
   def test_fewer_rows_than_draws_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'shortlist=2 is smaller than'):

@@ -31,6 +31,7 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
 
   Args:
     embeddings: [N, D], numpy, memory-mapped or jax; read one shard at a time.
+      Or a ShapeDtypeStruct, for zeros that are to be written to.
     ids: [N] int, distinct corpus ids of the rows; -1 makes an empty row, which
       `push` may fill.
     mesh: mesh of the run.
@@ -74,8 +75,12 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
         (size,) + array.shape[1:], where, part)
 
   integers = np.dtype(np.int32)
+  if isinstance(embeddings, jax.ShapeDtypeStruct):
+    rows = jax.jit(lambda: jnp.zeros((size, dim), dtype), out_shardings=where)()
+  else:
+    rows = padded(embeddings, 0, jnp.dtype(dtype))
   fields = dict(
-      embeddings=padded(embeddings, 0, jnp.dtype(dtype)),
+      embeddings=rows,
       ids=padded(ids, -1, integers),
       written=padded(np.broadcast_to(step, num_rows), 0 if np.ndim(step)
                      else step, integers),
@@ -86,7 +91,8 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
     return TargetTable(**fields)
   # One step back: these targets were there before what `step` pushes.
   return QueueTable(**fields, inserted=padded(
-      np.full(num_rows, step - 1), step - 1, integers))
+      np.broadcast_to(step, num_rows) - 1, 0 if np.ndim(step) else step - 1,
+      integers))
 
 
 def from_embeddings(embeddings: Any, mesh: jax.sharding.Mesh, chunk_rows: int,
@@ -123,7 +129,7 @@ def num_rows(table: TargetTable | host_table.HostTable) -> int:
 def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
           dtype: DTypeLike, replacement: str = 'lru') -> TargetTable:
   """Returns a table of `capacity` empty rows, to be filled by `push`."""
-  blank = np.broadcast_to(np.zeros((), np.float32), (capacity, dim))
+  blank = jax.ShapeDtypeStruct((capacity, dim), np.float32)
   return create(blank, np.full(capacity, -1), mesh=mesh,
                 chunk_rows=chunk_rows, dtype=dtype, replacement=replacement)
 
@@ -248,6 +254,23 @@ def only(table: TargetTable, start: jax.Array | int, stop: jax.Array | int
   kept = (table.ids >= start) & (table.ids < stop)
   return dataclasses.replace(
       table, ids=jnp.where(kept, table.ids, -1), full=False)
+
+
+def emptied_from(table: TargetTable, first_row: int) -> TargetTable:
+  """Returns the table with all rows from `first_row` on empty.
+
+  Arrays keep their shardings.
+  """
+  def empty(table):
+    kept = jnp.arange(table.ids.shape[0]) < first_row
+    blank = jax.tree.map(
+        lambda array: jnp.where(
+            jnp.expand_dims(kept, range(1, array.ndim)), array, 0), table)
+    return dataclasses.replace(
+        blank, ids=jnp.where(kept, table.ids, -1))
+
+  where = jax.tree.map(lambda array: array.sharding, table)
+  return jax.jit(empty, out_shardings=where)(table)
 
 
 def ids_of(table: TargetTable | host_table.Outline, rows: jax.Array

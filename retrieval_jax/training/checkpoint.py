@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from retrieval_jax import base_params
 from retrieval_jax import files
 from retrieval_jax import host_table
+from retrieval_jax import table as tables
 from retrieval_jax import types
 
 _ROWS = ('embeddings', 'written')
@@ -179,6 +180,9 @@ class Checkpoints:
               ) -> tuple[Any, dict[str, Any]]:
     """Returns (state, meta) of a checkpoint.
 
+    The rows that pad a table for a mesh are no part of what was saved: it comes
+    back with as many as `abstract_state` has.
+
     Args:
       abstract_state: pytree of ShapeDtypeStruct with shardings, as made by
         `state.abstract`; arrays come back with these shardings. The rows of a
@@ -193,13 +197,18 @@ class Checkpoints:
     if step is None:
       return self.newest(lambda step: self.restore(abstract_state, step))
     abstract_state, (table, base) = _apart(abstract_state)
-    self._check_shapes(step, abstract_state)
+    num_rows = self._num_rows(step, abstract_state)
+    self._check_shapes(step, abstract_state, num_rows=num_rows)
     with self._reading(step):
       restored = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract_state),
+          state=ocp.args.StandardRestore(
+              abstract_state, strict=num_rows is None),
           meta=ocp.args.JsonRestore(),
           **({} if table is None else {'rows': _Rows(table)})))
     state = restored.state
+    if num_rows is not None:
+      state = dataclasses.replace(
+          state, table=tables.emptied_from(state.table, num_rows))
     if table is not None:
       state = dataclasses.replace(state, table=table)
     if base:
@@ -389,10 +398,34 @@ class Checkpoints:
           args=ocp.args.PyTreeRestore(
               item=wanted, partial_restore=True, restore_args=restore_args))
 
-  def _check_shapes(self, step, abstract_state, *, partial=False):
-    """Raises a ValueError in our words where orbax would name no option."""
+  def _num_rows(self, step, abstract_state):
+    """Returns the rows of the saved table if its padding alone is another."""
+    table = getattr(abstract_state, 'table', None)
+    if not isinstance(table, types.TargetTable):
+      return None
+    saved = _leaves(self._saved(step)).get('table.ids')
+    if saved is None or saved.shape == table.ids.shape or (
+        saved.shape[0] < table.num_slots):
+      return None
+    return saved.shape[0]
+
+  def _check_shapes(self, step, abstract_state, *, partial=False,
+                    num_rows=None):
+    """Raises a ValueError in our words where orbax would name no option.
+
+    Args:
+      step: of the checkpoint.
+      abstract_state: what is wanted of it.
+      partial: whether more may have been saved.
+      num_rows: what `_num_rows` says.
+    """
     saved = _leaves(self._saved(step))
     wanted = _leaves(abstract_state)
+    if num_rows is not None:
+      wanted |= {
+          f'table.{name}': jax.ShapeDtypeStruct(
+              (num_rows, *leaf.shape[1:]), leaf.dtype)
+          for name, leaf in _leaves(abstract_state.table).items()}
     wrong = [
         f'{name}: saved {_shape(saved, name)}, expected {_shape(wanted, name)}'
         for name in sorted(wanted if partial else saved | wanted)

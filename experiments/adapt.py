@@ -79,12 +79,13 @@ def define_flags(values):
   number('seed', 'Of --share, --dev_share and the choice of dev queries.', None)
   process.DEFINE_lenient(**of)
   flags.mark_flags_as_required(['embeddings', 'out'], **of)
+  process.DEFINE_processes(values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  with process.script():
+  with process.script(values):
     given = {field.name: getattr(values, field.name)
              for field in dataclasses.fields(adapt.Options)}
     for option, kind in (('lambdas', float), ('neighbours', int),

@@ -30,12 +30,13 @@ def define_flags(values):
       'bounds', False, 'Also fit correctors to all targets.',
       flag_values=values)
   flags.mark_flags_as_required(['workdir'], flag_values=values)
+  process.DEFINE_processes(values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  with process.script():
+  with process.script(values):
     found, step = diagnose.run(values.workdir, bounds=values.bounds)
   table = rich.table.Table(
       title=f'memory against brute force at step {step}')

@@ -45,12 +45,13 @@ def define_flags(values):
       'pairs', [], "'targets' or FIELD=FILE.jsonl[.gz], repeatable: texts to "
       'embed as queries of the targets that "_id" names.', flag_values=values)
   flags.mark_flags_as_required(['out'], flag_values=values)
+  process.DEFINE_processes(values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  with process.script():
+  with process.script(values):
     targets, queries = embed.run(
         values.out, workdir=values.workdir, config=values.config,
         dtype=values.dtype, pairs=values.pairs, dim=values.dim)

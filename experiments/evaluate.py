@@ -73,13 +73,14 @@ def define_flags(values):
       'rescore_multiplier', None, 'Candidates by Hamming distance per result, '
       'which the float query scores again; 0: none; that of the config by '
       'default.', flag_values=values)
+  process.DEFINE_processes(values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   console = rich.console.Console(width=110)
-  with process.script():
+  with process.script(values):
     _check_flags(values)
     forms = dict(
         dims=_whole_numbers(values.dims), precisions=values.precisions,

@@ -54,12 +54,13 @@ def define_flags(values):
       'public', False, 'A repository that --push_to_hub makes is seen by all.',
       flag_values=values)
   flags.mark_flags_as_required(['workdir', 'out'], flag_values=values)
+  process.DEFINE_processes(values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  with process.script():
+  with process.script(values):
     if values.push_to_hub:
       hub.check_installed(f'--push_to_hub={values.push_to_hub}')
     export.run(values.out, values.workdir, embeddings=values.embeddings,

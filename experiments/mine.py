@@ -106,6 +106,7 @@ def define_flags(values):
       'beam', 0, 'Parents of tree whose leaves are looked at; 0: all.', **at)
   process.DEFINE_lenient(**at)
   flags.mark_flags_as_required(['out'], **at)
+  process.DEFINE_processes(values)
 
 
 def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
@@ -114,7 +115,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
   if values.run and values['index'].present:
     raise app.UsageError(
         f'--run={values.run} holds results already; leave --index out.')
-  with process.script():
+  with process.script(values):
     rules = mining.Rules(**{field.name: values[field.name].value
                             for field in dataclasses.fields(mining.Rules)})
     facts = mine.run(mine.Options(

@@ -6,8 +6,10 @@ shell expands it behind the = of --workdir=~/runs.
 
 import ast
 import contextlib
+import dataclasses
 import os
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -15,6 +17,7 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+from retrieval_jax import processes
 from retrieval_jax import runtime
 from retrieval_jax import terminal
 
@@ -63,14 +66,52 @@ def DEFINE_lenient(**kwargs):
       **kwargs)
 
 
+def DEFINE_processes(values):
+  """Defines the flags by which several processes find each other."""
+  default = processes.Start()
+  flags.DEFINE_enum(
+      'distributed', default.distributed, ['auto', 'on', 'off'],
+      'Whether this is one of several processes: auto asks the environment '
+      '(SLURM, Open MPI, Kubernetes, TPU pods), on leaves it to jax.',
+      flag_values=values)
+  flags.DEFINE_string(
+      'coordinator', None, 'HOST:PORT of process 0, where the environment does '
+      'not tell.', flag_values=values)
+  flags.DEFINE_integer(
+      'num_processes', None, 'How many there are.', lower_bound=1,
+      flag_values=values)
+  flags.DEFINE_integer(
+      'process_id', None, 'Which this is, from 0.', lower_bound=0,
+      flag_values=values)
+  flags.DEFINE_integer(
+      'heartbeat_seconds', default.heartbeat_seconds, 'After how long a '
+      'process that is gone ends the others.', lower_bound=1,
+      flag_values=values)
+
+
+def _start_processes(values):
+  """Joins the other processes, of which only the first then prints."""
+  names = [field.name for field in dataclasses.fields(processes.Start)]
+  if names[0] not in values:
+    return
+  processes.start(processes.Start(**{
+      name: values[name].value for name in names}))
+  if not processes.is_first():
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  until the end
+
+
 @contextlib.contextmanager
-def script():
+def script(values=None):
   """Keeps libraries' logs to warnings and compiled programs on disk.
 
   A cache folder that is set already, as by JAX_COMPILATION_CACHE_DIR, stays.
   Errors that a user can fix (ValueError, OSError, FloatingPointError,
-  ModuleNotFoundError, NoAccelerator) end the process with exit code 1 and
-  their message alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they came from.
+  ModuleNotFoundError, NoAccelerator, OtherFailed) end the process with exit
+  code 1 and their message alone; RETRIEVAL_JAX_TRACEBACK=1 shows where they
+  came from.
+
+  Args:
+    values: with the flags of `DEFINE_processes`, if the script has them.
   """
   if 'verbosity' not in flags.FLAGS or not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)
@@ -78,13 +119,32 @@ def script():
     runtime.configure_compilation_cache(
         os.path.expanduser('~/.cache/retrieval_jax/compiled'))
   try:
+    if values is not None:
+      _start_processes(values)
     yield
-  except (ValueError, OSError, FloatingPointError,
-          ModuleNotFoundError, runtime.NoAccelerator) as error:
-    if os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
+  except Exception as error:
+    known = isinstance(error, (
+        ValueError, OSError, FloatingPointError, ModuleNotFoundError,
+        runtime.NoAccelerator, processes.OtherFailed))
+    if not known or os.environ.get('RETRIEVAL_JAX_TRACEBACK'):
+      if processes.several():
+        _leave(traceback.format_exc())
       raise
-    message = terminal.shown(str(error), _MESSAGE, keep='\n')
-    sys.exit(f'error: {message}\n(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
+    message = (f'error: {terminal.shown(str(error), _MESSAGE, keep=chr(10))}\n'
+               '(RETRIEVAL_JAX_TRACEBACK=1 shows where.)')
+    if processes.several():
+      _leave(message)
+    sys.exit(message)
+
+
+def _leave(message):
+  """Ends this process at once: a proper end would wait for the others.
+
+  They may be waiting for this one, and end when they miss its heartbeat.
+  """
+  print(f'process {jax.process_index()}: {message}', file=sys.stderr,
+        flush=True)
+  os._exit(1)
 
 
 def lines(what):

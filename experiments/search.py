@@ -34,12 +34,13 @@ def define_flags(values):
       flag_values=values)
   flags.DEFINE_integer('k', 5, 'Passages per query.', lower_bound=1,
       flag_values=values)
+  process.DEFINE_processes(values)
 
 
 def main(argv, values=flags.FLAGS):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
-  with process.script():
+  with process.script(values):
     retriever = trained.open_either(values.workdir, values.config)
     index = retriever.index(values.index)
     for query in values.query or process.lines('query'):

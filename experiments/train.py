@@ -37,6 +37,7 @@ def define_flags(values):
       'allow_cpu', False, 'Train on the CPU even where a plugin for an '
       'accelerator is installed that did not start.', flag_values=values)
   flags.mark_flags_as_required(['config', 'workdir'], flag_values=values)
+  process.DEFINE_processes(values)
 
 
 def main(argv, values=flags.FLAGS):
@@ -44,7 +45,7 @@ def main(argv, values=flags.FLAGS):
     raise app.UsageError(f'Unexpected arguments {argv[1:]}.')
   started = time.monotonic()
   command = 'python -m experiments.train ' + shlex.join(sys.argv[1:])
-  with process.script():
+  with process.script(values):
     runtime.check_accelerator(values.allow_cpu)
     if not jax.process_index():
       devices = jax.devices()[:values.num_devices]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from retrieval_jax import data
+from retrieval_jax import processes
 from retrieval_jax import types
 from retrieval_jax.evaluation import answers as answers_lib
 from retrieval_jax.models import embedding
@@ -368,7 +369,7 @@ class Gather:
     with jax.transfer_guard('allow'):  # the transfer is what this is for
       array = jax.make_array_from_callback(
           (len(ids), self._row_length), self._sharding, rows)
-    return array, np.concatenate(lengths)
+    return array, processes.joined(np.concatenate(lengths))
 
   def _make(self, query_ids, ids):
     rows = np.full((len(ids), self._row_length), -1, np.int32)

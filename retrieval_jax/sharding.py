@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
@@ -172,6 +173,46 @@ def _is_spec(node):
   return isinstance(node, PartitionSpec)
 
 
+def put(tree: Any, where: Any) -> Any:
+  """Puts arrays that every process has whole where they belong.
+
+  As jax.device_put, which compares what several processes give.
+
+  Args:
+    tree: pytree of arrays of the host or of the devices.
+    where: a sharding, or a tree of them.
+
+  Returns:
+    The same tree of global jax.Arrays.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, where)
+
+  def put_one(array, where):
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+      return jax.device_put(array, where)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+        array.shape, where, lambda index: array[index])
+
+  if isinstance(where, jax.sharding.Sharding):
+    return jax.tree.map(lambda array: put_one(array, where), tree)
+  return jax.tree.map(put_one, tree, where)
+
+
+def fetch(tree: Any) -> Any:
+  """Returns arrays as numpy, whole on every process.
+
+  All processes must call it where one is cut over their devices.
+  """
+  def fetch_one(array):
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated):
+      return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+  return jax.tree.map(fetch_one, tree)
+
+
 def put_batch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """Puts a host batch on the mesh, examples sharded over 'data'.
 
@@ -189,7 +230,7 @@ def put_batch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   def put(array):
     array = np.asarray(array)
     if array.ndim == 0:
-      return jax.device_put(array, replicated(mesh))
+      return put(array, replicated(mesh))
     size = array.shape[0] * jax.process_count()
     if size % num_shards(mesh):
       raise ValueError(

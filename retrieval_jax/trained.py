@@ -19,6 +19,7 @@ from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import files
 from retrieval_jax import origins
+from retrieval_jax import processes
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.adapters import store
@@ -133,9 +134,14 @@ class TrainedRetriever:
       return self.embed_targets()
     folder = os.path.join(self.workdir, 'targets')
     stored = _read_stored(folder, self.origin)
+    processes.check_same(
+        {f'what is kept in {folder}': stored is not None},
+        'All must see the same folder.')
     if stored is not None:
       return stored
     targets = self.embed_targets()
+    if not processes.is_first():
+      return targets
     try:
       shutil.rmtree(folder, ignore_errors=True)
       with files.new_folder(folder) as temporary:
@@ -268,7 +274,7 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
     changed, base = base_params.split(experiment.params)
     abstract = base_params.join(jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        changed), jax.device_put(base, replicated))
+        changed), sharding.put(base, replicated))
 
     def read(last):
       meta = kept.restore_meta(last)
@@ -277,7 +283,7 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
       best = meta.get('best') or {}
       step = best.get('step') or last
       params, embeddings = restore_model(experiment, kept, step, abstract)
-      if step != last and not jax.process_index():
+      if step != last and processes.is_first():
         print(f'{workdir}: step {step}, the best by {best["measure"]}; the '
               f'last is {last}.', file=sys.stderr)
       return params, embeddings, step
@@ -337,8 +343,7 @@ def load_state(workdir: str, num_devices: int | None = None
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
-    ValueError: if the memory was padded to another number of devices, or the
-      run's data has changed.
+    ValueError: if the run's data has changed.
   """
   with _checkpoints(workdir) as (config, kept):
     experiment = factory.build(

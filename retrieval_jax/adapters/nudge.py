@@ -140,12 +140,12 @@ def intervals(queries: np.ndarray, query_rows: np.ndarray,
   high = np.full(num_pairs, np.inf, np.float32)
   by_row = jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec('data'))
-  put = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+  put = functools.partial(sharding.put, where=sharding.replicated(mesh))
   chunk_rows = -(-chunk_rows // mesh.size) * mesh.size
   for first, sums in pairs.sums(len(targets), chunk_rows):
     pad = ((0, chunk_rows - len(sums)), (0, 0))
     moving = np.asarray(targets[first:first + len(sums)], np.float32)
-    chunk = jax.device_put((
+    chunk = sharding.put((
         np.pad(moving, pad), np.pad(pairs_lib.unit(sums), pad),
         first + np.arange(chunk_rows, dtype=np.int32)), by_row)
     for i in range(0, num_pairs, batch_size):

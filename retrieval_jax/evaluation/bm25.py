@@ -1,19 +1,27 @@
 """The BM25 baseline, indexed by bm25s."""
 
 from collections.abc import Iterator, Sequence
+import importlib
 import logging
 import sys
 import time
+from typing import Any
 
-import bm25s
 import numpy as np
 import scipy.sparse
 import tqdm
 
-logging.getLogger('bm25s').setLevel(logging.WARNING)  # logs each index
-
 _METHODS = ('lucene', 'robertson', 'atire')
 _CHUNK_POSTINGS = 20_000_000
+
+
+def _bm25s() -> Any:
+  """Returns the module, which starts jax's backend when it is imported.
+
+  Processes that are to find each other must do so before.
+  """
+  logging.getLogger('bm25s').setLevel(logging.WARNING)  # logs each index
+  return importlib.import_module('bm25s')
 
 
 def bm25_run(corpus_texts: Sequence[str], query_texts: Sequence[str], k: int,
@@ -76,13 +84,13 @@ def bm25_run(corpus_texts: Sequence[str], query_texts: Sequence[str], k: int,
   bar = sys.stderr.isatty() if progress is None else progress
   lines = progress is None and not bar
   start = time.perf_counter()
-  tokens = bm25s.tokenize(
+  tokens = _bm25s().tokenize(
       corpus_texts, stopwords=stopwords or [], show_progress=bar)
   if not tokens.vocab:
     # bm25s cannot index a corpus without a single word.
     shape = len(query_texts), min(k, len(corpus_texts))
     return (np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
-  index = bm25s.BM25(k1=k1, b=b, method=method)
+  index = _bm25s().BM25(k1=k1, b=b, method=method)
   index.index(tokens, show_progress=bar, create_empty_token=False)
   impacts = scipy.sparse.csr_array(  # [V, N]; bm25s stores its columns
       (index.scores['data'], index.scores['indices'],
@@ -110,7 +118,7 @@ def _count_words(texts: Sequence[str], lemmas: Sequence[str] | None,
   # Queries go through bm25s's tokenizer too; its words are looked up in the
   # corpus's vocabulary, and unknown ones are dropped.
   def counts(some: list[str]) -> scipy.sparse.csr_array:
-    tokens = bm25s.tokenize(
+    tokens = _bm25s().tokenize(
         some, stopwords=stopwords or [], show_progress=False)
     column = np.full(len(tokens.vocab), -1, np.int64)
     for word, number in tokens.vocab.items():

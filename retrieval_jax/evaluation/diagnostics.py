@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax import sharding
 from retrieval_jax import types
 
 _TINY = 1e-30
@@ -170,7 +171,7 @@ def fit_to_all(corrector: types.Corrector, table: types.TargetTable,
     seed: of the draws and of the corrector's first state.
   """
   rng = np.random.default_rng(seed)
-  ids = np.asarray(table.ids)
+  ids = sharding.fetch(table.ids)
   live = np.flatnonzero(ids >= 0)
   dim = table.embeddings.shape[1]
   update = jax.jit(corrector.update)
@@ -197,7 +198,8 @@ class _Probe:
     self.scale = self._everywhere(np.asarray(view.scale, np.float32))
     self.known_positives = self._everywhere(known_positives.astype(np.int32))
     self.ids = np.arange(len(fresh), dtype=np.int32)
-    self.row_of_id = _rows_of_all_ids(np.asarray(view.table.ids), len(fresh))
+    self.row_of_id = _rows_of_all_ids(
+        sharding.fetch(view.table.ids), len(fresh))
     if copies is not None:
       self.ids[copies] = self.row_of_id[copies] = -1
 
@@ -207,7 +209,7 @@ class _Probe:
   def _put(self, array, spec):
     if self.mesh is None:
       return jax.device_put(array)  # uncommitted: follows the table
-    return jax.device_put(
+    return sharding.put(
         array, jax.sharding.NamedSharding(self.mesh, spec))
 
   def _chunks(self) -> Iterator[tuple[jax.Array, ...]]:

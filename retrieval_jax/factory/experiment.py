@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 from ml_collections import config_dict
 import numpy as np
 
@@ -14,9 +15,11 @@ from retrieval_jax import compatibility
 from retrieval_jax import data
 from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
+from retrieval_jax import processes
 from retrieval_jax import quantisation
 from retrieval_jax import reading
 from retrieval_jax import sharding
+from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.data import progress
 from retrieval_jax.data import teachers
@@ -130,9 +133,51 @@ class Experiment:
     """
     total = len(self.target_tokens) if ids is None else len(ids)
     with progress.counter('embedding targets', total=total,
-                          show=not jax.process_index()) as add:
+                          show=processes.is_first()) as add:
       return self._embed(self.model.encode_targets, params, self.target_tokens,
                          rows=ids, progress=add, out=out)
+
+  def embedded_table(self, params: types.Params, table: types.TargetTable,
+                     step: int) -> types.TargetTable:
+    """Returns a memory of `first_ids` with their embeddings by `params`.
+
+    They never leave the devices; the arrays of the table are donated.
+
+    Args:
+      params: of the model.
+      table: as `make_table` made it, or as the run left it.
+      step: whose parameters these are.
+    """
+    ids = self.first_ids()
+    if not len(ids):
+      return table
+    rows = ids if table.rows_are_ids else np.arange(len(ids))
+    return dataclasses.replace(
+        table, written=jax.jit(lambda written: jnp.full_like(written, step),
+                               out_shardings=table.written.sharding)(
+                                   table.written),
+        embeddings=self._embed_onto(params, table.embeddings, ids, rows))
+
+  def corpus_table(self, params: types.Params) -> types.TargetTable:
+    """Returns all targets as the target tower embeds them, float32.
+
+    They never leave the devices; row i holds target i.
+    """
+    size = len(self.target_tokens)
+    blank = tables.from_embeddings(
+        jax.ShapeDtypeStruct((size, self.model.dim), np.float32), self.mesh,
+        self.config.memory.chunk_rows, np.float32)
+    every = np.arange(size)
+    return dataclasses.replace(blank, embeddings=self._embed_onto(
+        params, blank.embeddings, every, every))
+
+  def _embed_onto(self, params, array, ids, rows):
+    with progress.counter('embedding targets', total=len(ids),
+                          show=processes.is_first()) as add:
+      return embedding.embed_onto(
+          array, self.model.encode_targets, self._of_towers(params),
+          self.target_tokens, texts=ids, rows=rows, progress=add,
+          **self._embedding)
 
   def targets_of(self, params: types.Params, table_embeddings: Any
                  ) -> np.ndarray:
@@ -151,7 +196,8 @@ class Experiment:
     num_targets, copies = len(self.target_tokens), self.dataset.copies
     rows = (copies.firsts_of(np.arange(num_targets)) if len(copies.ids)
             else slice(num_targets))
-    return np.asarray(table_embeddings[rows], np.float32)
+    return sharding.fetch(table_embeddings[rows]).astype(
+        np.float32, copy=False)
 
   def embed_queries(self, params: types.Params, rows: np.ndarray | None = None
                     ) -> np.ndarray:
@@ -238,7 +284,7 @@ class Experiment:
 
     Args:
       embeddings: [n, D] float32, of the targets `first_ids`; ignored where
-        there are none.
+        there are none. None for zeros, for `embedded_table`.
       step: the step whose parameters made them.
     """
     return self.method.memory.create(

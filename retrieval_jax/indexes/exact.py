@@ -89,7 +89,7 @@ class Scanned:
     # Powers of two, so that a varying n compiles a handful of programs.
     size = min(self.batch_size, 1 << max(num_queries - 1, 0).bit_length())
     put = functools.partial(
-        jax.device_put, device=sharding.replicated(self.mesh))
+        sharding.put, where=sharding.replicated(self.mesh))
     for start in range(0, num_queries, size):
       stop = min(start + size, num_queries)
       pad = ((0, size - (stop - start)), (0, 0))

@@ -11,6 +11,7 @@ import numpy as np
 from retrieval_jax import products
 from retrieval_jax import quantisation
 from retrieval_jax import scoring
+from retrieval_jax import sharding
 from retrieval_jax import table
 from retrieval_jax import types
 from retrieval_jax.indexes import arguments
@@ -94,7 +95,8 @@ class Int8Index(_Quantised):
         table.from_embeddings(
             quantisation.to_int8(targets, ranges), self.mesh, self.chunk_rows,
             np.int8),
-        jnp.asarray(ranges[0]), jnp.asarray(quantisation.steps(ranges)))
+        *sharding.put((ranges[0], quantisation.steps(ranges)),
+                      sharding.replicated(self.mesh)))
 
   def _dim(self, state):
     return len(state.low)

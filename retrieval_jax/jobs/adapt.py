@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from retrieval_jax import files
+from retrieval_jax import processes
 from retrieval_jax.adapters import fitting as fitting_lib
 from retrieval_jax.adapters import methods
 from retrieval_jax.adapters import nudge
@@ -112,7 +113,7 @@ def run(options: Options, *, say: Callable[[str], None] = print
   origin = embeddings_lib.read_origin(options.embeddings)
   results: dict[str, Any] = {}
   baseline: fitting_lib.Values = {}
-  with files.new_folder(options.out) as folder:
+  with processes.new_folder(options.out) as folder:
     for method in ('encoder', *options.method):
       start = time.perf_counter()
       if method == 'encoder':

@@ -33,8 +33,7 @@ def run(workdir: str, *, bounds: bool = False
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint in `workdir`.
-    ValueError: if the run has no memory, or it was padded to another number of
-      devices.
+    ValueError: if the run has no memory.
   """
   experiment, state = trained.load_state(workdir)
   if not experiment.method.memory.num_slots:
@@ -115,7 +114,7 @@ def against_brute_force(
 
   def of_sampler(state, table, queries, known, positives):
     return method.sampler.diagnose(state, types.Request(
-        queries, jnp.asarray(rows, jnp.int32),
+        queries, rows.astype(np.int32),
         method.memory.rows_of(table, known), known,
         method.memory.rows_of(table, positives), jnp.int32(0)),
                                    view._replace(table=table))
@@ -123,8 +122,8 @@ def against_brute_force(
   with jax.transfer_guard('allow'):
     return found | {
         name: float(value) for name, value in jax.jit(of_sampler)(
-            state.sampler, state.table, jnp.asarray(queries),
-            jnp.asarray(known, jnp.int32), positives).items()}
+            state.sampler, state.table, queries, known.astype(np.int32),
+            positives).items()}
 
 
 def _bounding_correctors(normalize: bool, dim: int

@@ -1,6 +1,6 @@
 """Writes the embeddings of a corpus and of its queries as .npy files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import os
 
 from ml_collections import config_dict
@@ -9,6 +9,7 @@ import numpy as np
 from retrieval_jax import data
 from retrieval_jax import files
 from retrieval_jax import matryoshka
+from retrieval_jax import processes
 from retrieval_jax import trained
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.data.readers import beir
@@ -71,21 +72,43 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
       return vectors
     return matryoshka.truncate(vectors, dim, retriever.config.model.normalize)
 
-  targets = cut(retriever.embed_targets())
-  queries = cut(retriever.experiment.embed_queries(retriever.params))
-  with files.new_folder(os.path.abspath(out)) as folder:
-    def save(name, vectors, ids_file, ids):
-      vectors = vectors.astype(dtype)
-      # As they would be refused by whatever reads them.
-      embeddings_lib.check_rows(vectors, os.path.join(out, f'{name}.npy'))
-      files.save_array(os.path.join(folder, f'{name}.npy'), vectors)
-      embeddings_lib.write_ids(os.path.join(folder, ids_file), ids)
+  vectors = {'targets': cut(retriever.embed_targets()),
+             'queries': cut(retriever.experiment.embed_queries(
+                 retriever.params))}
+  for name, (_, of_name) in texts.items():
+    vectors[f'pairs-{name}'] = cut(retriever.embed_queries(of_name))
+  if processes.is_first():
+    ids = {'targets': ('target_ids.txt', dataset.corpus_ids),
+           'queries': ('query_ids.txt', dataset.query_ids)} | {
+               f'pairs-{name}': (f'pairs-{name}_target_ids.txt', of_name)
+               for name, (of_name, _) in texts.items()}
+    _write(retriever, out, vectors, ids, dtype)
+  processes.wait('embedded')
+  return vectors['targets'], vectors['queries']
 
-    save('targets', targets, 'target_ids.txt', dataset.corpus_ids)
-    save('queries', queries, 'query_ids.txt', dataset.query_ids)
-    for name, (ids, of_name) in texts.items():
-      save(f'pairs-{name}', cut(retriever.embed_queries(of_name)),
-           f'pairs-{name}_target_ids.txt', ids)
+
+def _write(retriever: trained.TrainedRetriever, out: str,
+           vectors: Mapping[str, np.ndarray],
+           ids: Mapping[str, tuple[str, Sequence[str]]], dtype: str) -> None:
+  """Writes the folder.
+
+  Args:
+    retriever: that embedded.
+    out: folder to write.
+    vectors: name -> [n, dim] float32.
+    ids: name -> (file, the n ids of these).
+    dtype: of the stored numbers.
+  """
+  dataset = retriever.dataset
+  num_targets, dim = vectors['targets'].shape
+  with files.new_folder(os.path.abspath(out)) as folder:
+    for name, of_name in vectors.items():
+      stored = of_name.astype(dtype)
+      # As they would be refused by whatever reads them.
+      embeddings_lib.check_rows(stored, os.path.join(out, f'{name}.npy'))
+      files.save_array(os.path.join(folder, f'{name}.npy'), stored)
+      embeddings_lib.write_ids(os.path.join(folder, ids[name][0]),
+                               ids[name][1])
     for split, qrels in dataset.qrels.items():
       if not len(qrels.grades):  # of answers alone, which are not embedded
         continue
@@ -97,10 +120,9 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
                        'query-id\tcorpus-id\tscore\n' + ''.join(lines))
     files.write_json(os.path.join(folder, 'embeddings.json'), {
         'dataset': dataset.name, 'workdir': retriever.workdir,
-        'step': retriever.step, 'dim': dim,
-        'num_targets': len(targets), 'num_queries': len(queries),
-        'dtype': dtype, 'origin': {**retriever.origin, 'dim': dim}})
-  return targets, queries
+        'step': retriever.step, 'dim': dim, 'num_targets': num_targets,
+        'num_queries': len(vectors['queries']), 'dtype': dtype,
+        'origin': {**retriever.origin, 'dim': dim}})
 
 
 def _texts(pair: str, dataset: data.RetrievalDataset

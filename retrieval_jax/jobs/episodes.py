@@ -20,6 +20,7 @@ from retrieval_jax import base_params
 from retrieval_jax import correctors
 from retrieval_jax import factory
 from retrieval_jax import memories
+from retrieval_jax import processes
 from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.data import progress
@@ -101,7 +102,7 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
   if episode == 1 and plan.first == 'bm25':
     found, _ = bm25.bm25_run(
         dataset.corpus_texts, [dataset.query_texts[row] for row in rows],
-        plan.depth)
+        plan.depth, progress=None if processes.is_first() else False)
     lists = episodes.choose(plan, dataset.copies.firsts_of(found), rows,
                             known=known, seed=seed, unfit=unfit)
   else:
@@ -123,15 +124,14 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
         experiment, embeddings, table if in_place else None, fold
     ) as search, progress.counter(
         f'mining episode {episode}', unit='queries', total=len(rows),
-        show=not jax.process_index()) as add:
+        show=processes.is_first()) as add:
       lists = episodes.mine(
           plan, episodes.Corpus(ids, embeddings, search),
           queries, rows, positives=positives, known=known,
           seed=seed, episode=episode, unfit=unfit, progress=add)
   before = None
   if previous is not None:
-    before = np.asarray(jax.device_put(
-        previous.ids, sharding.replicated(experiment.mesh)))[rows]
+    before = sharding.fetch(previous.ids)[rows]
   found = episodes.pool(plan, lists, before, rows, seed=seed, episode=episode)
   every = np.full((len(dataset.query_ids), found.shape[1]), -1, np.int32)
   every[rows] = found
@@ -203,7 +203,9 @@ def keep_start(experiment: factory.Experiment, workdir: str) -> None:
   They are not made again later: a folder that they are from may change.
   """
   folder = os.path.join(workdir, _START)
-  shutil.rmtree(folder, ignore_errors=True)  # that of another start
+  if processes.is_first():
+    shutil.rmtree(folder, ignore_errors=True)  # that of another start
+  processes.wait('kept')
   with checkpoint.Checkpoints(folder) as kept:
     params, _ = base_params.split(experiment.params)  # a base stays anyway
     kept.save(0, {'params': params}, {})

@@ -6,15 +6,14 @@ import functools
 import os
 from typing import Any
 
-import jax
 from ml_collections import config_dict
 import numpy as np
 
 from retrieval_jax import data
 from retrieval_jax import factory
-from retrieval_jax import files
 from retrieval_jax import matryoshka
 from retrieval_jax import origins
+from retrieval_jax import processes
 from retrieval_jax import quantisation
 from retrieval_jax import sharding
 from retrieval_jax import trained
@@ -32,6 +31,7 @@ from retrieval_jax.evaluation import retrieval
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation import trec
 from retrieval_jax.factory import mixtures
+from retrieval_jax.indexes import exact
 
 Measures = dict[str, dict[str, float]]
 """{split: {measure: value}}."""
@@ -81,7 +81,8 @@ def run(workdir: str, *, names: Sequence[str] | None = None,
   results = _results_so_far(experiment, workdir, retriever.step)
   for split, of_split in found.items():
     results['measures'].setdefault(split, {}).update(of_split)
-  report.write_results(workdir, results)
+  if processes.is_first():
+    report.write_results(workdir, results)
   return found, retriever.step
 
 
@@ -137,7 +138,7 @@ def of_config(config: config_dict.ConfigDict, *, folder: str | None = None,
       mixtures.leave_out(config)
   with contextlib.ExitStack() as stack:
     written = out and stack.enter_context(
-        files.new_folder(os.path.abspath(out)))
+        processes.new_folder(os.path.abspath(out)))
     measure = functools.partial(
         _of_encoder, names=names, measures=measures, dims=dims,
         precisions=precisions, rescore_multiplier=rescore_multiplier)
@@ -196,7 +197,7 @@ def _mean(of_sets: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def of_params(experiment: factory.Experiment, params: types.Params,
               table_embeddings: Any, names: Sequence[str], *,
-              targets: np.ndarray | None = None, workdir: str | None = None,
+              targets: Any = None, workdir: str | None = None,
               measures: Sequence[str] = measures_lib.ALL,
               dims: Sequence[int] | None = None,
               precisions: Sequence[str] | None = None,
@@ -216,7 +217,8 @@ def of_params(experiment: factory.Experiment, params: types.Params,
     table_embeddings: [M, D], of the run's table, see
       `Experiment.targets_of`.
     names: splits to evaluate.
-    targets: [N, D] float32, embeddings of the corpus if there are any already.
+    targets: [N, D] float32 numpy, embeddings of the corpus if there are any
+      already.
     workdir: where to write SPLIT.run in TREC format; None writes nothing.
     measures: names of ir-measures, and Answer@k of splits with answers.
     dims: prefixes to measure besides whole embeddings, normalised where the
@@ -229,8 +231,8 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   config, dataset = experiment.config, experiment.dataset
   if not names:
     return {}
-  if targets is None:
-    targets = experiment.targets_of(params, table_embeddings)
+  if not processes.is_first():
+    workdir = None
   rows = np.concatenate([dataset.queries_of(name) for name in names])
   queries = experiment.embed_queries(params, rows)
 
@@ -240,14 +242,24 @@ def of_params(experiment: factory.Experiment, params: types.Params,
     precisions = config.evaluation.precisions
   if rescore_multiplier is None:
     rescore_multiplier = config.evaluation.rescore_multiplier
+  if targets is None:
+    # Others than the whole of them, in floats, are made on the host.
+    alone = not (dims or precisions or experiment.own_sets)
+    if alone and experiment.method.targets.source == 'encoder':
+      targets = experiment.corpus_table(params)
+    else:
+      targets = experiment.targets_of(params, table_embeddings)
   measure = functools.partial(
       _measure, dataset, names, measures=measures,
       depth=config.evaluation.depth,
       drop_self_matches=config.evaluation.drop_self_matches)
 
   def searched(search, queries, targets, *options, **more):
+    of_part = lambda part: (
+        targets if isinstance(targets, types.TargetTable)
+        else targets[part.start:part.stop])
     return _searched(experiment, rows, lambda places, part: search(
-        queries[places], targets[part.start:part.stop], *options,
+        queries[places], of_part(part), *options,
         query_ids=[dataset.query_ids[row] for row in rows[places]],
         corpus_ids=data.Part(dataset.corpus_ids, part), mesh=experiment.mesh,
         k=config.evaluation.depth + config.evaluation.drop_self_matches,
@@ -291,6 +303,8 @@ def of_bm25(experiment: factory.Experiment,
     measures: names of ir-measures, and Answer@k of splits with answers.
   """
   config, dataset = experiment.config, experiment.dataset
+  if not processes.is_first():
+    workdir = None
   names = names or splits(config)
   rows = np.concatenate([dataset.queries_of(split) for split in names])
 
@@ -298,7 +312,8 @@ def of_bm25(experiment: factory.Experiment,
     found, scores = bm25.bm25_run(
         data.Part(dataset.corpus_texts, part),
         [dataset.query_texts[row] for row in rows[places]],
-        config.evaluation.depth + config.evaluation.drop_self_matches)
+        config.evaluation.depth + config.evaluation.drop_self_matches,
+        progress=None if processes.is_first() else False)
     yield '', runs.from_rows(
         [dataset.query_ids[row] for row in rows[places]], found, scores,
         data.Part(dataset.corpus_ids, part))
@@ -363,7 +378,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
       corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
   return _measure(
       dataset, names, found, measures=measures, depth=retrieval.NUM_RESULTS,
-      drop_self_matches=drop, folder=folder)
+      drop_self_matches=drop, folder=folder if processes.is_first() else None)
 
 
 def flat(measures: Measures) -> dict[str, float]:
@@ -380,9 +395,22 @@ def _check_forms(dims, precisions, rescore_multiplier, limit):
       rescore_multiplier or 0, '--rescore_multiplier')
 
 
-def _exactly(*vectors, **options):
-  """Yields the run of an exact search as `search_quantised` does its own."""
-  yield '', retrieval.search_corpus(*vectors, **options)
+def _exactly(queries, targets, *, mesh, chunk_rows, **options):
+  """Yields the run of an exact search as `search_quantised` does its own.
+
+  Args:
+    queries: [n, D].
+    targets: [N, D], or the table of them.
+    mesh: as of `retrieval.search_corpus`, as are chunk_rows and the rest.
+    chunk_rows: see there.
+    **options: see there.
+  """
+  if isinstance(targets, types.TargetTable):
+    index = exact.ExactIndex(mesh, chunk_rows)
+    yield '', retrieval.search_index(index, targets, queries, **options)
+  else:
+    yield '', retrieval.search_corpus(
+        queries, targets, mesh=mesh, chunk_rows=chunk_rows, **options)
 
 
 def _searched(experiment, rows, search):
@@ -480,7 +508,7 @@ def _read(experiment, params, split, run):
   run = run.top(experiment.config.evaluation.num_read)
   ids = runs.to_rows(run, dataset.corpus_ids)
   with progress.counter(f'reading {split}', total=len(rows), unit='questions',
-                        show=not jax.process_index()) as add:
+                        show=processes.is_first()) as add:
     for start in range(0, len(rows), _READ):
       part = slice(start, start + _READ)
       readings = experiment.read(

@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval_jax import files
 from retrieval_jax import indexes
+from retrieval_jax import processes
 from retrieval_jax import quantisation
 from retrieval_jax import trained
 from retrieval_jax.data import tensor_files
@@ -54,7 +55,7 @@ def run(out: str, workdir: str, *, embeddings: bool = False,
   config, model = retriever.config, retriever.model
   base = _base(workdir, retriever) if adapters else ''
   measured = os.path.exists(os.path.join(workdir, report.RESULTS_FILE))
-  with files.new_folder(os.path.abspath(out)) as folder:
+  with processes.new_folder(os.path.abspath(out)) as folder:
     export.write(
         folder, model, retriever.params, retriever.experiment.tokenizer,
         lengths=(config.data.query_length, config.data.target_length),
@@ -66,13 +67,20 @@ def run(out: str, workdir: str, *, embeddings: bool = False,
     if embeddings:
       inside = os.path.join(folder, 'embeddings')
       targets, queries = embed.write(retriever, inside)
-      tensor_files.write(os.path.join(inside, 'embeddings.safetensors'), {
-          'targets': targets, 'queries': queries})
-      if can_write_faiss():
-        _write_index(os.path.join(inside, 'targets.faiss'),
-                     indexes.FaissFlat().build(targets))
-      for precision in precisions:
-        _write_quantised(inside, precision, targets)
+      if processes.is_first():
+        _write_embeddings(inside, targets, queries, precisions)
+
+
+def _write_embeddings(folder: str, targets: np.ndarray, queries: np.ndarray,
+                      precisions: Sequence[str]) -> None:
+  """Writes [N, D] and [Q, D] float32 for other libraries; see `run`."""
+  tensor_files.write(os.path.join(folder, 'embeddings.safetensors'), {
+      'targets': targets, 'queries': queries})
+  if can_write_faiss():
+    _write_index(os.path.join(folder, 'targets.faiss'),
+                 indexes.FaissFlat().build(targets))
+  for precision in precisions:
+    _write_quantised(folder, precision, targets)
 
 
 def _base(workdir, retriever):

@@ -10,11 +10,11 @@ import os
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 
 from retrieval_jax import factory
 from retrieval_jax import files
+from retrieval_jax import processes
 from retrieval_jax import types
 from retrieval_jax.data import hashing
 from retrieval_jax.evaluation import forgetting
@@ -63,9 +63,10 @@ def look(experiment: factory.Experiment, workdir: str, step: int,
                     for of_look in groups])
   looks.append(forgetting.Look(step, nearest, chosen, right))
   found = forgetting.summary(looks)
-  if not jax.process_index():
+  if processes.is_first():
     _write(workdir, looks[-1])
     files.write_json(os.path.join(workdir, RESULTS_FILE), found)
+  processes.wait('looked')
   return forgetting.scalars(found)
 
 

@@ -14,6 +14,7 @@ from retrieval_jax import factory
 from retrieval_jax import files
 from retrieval_jax import indexes
 from retrieval_jax import mining
+from retrieval_jax import processes
 from retrieval_jax import sharding
 from retrieval_jax import trained
 from retrieval_jax.data import dataset as datasets
@@ -154,9 +155,10 @@ def run(options: Options,
       'rules': dataclasses.asdict(options.rules),
       'dropped': {split: source.data.dropped[split] for split in splits
                   if split in source.data.dropped}, 'splits': {}}
-  with files.new_folder(options.out) as folder:
+  with processes.new_folder(options.out) as folder:
     for split in splits:
       with progress.counter(f'mining {split}', unit='queries',
+                            show=processes.is_first(),
                             total=len(qrels[split].queries())) as add:
         mined = mining.mine(
             results, qrels[split], source.data.query_ids, options.rules,

@@ -22,6 +22,7 @@ from retrieval_jax import base_params
 from retrieval_jax import factory
 from retrieval_jax import files
 from retrieval_jax import host_table
+from retrieval_jax import processes
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import trained
@@ -81,11 +82,15 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     wandb_writer.check_installed(config.log.wandb)
   meter = meters.Meter()
   with contextlib.ExitStack() as stack:
-    if not jax.process_index():
+    if processes.is_first():
       stack.enter_context(files.lock_folder(workdir))
     checkpoints = stack.enter_context(checkpoint.Checkpoints(
         run_folder.checkpoints(workdir), keep=config.checkpoint.keep))
     resumed = checkpoints.latest_step()
+    processes.check_same(
+        {'the flags': config.to_json_best_effort(),
+         f'the latest checkpoint of --workdir={workdir}': resumed},
+        'Start all with the same flags, in a folder that all of them see.')
     if resumed is not None:
       meta = checkpoints.restore_meta()
       config = factory.settled(config)
@@ -101,10 +106,14 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
           say(f'{workdir} is finished; here is what it found.')
           return results
     say('Preparing data, tokens and model; later runs find them ready.')
-    with meter.phase('prepare'):
+    with meter.phase('prepare'), processes.first_before_others(
+        'preparing data, tokens and model'):
       experiment = factory.build(
           config, num_devices=num_devices,
           workdir=None if resumed is None else workdir)
+    processes.check_same(
+        {'the data': experiment.dataset.fingerprint},
+        'Give all of them the same --config.data.path.')
     resolved = experiment.config.to_dict()
     # Data may move to another path, but must not become other data; nor may
     # the teacher.
@@ -115,7 +124,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     if resumed is not None:
       checkpoint.check_same_config(
           meta['config'], saved_config, ignore=MAY_CHANGE)
-    else:
+    elif processes.is_first():
       run_folder.write(workdir, experiment.tokenizer, experiment.model)
       _, base = base_params.split(experiment.params)
       if base:
@@ -123,7 +132,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
             workdir, factory.base_option(experiment.config), base)
       if experiment.reader is not None:
         run_folder.write_reader(workdir, *experiment.reader[:2])
-    files.write_json(os.path.join(workdir, 'config.json'), resolved)
+    if processes.is_first():
+      files.write_json(os.path.join(workdir, 'config.json'), resolved)
     say(f'{experiment.dataset.name}: {len(experiment.dataset.corpus_ids):,} '
         f'targets; {experiment.method}')
     sets, turns = experiment.dataset.sets, experiment.turns
@@ -150,7 +160,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
     if resumed is not None:
       resumed = int(state.step)  # where the latest is damaged, one before it
       say(f'Resumed at step {resumed} of {config.num_steps}.')
-    else:
+    elif processes.is_first():
       _remove_results(workdir)
     start_step = resumed or 0
     meter.table_bytes = (meters.num_bytes(state.table)
@@ -181,7 +191,7 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
               saved_config=saved_config, best=best),
           start_step=start_step, num_steps=config.num_steps, meter=meter,
           writer=writer, stop=stop)
-    meter.device_bytes = meters.live_bytes()
+    meter.device_bytes = processes.total(meters.live_bytes())
     if int(state.step) < config.num_steps:
       say(f'Stopped after step {int(state.step)} of {config.num_steps}; the '
           'same command goes on from there.')
@@ -214,7 +224,9 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
       'commit': commit(), 'dropped': experiment.dataset.dropped,
       'data_fingerprint': experiment.dataset.fingerprint,
       'config': resolved, 'method': repr(experiment.method)}
-  report.write_results(workdir, results)
+  if processes.is_first():
+    report.write_results(workdir, results)
+  processes.wait('results')
   return results
 
 
@@ -265,9 +277,10 @@ def start_state(experiment: factory.Experiment,
   mined_first = episodes.embeds_first(experiment)
   if mined_first and not experiment.method.memory.num_slots:
     ids = experiment.dataset.distinct_ids
-  # Rows of the host are filled as they come, unless all are measured besides.
+  # Rows are filled as they come, unless all are measured, or mined, besides.
   table: Any = None
-  if experiment.method.memory.on_host and not config.evaluation.baselines:
+  if experiment.method.memory.num_slots and not mined_first and not (
+      config.evaluation.baselines and evaluate.splits(config)):
     table = experiment.make_table(None)
   if len(ids):
     say(f'Embedding {len(ids):,} targets '
@@ -275,8 +288,12 @@ def start_state(experiment: factory.Experiment,
     # Where training reads no remembered vector, only the measures need them.
     are_read = cost.reads_memory or mined_first
     with cost.meter.phase('refresh' if are_read else 'evaluate'):
-      targets = experiment.embed_targets(
-          experiment.params, ids, None if table is None else table.embeddings)
+      if table is None or experiment.method.memory.on_host:
+        targets = experiment.embed_targets(
+            experiment.params, ids,
+            None if table is None else table.embeddings)
+      else:
+        table = experiment.embedded_table(experiment.params, table, step=0)
     if are_read:
       cost.reembedding(len(ids))
   whole = distinct = None
@@ -291,7 +308,8 @@ def start_state(experiment: factory.Experiment,
           'untrained': evaluate.of_params(
               experiment, experiment.params, None, evaluate.splits(config),
               targets=whole)}
-  files.write_json(os.path.join(workdir, trained.BASELINES_FILE), baselines)
+  if processes.is_first():
+    files.write_json(os.path.join(workdir, trained.BASELINES_FILE), baselines)
   if table is None:
     table = experiment.make_table(targets)
   state = train_step.init_state(experiment.params, table)
@@ -304,7 +322,9 @@ def start_state(experiment: factory.Experiment,
                               state.table, step=0)))
   if experiment.plan.restart:
     episodes.keep_start(experiment, workdir)
-  forgetting.start(workdir)
+  if processes.is_first():
+    forgetting.start(workdir)
+  processes.wait('started')
   if config.forgetting.every:
     with cost.meter.phase('forgetting'):
       forgetting.look(experiment, workdir, 0, experiment.params, None)
@@ -375,8 +395,8 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
              cost: costs.Cost, state: states.TrainState) -> states.TrainState:
   """Returns the state with a memory of all targets, encoded by its model.
 
-  The table of `state` is deleted before the new one is made, so that devices
-  need not have room for both; one on the host is overwritten. A sampler may
+  The table of `state` is overwritten, on the devices as on the host, or deleted
+  before another is made, so that there need not be room for both. A sampler may
   then be rebuilt, for which pools are mined if it draws from them; a method
   without a memory has nothing else to renew, nor has one whose pools are mined
   from the memory.
@@ -389,12 +409,16 @@ def reencode(experiment: factory.Experiment, train_step: steps.TrainStep,
     table.written[ids] = int(state.step)
     cost.reembedding(len(ids))
   elif experiment.method.memory.holds_corpus and not remembers:
-    embeddings = experiment.embed_targets(
-        state.params, experiment.first_ids())
-    cost.reembedding(len(embeddings))
-    for array in jax.tree.leaves(table):
-      array.delete()
-    table = experiment.make_table(embeddings, step=int(state.step))
+    ids = experiment.first_ids()
+    cost.reembedding(len(ids))
+    if episodes.are_mined(experiment):  # which reads them on the host
+      embeddings = experiment.embed_targets(state.params, ids)
+      for array in jax.tree.leaves(table):
+        array.delete()
+      table = experiment.make_table(embeddings, step=int(state.step))
+    else:
+      table = experiment.embedded_table(
+          state.params, table, step=int(state.step))
 
   def embed_targets(ids):
     cost.reembedding(len(ids))
@@ -439,5 +463,5 @@ def commit() -> str | None:
 
 def say(text: str) -> None:
   """Prints a line of progress; the first process speaks for all."""
-  if not jax.process_index():
+  if processes.is_first():
     print(text, file=sys.stderr, flush=True)

@@ -65,8 +65,8 @@ class Corpus(on_device.OnDevice):
              mesh: jax.sharding.Mesh, step: int = 0) -> Any:
     """Returns the table of embeddings [n, dim] of `ids` [n], in their rows.
 
-    The rows of other targets, of copies that is, stay empty. On the host,
-    embeddings may be None: zeros, which the caller overwrites.
+    The rows of other targets, of copies that is, stay empty. Embeddings may be
+    None: zeros, which the caller overwrites.
 
     Raises:
       ValueError: on the host, if there are several processes.
@@ -84,9 +84,13 @@ class Corpus(on_device.OnDevice):
         table.embeddings[np.asarray(ids)] = embeddings
       return table
     if len(ids) < self.num_targets:
-      every = np.zeros((self.num_targets, dim), np.float32)
-      every[ids] = embeddings
-      embeddings, rows = every, np.where(np.isin(rows, ids), rows, -1)
+      rows = np.where(np.isin(rows, ids), rows, -1)
+      if embeddings is not None:
+        every = np.zeros((self.num_targets, dim), np.float32)
+        every[ids] = embeddings
+        embeddings = every
+    if embeddings is None:
+      embeddings = jax.ShapeDtypeStruct((self.num_targets, dim), np.float32)
     return tables.create(
         embeddings, rows, mesh=mesh, chunk_rows=self.chunk_rows,
         dtype=self.dtype, step=step, rows_are_ids=True)

@@ -62,10 +62,15 @@ class Ring(on_device.OnDevice):
 
   def create(self, embeddings: Any, ids: Any, *, dim: int,
              mesh: jax.sharding.Mesh, step: int = 0) -> types.TargetTable:
-    """Returns the table that holds `ids` [n], empty for n = 0."""
+    """Returns the table that holds `ids` [n], empty for n = 0.
+
+    Embeddings may be None: zeros, which the caller overwrites.
+    """
     options: dict[str, Any] = dict(
         mesh=mesh, chunk_rows=self.chunk_rows, dtype=self.dtype,
         replacement=self.replacement)
     if not len(ids):
       return tables.empty(self.capacity, dim, **options)
+    if embeddings is None:
+      embeddings = jax.ShapeDtypeStruct((len(ids), dim), np.float32)
     return tables.create(embeddings, ids, step=step, **options)

@@ -7,7 +7,7 @@ of one compiled program per bucket. Programs are kept per `encode`, so a
 second call compiles nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax import sharding
 from retrieval_jax import types
 
 BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -66,33 +67,82 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
     ValueError: for buckets that do not ascend or a batch_tokens below one
       text per device.
   """
+  if rows is None:
+    rows = np.arange(tokens.tokens.shape[0])
+  rows = np.asarray(rows)
+  if not rows.size:
+    dim = jax.eval_shape(encode, params, jax.ShapeDtypeStruct(
+        (1, tokens.tokens.shape[1]), jnp.int32)).shape[1]
+    return np.zeros((0, dim), dtype)
+  result = out
+  for places, embeddings in _batches(
+      encode, params, tokens, rows, mesh, batch_tokens, buckets):
+    found = sharding.fetch(embeddings)[:len(places)]
+    if result is None:
+      result = np.empty((len(rows), found.shape[1]), dtype)
+    result[places if out is None else rows[places]] = found
+    if progress is not None:
+      progress(len(places))
+  assert result is not None  # there is at least one text
+  return result
+
+
+def embed_onto(array: jax.Array, encode: types.Encode, params: types.Params,
+               tokens: Tokens, *, texts: np.ndarray, rows: np.ndarray, mesh,
+               batch_tokens: int = 16384, buckets: Sequence[int] = BUCKETS,
+               progress: Callable[[int], Any] | None = None) -> jax.Array:
+  """Returns the array with embeddings of texts in some of its rows.
+
+  They go from device to device; the host holds no more than batches of tokens.
+
+  Args:
+    array: [M@data, D], donated.
+    encode: as of `embed`.
+    params: likewise.
+    tokens: likewise.
+    texts: [n] int, rows of `tokens` to embed, each once.
+    rows: [n] int, the rows of `array` that they go to, each once.
+    mesh: as of `embed`.
+    batch_tokens: likewise.
+    buckets: likewise.
+    progress: likewise.
+  """
+  size = array.shape[0]
+  for places, embeddings in _batches(
+      encode, params, tokens, np.asarray(texts), mesh, batch_tokens, buckets):
+    # What fills up the batch goes past the end, to be dropped there.
+    at = size + np.arange(embeddings.shape[0], dtype=np.int32)
+    at[:len(places)] = rows[places]
+    array = _write(array, at, embeddings)
+    if progress is not None:
+      progress(len(places))
+  return array
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(array, rows, embeddings):
+  return array.at[rows].set(
+      embeddings.astype(array.dtype), mode='drop', unique_indices=True)
+
+
+def _batches(encode, params, tokens, rows, mesh, batch_tokens, buckets
+             ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+  """Yields (places [m] among `rows`, embeddings [b >= m, D]) of all of them.
+
+  Those of the first m are theirs; some batches ahead are under way.
+  """
   width = tokens.tokens.shape[1]
   buckets = check_buckets(buckets, width)
-  rows = (np.arange(tokens.tokens.shape[0]) if rows is None
-          else np.asarray(rows))
-  if not rows.size:
-    dim = jax.eval_shape(
-        encode, params, jax.ShapeDtypeStruct((1, width), jnp.int32)).shape[1]
-    return np.zeros((0, dim), dtype)
   num_devices = 1 if mesh is None else mesh.size
-  sharding, everywhere = _shardings(mesh)
-  params = jax.device_put(params, everywhere)
+  where, everywhere = _shardings(mesh)
+  put = jax.device_put if mesh is None else sharding.put
+  params = put(params, everywhere)
   run = _program(encode)
 
   lengths = np.asarray(tokens.lengths)[rows]
   order = np.argsort(lengths, kind='stable')
   fits = np.searchsorted(buckets, lengths[order])
-  result = out
   waiting: list[tuple[np.ndarray, jax.Array]] = []
-
-  def fetch():
-    places, embeddings = waiting.pop(0)
-    assert result is not None
-    at = places if out is None else rows[places]
-    result[at] = np.asarray(embeddings)[:len(places)]
-    if progress is not None:
-      progress(len(places))
-
   for i, length in enumerate(buckets):
     places_of_bucket = order[fits == i]
     size = _batch_size(
@@ -105,16 +155,10 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
       inside = np.arange(length) < lengths[places][:, None]
       np.copyto(batch[:len(places)], tokens.tokens[rows[places], :length],
                 where=inside)
-      embeddings = run(params, jax.device_put(batch, sharding))
-      if result is None:
-        result = np.empty((len(rows), embeddings.shape[1]), dtype)
-      waiting.append((places, embeddings))
+      waiting.append((places, run(params, put(batch, where))))
       if len(waiting) > _IN_FLIGHT:
-        fetch()
-  while waiting:
-    fetch()
-  assert result is not None  # there is at least one text
-  return result
+        yield waiting.pop(0)
+  yield from waiting
 
 
 def check_buckets(buckets: Sequence[int], width: int) -> tuple[int, ...]:

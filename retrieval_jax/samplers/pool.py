@@ -9,6 +9,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from retrieval_jax import scoring
+from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.samplers import proposals
@@ -172,7 +173,7 @@ class Pool:
           f'{self.num_queries} queries, got the shape {episode.pools.shape}.')
     ids = np.full(state.ids.shape, -1, np.int32)
     ids[:num_queries, :width] = episode.pools
-    return Pools(jax.device_put(ids, state.ids.sharding))
+    return Pools(sharding.put(ids, state.ids.sharding))
 
   def diagnose(self, state: Pools, request: types.Request, view: types.View
                ) -> Mapping[str, jax.Array]:

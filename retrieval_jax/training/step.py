@@ -192,7 +192,7 @@ def make_train_step(
 
     # Parameters are placed first: a device that is to hold a shard of one never
     # holds it whole.
-    params = jax.device_put(params, layout.shardings(params))
+    params = sharding.put(params, layout.shardings(params))
     on_devices = None if memory.on_host else table
     shape = jax.eval_shape(build, params, on_devices)
     state = dataclasses.replace(
@@ -222,8 +222,10 @@ def make_train_step(
         corrector = jax.device_put(method.corrector.rebuild(
             state.corrector, corrector_key, table), replicated)
       else:
-        corrector = jax.jit(method.corrector.rebuild, out_shardings=replicated)(
-            state.corrector, corrector_key, table)
+        corrector = jax.jit(
+            lambda corrector, table: method.corrector.rebuild(
+                corrector, corrector_key, table), out_shardings=replicated)(
+                    state.corrector, table)
       state = dataclasses.replace(state, table=table, corrector=corrector)
     return dataclasses.replace(state, sampler=sampler.rebuild(
         state.sampler, key, types.Episode(

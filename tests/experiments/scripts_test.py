@@ -20,7 +20,6 @@ from experiments import search
 from experiments import sweep
 from experiments import train as train_script
 import retrieval_jax
-from retrieval_jax import factory
 from retrieval_jax.evaluation import diagnostics
 from retrieval_jax.jobs import sweep as sweep_job
 from retrieval_jax.jobs import train
@@ -207,13 +206,10 @@ def test_an_unknown_split_or_measure_is_named(run_copy):
 
 
 def test_diagnose_prints_what_the_hook_measures(run_copy, capsys):
-  build = factory.build  # the memory is padded to the devices of the run
   fit = diagnostics.fit_to_all  # not to the end: here only its place matters
   with mock.patch.object(
-      factory, 'build', lambda config, num_devices, workdir: build(
-          config, num_devices=1, workdir=workdir)), mock.patch.object(
-              diagnostics, 'fit_to_all', lambda *args, num_steps: fit(
-                  *args, num_steps=min(num_steps, 3))):
+      diagnostics, 'fit_to_all', lambda *args, num_steps: fit(
+          *args, num_steps=min(num_steps, 3))):
     call(diagnose, f'--workdir={run_copy}', '--bounds')
   printed = capsys.readouterr().out
   assert 'best linear' in printed and 'wide network' in printed

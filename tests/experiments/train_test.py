@@ -18,8 +18,6 @@ from experiments import train as train_script
 from retrieval_jax import data
 from retrieval_jax import factory
 from retrieval_jax import files
-from retrieval_jax import sharding
-from retrieval_jax import table as tables
 from retrieval_jax import trained as trained_lib
 from retrieval_jax.evaluation import measures
 from retrieval_jax.evaluation import report
@@ -419,22 +417,19 @@ def test_a_first_pass_that_no_step_reads_is_no_cost_of_training(
 
 def test_re_encoding_makes_room_before_it_makes_the_new_table(make_config):
   experiment = factory.build(make_config('refresh'), num_devices=1)
-  old = tables.from_embeddings(
-      np.ones((2, 4), np.float32), sharding.make_mesh(1), 64, 'float32')
-
-  def make_table(embeddings, step):
-    assert all(array.is_deleted() for array in jax.tree.leaves(old))
-    return embeddings, step
-
+  old = experiment.make_table(None)
   meter = mock.Mock()
-  with mock.patch.multiple(
-      factory.Experiment, make_table=mock.Mock(side_effect=make_table),
-      embed_targets=mock.Mock(return_value='new')):
+  with mock.patch.object(
+      factory.Experiment, 'embed_targets', side_effect=AssertionError):
     found = train.reencode(
         experiment, mock.Mock(refreshed=lambda state, table, **_: table),
-        meter, mock.Mock(table=old, step=np.int32(3)))
-  assert found == ('new', 3)
-  meter.reembedding.assert_called_once_with(3)  # one per target
+        meter, mock.Mock(
+            table=old, step=np.int32(3), params=experiment.params))
+  assert old.embeddings.is_deleted()  # overwritten, on the devices
+  meter.reembedding.assert_called_once_with(tiny.NUM_TARGETS)
+  jax.tree.map(
+      np.testing.assert_array_equal, found, experiment.make_table(
+          experiment.embed_targets(experiment.params), step=3))
 
 
 @pytest.mark.parametrize('name, overrides, message', [
@@ -536,7 +531,9 @@ def test_other_options_of_evaluation_measure_again(
 
 
 def test_a_stopped_run_has_the_exit_code_of_an_interrupt():
-  values = mock.Mock(num_devices=None)
+  values = flags.FlagValues()
+  train_script.define_flags(values)
+  values(['train', '--config=configs/stale.py', '--workdir=nowhere'])
   with mock.patch.object(train, 'run', return_value=None):
     with pytest.raises(SystemExit, match='130'):
       train_script.main(['train'], values)

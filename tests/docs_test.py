@@ -360,7 +360,10 @@ def test_every_page_is_linked():
   linked = {''.join(found).partition('#')[0]
             for found in _LINK.findall(read(ROOT / 'README.md'))}
   assert [path.name for path in sorted((ROOT / 'docs').iterdir())
-          if f'docs/{path.name}' not in linked] == []
+          if path.is_file() and f'docs/{path.name}' not in linked] == []
+  clusters = read(ROOT / 'docs' / 'clusters.md')
+  assert [path.name for path in (ROOT / 'docs' / 'clusters').iterdir()
+          if f'(clusters/{path.name})' not in clusters] == []
 
 
 def test_costs_are_those_of_the_runs():

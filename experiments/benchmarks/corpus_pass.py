@@ -2,7 +2,7 @@ r"""What a pass over a corpus needs on the host: through it, or past it.
 
   python -m experiments.benchmarks.corpus_pass --num_rows=1000000 \
       --num_rows=10000000 [--coordinator=HOST:PORT --num_processes=2 \
-      --process_id=I]
+      --process_id=0]
 
 Embeds --num_rows synthetic texts of eight tokens, mapped from a file, into a
 table [N, --dim] sharded over the devices, by an encoder that adds up vectors of

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax import sharding
 from retrieval_jax.models import embedding
 
 PARAMS = {'table': np.random.default_rng(0).normal(size=(40, 6)).astype('f')}
@@ -50,6 +51,26 @@ class EmbedTest(parameterized.TestCase):
         bag, PARAMS, texts, rows=rows, batch_tokens=64, buckets=(4, 8))
     np.testing.assert_array_equal(embed([7, 2, 7]), embed(None)[[7, 2, 7]])
     self.assertEqual(embed([]).shape, (0, 6))
+
+  @parameterized.parameters(1, 4)
+  def test_embeddings_go_to_their_rows_on_the_devices(self, num_devices):
+    texts, random = store(57), np.random.default_rng(2)
+    mesh = sharding.make_mesh(num_devices)
+    before = random.normal(size=(64, 6)).astype(np.float32)
+    ids, rows = random.permutation(57)[:40], random.permutation(64)[:40]
+    options = dict(mesh=mesh, batch_tokens=120, buckets=(4, 8, 32))
+    for dtype in (jnp.float32, jnp.bfloat16):
+      array, done = jax.device_put(
+          before.astype(dtype), sharding.rows(mesh)), []
+      found = embedding.embed_onto(
+          array, bag, PARAMS, texts, texts=ids, rows=rows,
+          progress=done.append, **options)
+      wanted = before.astype(dtype)
+      wanted[rows] = embedding.embed(bag, PARAMS, texts, rows=ids, **options)
+      np.testing.assert_array_equal(found, wanted)
+      self.assertEqual(found.sharding, sharding.rows(mesh))
+      self.assertTrue(array.is_deleted())  # overwritten, not copied
+      self.assertEqual(sum(done), 40)
 
   def test_second_call_traces_nothing(self):
     traces = []

@@ -152,7 +152,14 @@ def lines(what):
 
   Args:
     what: a line is, for who types it.
+
+  Raises:
+    ValueError: if there are several processes, whose inputs would differ.
   """
+  if processes.several():
+    raise ValueError(
+        f'Several processes do not share an input; give each {what} by '
+        '--query.')
   if sys.stdin.isatty():
     print(f'One {what} per line; end with Ctrl-D.', file=sys.stderr)
   return (line.strip() for line in sys.stdin if line.strip())

@@ -76,10 +76,9 @@ class Start:
 def found_in(environment: Mapping[str, str]) -> str:
   """Returns what tells of several processes, '' if nothing does.
 
-  The signs are those by which jax finds out about a cluster: more than one task
-  of a SLURM step or of Open MPI; an indexed Job or JobSet of Kubernetes, which
-  must set JAX_COORDINATOR_ADDRESS or JOB_COMPLETION_INDEX, and for TPU nodes of
-  GKE TPU_WORKER_HOSTNAMES of several.
+  More than one task of a SLURM step or of Open MPI; several TPU hosts on GKE; a
+  pod of an indexed Job, or of a JobSet of such, on Kubernetes. How they find
+  each other is then left to jax, which knows these clusters.
 
   Args:
     environment: as os.environ.

@@ -34,7 +34,8 @@ def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
   Axes are Auto because stock layers do not accept explicitly sharded arrays.
 
   Raises:
-    ValueError: if there are fewer devices than asked for.
+    ValueError: if there are fewer devices than asked for, or several processes
+      that would not use all of theirs.
   """
   devices = jax.devices()
   if num_devices is None:
@@ -45,6 +46,11 @@ def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
         f'number of {devices[0].platform} devices here. On a CPU, virtual '
         'devices come from jax.config.update("jax_num_cpu_devices", n) before '
         'the first use of jax.')
+  if jax.process_count() > 1 and num_devices < len(devices):
+    raise ValueError(
+        f'num_devices is {num_devices} of the {len(devices)} devices of '
+        f'{jax.process_count()} processes, some of which would have none; '
+        'leave it out, or start fewer processes.')
   return jax.make_mesh(
       (num_devices,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,),
       devices=devices[:num_devices])

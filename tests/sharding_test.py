@@ -1,5 +1,7 @@
 """Meshes, shardings of a state, and batches on the mesh."""
 
+from unittest import mock
+
 from absl.testing import absltest
 import jax
 import numpy as np
@@ -20,6 +22,13 @@ class ShardingTest(absltest.TestCase):
     with self.assertRaisesRegex(
         ValueError, 'num_devices is 9, expected 1 to 8.*jax_num_cpu_devices'):
       sharding.make_mesh(9)
+
+  def test_no_process_is_left_without_devices(self):
+    with mock.patch.object(jax, 'process_count', return_value=2):
+      self.assertEqual(sharding.num_shards(sharding.make_mesh()), 8)
+      with self.assertRaisesRegex(
+          ValueError, 'num_devices is 4 of the 8 devices of 2 processes'):
+        sharding.make_mesh(4)
 
   def test_capacity_holds_whole_chunks_on_every_shard(self):
     mesh = sharding.make_mesh(4)

@@ -80,6 +80,9 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
   """
   if config.log.wandb:
     wandb_writer.check_installed(config.log.wandb)
+  processes.check_same(
+      {'--config': config.to_json_best_effort(), '--workdir': workdir},
+      'Start all with the same flags.')
   meter = meters.Meter()
   with contextlib.ExitStack() as stack:
     if processes.is_first():
@@ -88,9 +91,8 @@ def run(config: config_dict.ConfigDict, workdir: str, *,
         run_folder.checkpoints(workdir), keep=config.checkpoint.keep))
     resumed = checkpoints.latest_step()
     processes.check_same(
-        {'the flags': config.to_json_best_effort(),
-         f'the latest checkpoint of --workdir={workdir}': resumed},
-        'Start all with the same flags, in a folder that all of them see.')
+        {f'the latest checkpoint of --workdir={workdir}': resumed},
+        'It must be one folder, which all of them see.')
     if resumed is not None:
       meta = checkpoints.restore_meta()
       config = factory.settled(config)

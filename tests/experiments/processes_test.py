@@ -62,8 +62,13 @@ def call(script, *arguments):
 class Pair:
   """Two processes of two devices each, that do the same."""
 
-  def __init__(self, calls):
-    """Starts them; each goes through the calls, a list of arguments."""
+  def __init__(self, calls, own=((), ())):
+    """Starts them.
+
+    Args:
+      calls: lists of arguments, which each goes through.
+      own: arguments that each adds to all of them.
+    """
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
@@ -72,7 +77,7 @@ class Pair:
     self.processes = []
     for i in range(2):
       joining = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
-                 f'--process_id={i}', '--heartbeat_seconds=10']
+                 f'--process_id={i}', '--heartbeat_seconds=10', *own[i]]
       one = subprocess.Popen(
           [sys.executable, '-c', _PROGRAM], stdin=subprocess.PIPE,
           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -334,6 +339,31 @@ def test_the_other_scripts_print_what_one_process_prints(after):
   one, two = picked(of_one), picked(of_two)
   assert all(name in one for name in ('train at step 4', 'tv', ' d'))
   close(one, two)
+
+
+@pytest.mark.slow
+def test_processes_that_differ_are_refused(train_arguments, tmp_path):
+  for name, values in (('--config.seed', (1, 2)),
+                       ('--workdir', (tmp_path / 'a', tmp_path / 'b'))):
+    found = Pair([['train', *train_arguments('moving', tmp_path / 'a')]],
+                 [[f'{name}={value}'] for value in values]).wait()
+    flag = name.removesuffix('.seed')
+    assert [code for code, _ in found] == [1, 1], found
+    assert all(f'The 2 processes differ in {flag}: process {i} has' in said
+               for i, (_, said) in enumerate(found)), found
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_ends_the_other(train_arguments, tmp_path):
+  started = time.monotonic()
+  (first, said), (other, heard) = Pair([[
+      'train', *train_arguments('moving', tmp_path),
+      '--config.data.path=/no/such/folder']]).wait()
+  assert (first, other) == (1, 1)
+  assert 'process 0: error: ' in said and '/no/such/folder' in said
+  assert 'process 1: error: preparing data, tokens and model: ' in heard
+  assert time.monotonic() - started < 120
 
 
 def test_the_flags_belong_together():

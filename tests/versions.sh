@@ -16,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ALL=(colab oldest newest)
+ALL=(colab newest oldest)
 which=(-m '')
 
 # Of pyenv's Pythons only the chosen one answers to its name, unless all are.

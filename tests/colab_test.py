@@ -86,6 +86,7 @@ def test_a_notebook_only_calls_the_package(path):
 
 
 @each_notebook
+@pytest.mark.slow
 def test_every_cell_runs_at_tiny_size(
     path, needs_wordnet, tmp_path, tmp_path_factory, monkeypatch):
   del needs_wordnet

@@ -15,6 +15,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import ceiling as ceilings
 from retrieval_jax import compatibility
@@ -445,6 +446,7 @@ def allowed(scene):
 @parameterized.product(case=tuple(SAMPLERS), devices=(1, 8))
 class SamplerTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_a_proposal_is_consistent(self, case, devices):
     sampler = make_sampler(case)
     for scene, proposal in play(case, devices).proposals.items():
@@ -634,6 +636,7 @@ class CorrectorTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             found, rows.embeddings.astype(jnp.float32))
 
+  @pytest.mark.slow
   def test_corrects_slices_of_any_shape_alike(self, case):
     corrector = make_corrector(case)
     state, _ = learned(corrector, observation(), observation())

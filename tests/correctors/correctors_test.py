@@ -12,6 +12,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import correctors
 from retrieval_jax import sharding
@@ -89,6 +90,7 @@ def learn(corrector, stale, drift, num_steps, size=64, seed=0):
 class DriftTest(parameterized.TestCase):
 
   @parameterized.parameters(*EVERY)
+  @pytest.mark.slow
   def test_reduces_a_drift(self, name):
     rng = np.random.default_rng(1)
     stale = unit(rng.normal(size=(300, DIM)))
@@ -161,10 +163,12 @@ class LinearTest(parameterized.TestCase):
     self.assertLess(ours, 0.1 * without)  # what float32 leaves of it
 
   @parameterized.parameters(DIM, 128, 384)
+  @pytest.mark.slow
   def test_the_least_ridge_is_enough_at_any_dimension(self, dim):
     self.check_the_least_ridge(dim)
 
   @parameterized.parameters(128, 384)
+  @pytest.mark.slow
   def test_a_ridge_of_a_hundredth_finds_the_drift_at_any_dimension(self, dim):
     """2 D pairs of an affine drift, in float64 and here: the same map."""
     rng = np.random.default_rng(14)
@@ -250,6 +254,7 @@ class MlpTest(parameterized.TestCase):
     self.assertBetween(moved[0], 3e-3, 4.1e-3)
     self.assertBetween(moved[2], 0.9e-3, 1.3e-3)
 
+  @pytest.mark.slow
   def test_a_network_beats_the_best_linear_map_on_a_drift_in_regions(self):
     rng = np.random.default_rng(6)
     stale = unit(rng.normal(size=(600, DIM)))
@@ -370,6 +375,7 @@ def method(corrector, **refresh):
 
 class InTheStepTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_first_draws_are_those_of_the_stale_baseline(self):
     mesh = sharding.make_mesh(2)
     draws = []
@@ -388,6 +394,7 @@ class InTheStepTest(parameterized.TestCase):
       helpers.gumbel(), helpers.samplers.TopK(2),
       helpers.samplers.StochasticNegativeMining(2, 32),
       helpers.samplers.TopK(2, ceiling=helpers.samplers.Ceiling(None, 0.1)))
+  @pytest.mark.slow
   def test_a_linear_map_of_queries_draws_what_one_of_rows_does(self, sampler):
     """In the third step, after two that move the map."""
     corrector = linear(keep_norm=False, num_anchors=8, ridge=1e-2)
@@ -409,6 +416,7 @@ class InTheStepTest(parameterized.TestCase):
           getattr(found[0], name), getattr(found[1], name), atol=1e-4)
     self.assertFalse(np.array_equal(found[0].logits, found[1].logits))
 
+  @pytest.mark.slow
   def test_nothing_of_the_corrector_reaches_the_encoder(self):
     """With draws that ignore the view, parameters agree.
 
@@ -428,6 +436,7 @@ class InTheStepTest(parameterized.TestCase):
         one, other, rtol=1e-4), *params)
 
   @parameterized.parameters('mlp', 'ridge')
+  @pytest.mark.slow
   def test_follows_the_encoder_while_it_trains(self, name):
     mesh = sharding.make_mesh(1)
     corrector = {'mlp': network(learning_rate=1e-2),
@@ -447,6 +456,7 @@ class InTheStepTest(parameterized.TestCase):
     self.assertLess(error(corrector.apply(state.corrector, rows)),
                     0.7 * error(rows.embeddings))
 
+  @pytest.mark.slow
   def test_anchors_are_encoded_but_not_written(self):
     mesh = sharding.make_mesh(2)
     corrector = network(num_anchors=5)  # and one -1, to a multiple of devices
@@ -475,6 +485,7 @@ class InTheStepTest(parameterized.TestCase):
       helpers.method(helpers.samplers.NoNegatives(), memory='none',
                      columns='positives', corrector=network())
 
+  @pytest.mark.slow
   def test_positives_are_learned_from(self):
     """Without draws or probes the positives are all that is observed."""
     mesh = sharding.make_mesh(1)
@@ -492,6 +503,7 @@ class InTheStepTest(parameterized.TestCase):
         history[0]['corrector_loss'], wanted, rtol=1e-5)
 
   @parameterized.parameters(True, False)
+  @pytest.mark.slow
   def test_starts_anew_after_a_refresh_if_asked_to(self, reset):
     mesh = sharding.make_mesh(2)
     corrector = network(reset_on_refresh=reset)

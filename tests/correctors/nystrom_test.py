@@ -12,6 +12,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import correctors
 from retrieval_jax import sharding
@@ -104,6 +105,7 @@ class PredictionTest(parameterized.TestCase):
           corrector.apply(state, some_rows(stale)), stale)
 
   @parameterized.parameters('uniform', 'greedy')
+  @pytest.mark.slow
   def test_every_row_a_landmark_gives_fresh_rows_as_the_penalty_goes(
       self, landmarks):
     stale, fresh = drifting(60)
@@ -119,6 +121,7 @@ class PredictionTest(parameterized.TestCase):
     self.assertLess(found[1], 0.1 * found[0])
 
   @parameterized.parameters('uniform', 'greedy')
+  @pytest.mark.slow
   def test_the_error_falls_with_the_number_of_landmarks(self, landmarks):
     stale, fresh = drifting(400)
     found = []
@@ -197,6 +200,7 @@ class PredictionTest(parameterized.TestCase):
         corrector, stale, fresh), stale) - wanted).max(), 0.01)
 
   @parameterized.parameters(*KERNELS)
+  @pytest.mark.slow
   def test_of_a_landmark_the_latest_encoding_counts_once(self, kernel):
     stale, fresh = drifting(90)
     corrector = nystrom(kernel=kernel, decay=1.0)
@@ -215,6 +219,7 @@ class PredictionTest(parameterized.TestCase):
         corrected(corrector, state, stale), corrected(corrector, wanted, stale),
         atol=1e-5)
 
+  @pytest.mark.slow
   def test_rbf_beats_linear_on_a_drift_in_regions(self):
     rng = np.random.default_rng(6)
     stale = unit(rng.normal(size=(600, DIM)))
@@ -373,6 +378,7 @@ class InTheStepTest(parameterized.TestCase):
         rows.embeddings, helpers.table(mesh, helpers.params(5)).embeddings[
             :helpers.NUM_TARGETS])
 
+  @pytest.mark.slow
   def test_devices_do_not_matter(self):
     corrector = nystrom(num_anchors=6, ridge=1e-2)
     found = []

@@ -151,6 +151,7 @@ def test_candidates_of_unknown_ids_are_dropped(tmp_path):
   assert len(found.candidates['train'].scores) == len(fakes.CANDIDATES)
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_report_what_was_dropped(
     clean, soiled, cache, tmp_path):
   options = dict(num_steps=1, evaluation__baselines=False)

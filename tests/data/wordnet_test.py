@@ -7,6 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 import tensorflow_datasets as tfds
 
 from retrieval_jax.data import dataset
@@ -170,6 +171,7 @@ class RealDataTest(absltest.TestCase):
               near_duplicates.jaccard(members, stems[j]), 0.5,
               f'{self.queries[i]} {self.queries[j]}')
 
+  @pytest.mark.slow
   def test_definitions_do_not_give_examples_away(self):
     for synset in self.synsets:
       self.assertNotIn('"', synset.definition)

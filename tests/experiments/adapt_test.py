@@ -39,6 +39,7 @@ def fixture_adapted(embedded, tmp_path_factory):
   return out, read_json(out, 'results.json')
 
 
+@pytest.mark.slow
 def test_everything_is_measured_and_written(adapted, embedded, capsys):
   out, results = adapted
   assert list(results['methods']) == ['encoder', *adapters.ADAPTERS]
@@ -98,6 +99,7 @@ def test_an_index_is_evaluated_like_any_other(
   assert results['methods'][method]['test'] != trained[1]['measures']['test']
 
 
+@pytest.mark.slow
 def test_an_index_is_searched_like_any_other(adapted, trained, capsys):
   for method in ('nudge_n', 'xl'):
     call(search, f'--index={adapted[0]}/{method}', f'--workdir={trained[0]}',

@@ -66,6 +66,7 @@ def call(script, *arguments):
   script.main(values([script.__name__, *arguments]), values)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_by_what_it_answers(run, retriever):
   workdir, results = run
   found = results['measures']['dev']
@@ -121,6 +122,7 @@ def test_questions_as_texts_are_answered_as_those_of_the_split(run, retriever):
     assert one.answers == [passage['answer'] for passage in passages]
 
 
+@pytest.mark.slow
 def test_measures_of_the_reader_are_chosen_by_name(run, capsys):
   call(evaluate, f'--workdir={run[0]}', '--splits=dev', '--measures=EM')
   shown = capsys.readouterr().out
@@ -131,6 +133,7 @@ def test_measures_of_the_reader_are_chosen_by_name(run, capsys):
   assert 'RR@10' in shown and 'EM' not in shown
 
 
+@pytest.mark.slow
 def test_the_script_shows_the_answer_and_its_passages(run, retriever, capsys):
   query = 'kabel \x1b[31mmidor'
   call(answer, f'--workdir={run[0]}', f'--query={query}', '--k=4', '--show=2')

@@ -49,6 +49,7 @@ def fixture_kept(make_config, tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', ['stale', 'direct_gradient'])
+@pytest.mark.slow
 def test_the_best_is_kept_evaluated_and_opened(
     name, kept, make_config, tmp_path, capfd):
   options = {} if name == 'direct_gradient' else tiny.MOVING
@@ -97,6 +98,7 @@ def test_an_evaluation_of_the_best_updates_the_results(kept, tmp_path, capfd):
 
 
 @pytest.mark.parametrize('stop', [1, 3])  # before and after the best
+@pytest.mark.slow
 def test_a_resumed_run_knows_the_best(stop, kept, make_config, tmp_path):
   config = make_config('stale', **OPTIONS, **tiny.MOVING)
   with stop_after(stop):
@@ -112,6 +114,7 @@ def test_a_resumed_run_knows_the_best(stop, kept, make_config, tmp_path):
   assert steps(tmp_path) == steps(workdir) == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_on_the_way_opens_its_best_so_far(
     make_config, tmp_path):
   with stop_after(3):
@@ -120,6 +123,7 @@ def test_a_run_that_is_stopped_on_the_way_opens_its_best_so_far(
   assert retrieval_jax.open_run(str(tmp_path), 1).step == 2
 
 
+@pytest.mark.slow
 def test_the_last_step_counts_whether_or_not_its_turn_has_come(
     make_config, tmp_path):
   options = OPTIONS | {'evaluation__every': 3}
@@ -134,6 +138,7 @@ def test_the_last_step_counts_whether_or_not_its_turn_has_come(
 
 
 @pytest.mark.parametrize('form', ['8', '8/binary_rescored'])
+@pytest.mark.slow
 def test_what_is_measured_is_what_is_compared(form, make_config, tmp_path):
   """Nothing in place of anything, the measure of a prefix, also quantised."""
   name = f'dev/RR@10/{form}'

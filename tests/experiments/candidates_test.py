@@ -33,6 +33,7 @@ def write(folder, lines):
     f.writelines(line + '\n' for line in lines)
 
 
+@pytest.mark.slow
 def test_trains_on_candidates_and_teacher(folder, cache, tmp_path):
   config = tiny.config(
       'stale', folder, cache, data__num_candidates=2, log__every=1, num_steps=3,

@@ -97,6 +97,7 @@ def first_draws(config):
     ('top_k', {}), ('simans', {'sampler__pool_size': 40}), ('gumbel', {}),
     ('top_k_gumbel', {'sampler__shortlist': 40}),
     ('uniform', RING), ('gumbel', RING)])
+@pytest.mark.slow
 def test_a_sampler_draws_as_without_copies(both, sampler, options):
   without, with_copies = (first_draws(config) for config in both(
       'stale', sampler__name=sampler, sampler__num_negatives=30,
@@ -134,6 +135,7 @@ def test_no_sampler_draws_a_copy(both, sampler, options):
      | remembered_pools_test.SAMPLERS['softmax']
      | {'forgetting__every': 0, 'episodes__number': 3}),
     ('direct_gradient', {'data__dev_split': 'dev'})])
+@pytest.mark.slow
 def test_losses_are_those_without_copies(name, options, both, tmp_path, capfd):
   losses = []
   for i, config in enumerate(both(name, num_steps=3, **(

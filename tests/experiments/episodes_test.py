@@ -72,6 +72,7 @@ def killed_in_mining(number):
 
 
 @pytest.mark.parametrize('number', [1, 2, 3])
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_mines_goes_on(
     number, straight, make_config, tmp_path):
   workdir, config = str(tmp_path), make(make_config)
@@ -83,6 +84,7 @@ def test_a_run_that_is_killed_while_it_mines_goes_on(
 
 
 @pytest.mark.parametrize('step', [1, 2, 3, 4])
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on(step, straight, make_config, tmp_path):
   """After mining too, when the encoder has started again."""
   workdir, config = str(tmp_path), make(make_config)
@@ -93,6 +95,7 @@ def test_a_run_that_is_stopped_goes_on(step, straight, make_config, tmp_path):
   assert counts(workdir) == counts(straight[0])
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_draws_the_same(
     straight, make_config, tmp_path):
   workdir, config = str(tmp_path), make(make_config)
@@ -104,6 +107,7 @@ def test_another_number_of_devices_draws_the_same(
       list(tiny.losses(straight[0]).values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_episode_begins_with_the_first_encoder(
     straight, make_config, tmp_path):
   config = make(make_config)
@@ -124,6 +128,7 @@ def test_an_episode_begins_with_the_first_encoder(
   np.testing.assert_allclose(rates, [*full[:2], *full[:2], *full], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_pools_grow_and_hold_no_positive(make_config, tmp_path):
   config = make(make_config)
   sizes, previous = [], None
@@ -147,6 +152,7 @@ def test_pools_grow_and_hold_no_positive(make_config, tmp_path):
 
 
 @pytest.mark.parametrize('first', ['encoder', 'bm25'])
+@pytest.mark.slow
 def test_passages_with_an_answer_are_barred(
     first, beir, make_config, tmp_path):
   """A word of the positive, which other passages have, too, is the answer."""
@@ -200,6 +206,7 @@ def counted_draws():
     yield sizes
 
 
+@pytest.mark.slow
 def test_all_episodes_but_the_last_draw_fewer(make_config, tmp_path):
   workdir, batch = str(tmp_path / 'early'), 16
   with counted_draws() as sizes:
@@ -222,6 +229,7 @@ def test_all_episodes_but_the_last_draw_fewer(make_config, tmp_path):
       products(4, 4, 4) - products(1, 1, 1)))
 
 
+@pytest.mark.slow
 def test_a_run_with_fewer_draws_goes_on(make_config, tmp_path):
   config, straight = make(make_config, **EARLY), str(tmp_path / 'straight')
   train.run(config, straight, num_devices=1)
@@ -279,6 +287,7 @@ def test_only_looks_after_the_same_steps_have_a_mean():
   np.testing.assert_allclose(matrix[1][1], .3)
 
 
+@pytest.mark.slow
 def test_other_methods_are_looked_at_too(make_config, tmp_path):
   config = make_config('stale', forgetting__every=2, num_steps=5,
                        evaluation__baselines=False)
@@ -289,6 +298,7 @@ def test_other_methods_are_looked_at_too(make_config, tmp_path):
   assert meter['target_encoder_calls_reembedding'] == tiny.NUM_TARGETS
 
 
+@pytest.mark.slow
 def test_a_memory_is_embedded_once_for_both(
     straight, make_config, tmp_path):
   config = make(make_config, memory__kind='corpus')
@@ -303,6 +313,7 @@ def test_a_memory_is_embedded_once_for_both(
   assert {**found, 'flops_correcting': 0} == {**wanted, 'flops_correcting': 0}
 
 
+@pytest.mark.slow
 def test_ance_and_static_negatives_are_options(make_config, tmp_path):
   """ANCE goes on with what it has learned; static pools stay as they are."""
   plain = {'episodes__restart': False, 'episodes__momentum': False,

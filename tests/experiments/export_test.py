@@ -86,6 +86,7 @@ def test_prompts_of_the_folder_stand_before_texts_and_queries(make_config):
       experiment.tokenize_queries(['kabel'])[0], [encode('query: kabel')])
 
 
+@pytest.mark.slow
 def test_an_explicit_option_wins_with_a_warning(make_config):
   with pytest.warns(UserWarning) as given:
     experiment = build(
@@ -113,6 +114,7 @@ def test_what_does_not_fit_the_folder_is_named(make_config, options, message):
 
 
 @pytest.mark.parametrize('name', ['tied', 'two'])
+@pytest.mark.slow
 def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
   workdir, out = runs[name]
   retriever = trained.open(workdir, num_devices=1)

@@ -48,6 +48,7 @@ def fixture_run(config, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_adapters_learn_and_the_base_does_not(run, config, base):
   state = train_test.final_state(run)
   weights = families_test.pretrained.load_pretrained(base)[1]
@@ -76,6 +77,7 @@ def test_a_checkpoint_does_not_hold_the_base(run):
   assert set(saved['params']['tower']) == {'lora', 'projection'}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(run, config, tmp_path):
   with train_test.stop_after(2):
     assert train.run(config, str(tmp_path), num_devices=1) is None
@@ -86,6 +88,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(run, config, tmp_path):
   assert tiny.losses(str(tmp_path)) == tiny.losses(run)
 
 
+@pytest.mark.slow
 def test_shards_train_as_one_device_does(run, config, tmp_path):
   sharded = config.copy_and_resolve_references()
   sharded.sharding.parameters, sharded.sharding.min_size = 'sharded', 64
@@ -115,6 +118,7 @@ def test_an_export_embeds_as_the_run_does(flags, run, make_config, base,
   assert 'qwen3, 2 layers' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_run_starts_from_the_adapted_encoder(
     run, config, make_config, tmp_path):
   options = {name: config.model[name] for name in (
@@ -138,6 +142,7 @@ def test_another_run_starts_from_the_adapted_encoder(
                       f'--out={tmp_path}/out', '--adapters')
 
 
+@pytest.mark.slow
 def test_an_episode_begins_with_the_first_adapters(
     make_config, base, tmp_path):
   """At step 2 of three episodes; the base stays, and is not kept with them."""
@@ -162,6 +167,7 @@ def test_an_episode_begins_with_the_first_adapters(
   assert not max(jax.tree.leaves(moved[base_params.KEY]))
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(config, tmp_path):
   """Which the run cannot know but by its digest."""
   base = shutil.copytree(config.model.pretrained, str(tmp_path / 'base'))
@@ -178,6 +184,7 @@ def test_another_base_is_refused(config, tmp_path):
     trained.open(workdir)
 
 
+@pytest.mark.slow
 def test_what_cannot_be(make_config, config, run, tmp_path):
   scratch = make_config('stale', lora__rank=2, model__pretrained='')
   with pytest.raises(ValueError, match='lora.rank=2 adapts an encoder that st'):

@@ -83,6 +83,7 @@ def answers(beir, split):
   return found
 
 
+@pytest.mark.slow
 def test_a_run_and_its_embeddings_give_the_same_from_every_index(
     run, beir, data_flags, tmp_path, capsys):
   pytest.importorskip('faiss')

@@ -68,6 +68,7 @@ def fixture_run(make_mixed, tmp_path_factory):
   return workdir, train.run(make_mixed(**OPTIONS), workdir, num_devices=1)
 
 
+@pytest.mark.slow
 def test_each_set_is_measured_as_if_it_were_alone(
     run, folders, make_config, tmp_path):
   workdir, results = run
@@ -144,6 +145,7 @@ def test_one_corpus_for_all_where_negatives_are_joint(
   assert not len(retriever.dataset.copies.ids)
 
 
+@pytest.mark.slow
 def test_a_batch_and_its_draws_are_of_one_set(run, make_mixed):
   workdir, _ = run
   experiment = factory.build(trained_lib.read_config(workdir), num_devices=1,
@@ -169,6 +171,7 @@ def test_a_batch_and_its_draws_are_of_one_set(run, make_mixed):
   assert not np.isin(ids, rows).all()
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_a_straight_one(
     run, make_mixed, folders, tmp_path):
   workdir, results = run
@@ -195,6 +198,7 @@ def test_other_weights_are_no_resumption(run, make_mixed):
 
 
 @pytest.mark.parametrize('num_devices', [2, 4])
+@pytest.mark.slow
 def test_devices_change_no_loss(num_devices, run, make_mixed, tmp_path):
   train.run(make_mixed(**OPTIONS, evaluation__baselines=False,
                        encoding__chunk_size=0, encoding__buckets=(24,)),
@@ -205,6 +209,7 @@ def test_devices_change_no_loss(num_devices, run, make_mixed, tmp_path):
 
 
 @pytest.mark.parametrize('best', ['dev/nDCG@10', 'dev/few/nDCG@10'])
+@pytest.mark.slow
 def test_the_best_by_the_mean_or_a_set(best, make_mixed, tmp_path):
   results = train.run(make_mixed(
       checkpoint__best=best, evaluation__every=2,
@@ -237,6 +242,7 @@ def test_prompts_reach_the_texts_of_their_set_alone(make_mixed):
       assert same == ((kind, name) in (('query', 'words'), ('target', 'few')))
 
 
+@pytest.mark.slow
 def test_questions_of_several_sets(make_config, tmp_path):
   """A reader is trained and measured on each, and their mean is taken."""
   folder = tiny.write_questions(str(tmp_path / 'questions'))
@@ -291,6 +297,7 @@ def test_options_of_several_sets_are_not_read_with_one(make_config):
     factory.build(make_config('stale', data__weights=(1, 2)), num_devices=1)
 
 
+@pytest.mark.slow
 def test_the_command_line_names_sets(folders, cache, tmp_path, capfd):
   sets = ', '.join(f"'{name}=beir:{path}'" for name, path in folders.items())
   workdir = str(tmp_path / 'run')
@@ -308,6 +315,7 @@ def test_the_command_line_names_sets(folders, cache, tmp_path, capfd):
       'test']} - set(measures_lib.MEASURES)
 
 
+@pytest.mark.slow
 def test_a_folder_takes_the_place_of_the_sets(folders, make_mixed):
   found = evaluate.of_config(make_mixed(
       data__weights=(1, 2), data__query_prompts=('few=ka: ',),

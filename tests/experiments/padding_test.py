@@ -55,6 +55,7 @@ def alone(experiment, store, rows):
 
 
 @pytest.mark.parametrize('pooling', ['lasttoken', 'mean'])
+@pytest.mark.slow
 def test_the_last_token_counts_when_texts_are_embedded(build, pooling):
   experiment = build(model__pooling=pooling)
   assert experiment.tokenizer.pad_token == END
@@ -72,6 +73,7 @@ def test_the_last_token_counts_when_texts_are_embedded(build, pooling):
 
 @pytest.mark.parametrize('pooling, on_device', [
     ('lasttoken', False), ('mean', True)])
+@pytest.mark.slow
 def test_the_last_token_counts_in_the_loss(build, pooling, on_device, tmp_path):
   """The loss of the first step is that of texts encoded one by one."""
   experiment = build(

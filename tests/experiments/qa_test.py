@@ -31,7 +31,9 @@ def make_qa(questions, cache):
 
 
 @pytest.mark.parametrize('name', [
-    f'{kind}_tiny' for kind in qa.KINDS if kind not in ('', 'corrector')])
+    pytest.param(f'{kind}_tiny', marks=[] if kind == 'stale' else (
+        pytest.mark.slow)) for kind in qa.KINDS
+    if kind not in ('', 'corrector')])
 def test_every_variant_trains_and_evaluates(name, make_qa, tmp_path):
   workdir = str(tmp_path / name)
   results = train.run(make_qa(name), workdir, num_devices=1)
@@ -80,6 +82,7 @@ def first_params(config):
   return train.factory.build(config, num_devices=1).params
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_interrupted(make_qa, tmp_path):
   straight, workdir = str(tmp_path / 'straight'), str(tmp_path / 'resumed')
   options = dict(refresh__write_back=True, log__every=1)
@@ -100,6 +103,7 @@ def test_goes_on_where_it_was_interrupted(make_qa, tmp_path):
 
 @pytest.mark.parametrize('variant, others', [
     ('tiny', {'two': 2, 'sharded': 4}), ('fused_tiny', {'sharded': 4})])
+@pytest.mark.slow
 def test_devices_do_not_change_it(variant, others, make_qa, tmp_path):
   losses = {}
   for name, devices in ({'one': 1} | others).items():
@@ -114,6 +118,7 @@ def test_devices_do_not_change_it(variant, others, make_qa, tmp_path):
     np.testing.assert_allclose(losses[name], losses['one'], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_retriever_and_reader_learn(make_qa, tmp_path):
   """The answer is where it is, which both have to find out from answers."""
   config = make_qa(
@@ -151,6 +156,7 @@ def test_retriever_and_reader_learn(make_qa, tmp_path):
 
 
 @pytest.mark.parametrize('variant', ['stale_tiny', 'fused_tiny'])
+@pytest.mark.slow
 def test_memory_of_a_step_is_that_of_a_chunk_of_pairs(variant, make_qa):
   """Four times the pairs take about as much, not four times."""
   experiment = train.factory.build(make_qa(
@@ -172,6 +178,7 @@ def test_a_run_without_a_reader_cannot_answer(trained):
         retriever.params, np.array([0]), np.array([[0]]), np.array([[1.]]))
 
 
+@pytest.mark.slow
 def test_the_memory_is_compared_without_positives(make_qa, tmp_path):
   """No query excludes a target, and gradients are those of the negatives."""
   workdir = str(tmp_path)

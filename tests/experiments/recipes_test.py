@@ -3,6 +3,7 @@
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from retrieval_jax.factory import registries
 from retrieval_jax.jobs import train
@@ -21,6 +22,7 @@ def components():
   return defined
 
 
+@pytest.mark.slow
 def test_a_file_a_line_and_a_config_are_enough(make_config, tmp_path):
   defined = components()
   config = make_config(

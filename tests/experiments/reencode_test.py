@@ -29,6 +29,7 @@ def straight(config, tmp_path_factory):
   return train_test.final_state(workdir), results, workdir
 
 
+@pytest.mark.slow
 def test_re_encoded_rows_say_when_it_was(straight):
   table = straight[0].table
   np.testing.assert_array_equal(
@@ -39,6 +40,7 @@ def test_re_encoded_rows_say_when_it_was(straight):
   assert age == {1: 0, 2: 1, 3: 0, 4: 1, 5: 0}
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_a_re_encoding_equals_a_straight_one(
     straight, config, tmp_path):
   """The checkpoint of that step holds the table that was re-encoded."""

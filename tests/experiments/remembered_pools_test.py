@@ -11,6 +11,8 @@ from tests.experiments import episodes_test
 from tests.experiments import tiny
 from tests.experiments import train_test
 
+pytestmark = pytest.mark.slow  # each trains
+
 KEPT = {'memory__kind': 'corpus', 'episodes__restart': False,
         'refresh__write_back': True, 'refresh__push': True}
 BY_MEMORY = KEPT | {'episodes__later': 'memory'}

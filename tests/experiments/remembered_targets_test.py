@@ -14,6 +14,8 @@ from retrieval_jax.jobs import evaluate
 from retrieval_jax.jobs import train
 from tests.experiments import train_test
 
+pytestmark = pytest.mark.slow  # each trains
+
 
 @pytest.fixture(name='runs', scope='module')
 def fixture_runs(make_config, tmp_path_factory):

@@ -22,6 +22,8 @@ from retrieval_jax.training import meter as meters
 from tests.experiments import tiny
 from tests.experiments import train_test
 
+pytestmark = pytest.mark.slow  # each trains
+
 OPTIONS = tiny.MOVING | {
     'sampler__name': 'tree', 'sampler__num_negatives': 2,
     'sampler__leaf_size': 8, 'sampler__opened': 2,

@@ -14,6 +14,8 @@ from tests import made_up_samplers
 from tests.experiments import tiny
 from tests.experiments import train_test
 
+pytestmark = pytest.mark.slow  # each trains
+
 KINDS = {
     'tree': (samplers.Tree, tiny.MOVING | {
         'refresh__reencode_every': 4, 'sampler__leaf_size': 8,

@@ -17,6 +17,8 @@ from retrieval_jax.training import signals
 from tests.experiments import scripts_test
 from tests.experiments import tiny
 
+pytestmark = pytest.mark.slow  # each trains
+
 SHARDED = {'sharding__parameters': 'sharded', 'sharding__min_size': 256}
 PREFIXES = {'estimator__matryoshka_dims': (8, 32), 'evaluation__dims': (8,),
             'encoding__buckets': (24,), 'log__every': 1}

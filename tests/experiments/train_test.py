@@ -65,7 +65,10 @@ def run_main(*arguments):
       train_script.main(process.parse_flags(sys.argv), values)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[] if name in (
+        'base', 'quickstart', 'corrector') else pytest.mark.slow)
+    for name in CONFIGS])
 def test_every_config_trains_and_evaluates(name, make_config, tmp_path):
   workdir = str(tmp_path / name)
   results = train.run(make_config(name), workdir, num_devices=1)
@@ -108,6 +111,7 @@ def test_training_learns(make_config, tmp_path):
           > results['untrained']['test']['RR@10'])
 
 
+@pytest.mark.slow
 def test_the_first_positive_alone_is_trained_on(beir, make_config, tmp_path):
   folder = tmp_path / 'judged_twice'
   shutil.copytree(beir, folder)
@@ -281,6 +285,7 @@ def test_what_changes_no_number_may_change(trained, make_config):
   assert train.run(config, workdir)['measures'] == results['measures']
 
 
+@pytest.mark.slow
 def test_tokens_on_the_device_give_the_same_losses(
     trained, make_config, tmp_path):
   train.run(make_config('stale', **tiny.MOVING, data__tokens_on_device=True,
@@ -305,6 +310,7 @@ def test_four_devices_give_the_losses_of_one(
   np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_ring_with_cache_gradients_is_a_matter_of_options(
     make_config, tmp_path):
   config = make_config(
@@ -322,6 +328,7 @@ def test_a_ring_with_cache_gradients_is_a_matter_of_options(
   assert all(np.isfinite(value) for line in lines for value in line.values())
 
 
+@pytest.mark.slow
 def test_a_prefilled_ring_starts_with_random_targets(make_config, tmp_path):
   config = make_config('negative_cache', memory__prefill=True, num_steps=2,
                        memory__replacement='fifo', log__every=1,
@@ -347,6 +354,7 @@ def test_a_prefilled_ring_starts_with_random_targets(make_config, tmp_path):
   assert columns == [1, 1]  # draws from step 0 on
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_fifo_ring_equals_a_straight_one(
     make_config, tmp_path):
   options = {'memory__replacement': 'fifo', 'memory__prefill': True,

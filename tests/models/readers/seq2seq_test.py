@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import sharding
 from retrieval_jax.models import chunking
@@ -45,6 +46,7 @@ def by_reference(reference):
 class ReferenceTest(parameterized.TestCase):
 
   @parameterized.parameters(*CASES)
+  @pytest.mark.slow
   def test_log_probabilities(self, case):
     reader, params, reference = load(case)
     config, texts = reader.config, reference['texts']
@@ -115,6 +117,7 @@ class Seq2SeqTest(parameterized.TestCase):
         reader.read_fused(params, rows)[:, 0], reader.read(params, rows)[:, 0],
         atol=1e-5)
 
+  @pytest.mark.slow
   def test_fused_passages_are_attended_to_together(self):
     """The decoder by hand over both encodings, one after the other."""
     reader, params, reference = load('t5')
@@ -140,6 +143,7 @@ class Seq2SeqTest(parameterized.TestCase):
         reader.read(params, rows)[1::2, 0], atol=1e-4)
 
   @parameterized.parameters(None, 1, 2)
+  @pytest.mark.slow
   def test_in_chunks_it_is_the_same(self, devices):
     reader, params, reference = load('t5_gated')
     layout = devices and sharding.Layout(sharding.make_mesh(devices))

@@ -21,6 +21,7 @@ def check(examples, inputs):
   assert {name for name, _ in seen} == set(inputs)
 
 
+@pytest.mark.slow
 def test_texts_embeddings_runs_and_models():
   check(200, [name for name in mutated_inputs.INPUTS
               if name not in mutated_inputs.BINARY])

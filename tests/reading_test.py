@@ -3,6 +3,7 @@
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 from retrieval_jax import data
 from retrieval_jax import reading
@@ -114,6 +115,7 @@ class RowsTest(absltest.TestCase):
 
 class AnswersTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_guesses_are_pieces_of_the_passage(self):
     made = texts()
     params = made.reader.init(jax.random.key(1))
@@ -166,6 +168,7 @@ class FusedTest(absltest.TestCase):
         tokenizer.decode(tokens[tokens >= 0]), -0.5, None))
     self.assertNotEmpty(guess.text)
 
+  @pytest.mark.slow
   def test_answers_are_those_of_all_passages_together(self):
     """Greedily, by the likelihoods of every next token after those before."""
     tokenizer = data.train_tokenizer(PASSAGES * 3 + ['what is it?'] * 3, 40)

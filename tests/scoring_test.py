@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from retrieval_jax import scoring
@@ -96,6 +97,7 @@ class BruteForceTest(parameterized.TestCase):
     np.testing.assert_allclose(alone, expected, rtol=2e-6)
 
   @parameterized.parameters(1, 4)
+  @pytest.mark.slow
   def test_moved_queries_find_what_moved_rows_do(self, devices):
     """Of an affine map, with -1 and gaps as elsewhere; by all kernels."""
     targets, queries, exclude, weight = _data()
@@ -297,6 +299,7 @@ def _capped_exponential(key, blocks, num_queries):
 
 class NoiseTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_tail_of_the_noise_is_right_and_23_bits_fail(self):
     p_value = {
         name: _tail_p_value(draw, jax.random.key(1)) for name, draw in (

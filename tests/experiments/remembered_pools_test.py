@@ -39,6 +39,7 @@ def passes(workdir):
       'target_encoder_calls_reembedding'] / tiny.NUM_TARGETS
 
 
+@pytest.mark.slow
 def test_pools_by_the_memory_embed_nothing_more(make_config, tmp_path):
   config = episodes_test.make(make_config, **BY_MEMORY | {
       'refresh__write_back': False, 'refresh__push': False})
@@ -51,6 +52,7 @@ def test_pools_by_the_memory_embed_nothing_more(make_config, tmp_path):
   assert counts['query_encoder_calls'] == 7 * config.batch_size + 3 * queries
 
 
+@pytest.mark.slow
 def test_without_training_they_are_those_of_a_fresh_table(
     make_config, tmp_path):
   found = []
@@ -65,6 +67,7 @@ def test_without_training_they_are_those_of_a_fresh_table(
 
 
 @pytest.mark.parametrize('corrector', CORRECTORS)
+@pytest.mark.slow
 def test_they_are_the_nearest_of_the_corrected_rows(
     corrector, make_config, tmp_path):
   config = episodes_test.make(
@@ -120,6 +123,7 @@ def stopped(config, workdir):
     train.run(config, workdir, num_devices=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_mines_in_its_memory_goes_on(make_config, tmp_path):
   check_resumes(
       episodes_test.make(make_config, **BY_MEMORY | CORRECTORS['linear']),

@@ -57,6 +57,7 @@ def _by_id(retriever):
   return dict(zip(retriever.dataset.corpus_ids, retriever.stored_targets()))
 
 
+@pytest.mark.slow
 def test_documents_in_another_order_keep_their_vectors(folder):
   before = _by_id(trained.open(str(folder / 'run')))
   _write(folder, _records(folder)[::-1])
@@ -68,6 +69,7 @@ def test_documents_in_another_order_keep_their_vectors(folder):
     np.testing.assert_allclose(after[name], vector, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_corpus_that_grew_is_cut_by_the_tokenizer_of_the_run(folder):
   before = _by_id(trained.open(str(folder / 'run')))
   ours = run_folder.read_tokenizer(str(folder / 'run'))
@@ -86,6 +88,7 @@ def test_a_corpus_that_grew_is_cut_by_the_tokenizer_of_the_run(folder):
 
 
 @pytest.mark.filterwarnings('ignore:.*has changed since')
+@pytest.mark.slow
 def test_mining_and_evaluation_follow_the_data(folder, tmp_path):
   run = str(folder / 'run')
   _write(folder, _NEW + _records(folder))
@@ -100,6 +103,7 @@ def test_mining_and_evaluation_follow_the_data(folder, tmp_path):
   assert sorted(second['measures']) == ['test']  # dev's is of other data
 
 
+@pytest.mark.slow
 def test_texts_that_changed_are_embedded_again(folder):
   before = _by_id(trained.open(str(folder / 'run')))
   records = _records(folder)
@@ -111,6 +115,7 @@ def test_texts_that_changed_are_embedded_again(folder):
   assert np.abs(after['d5'] - before['d5']).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_trained_anew_in_its_folder_has_new_vectors(folder):
   run = folder / 'run'
   before = trained.open(str(run)).stored_targets()
@@ -122,6 +127,7 @@ def test_a_run_trained_anew_in_its_folder_has_new_vectors(folder):
   assert np.abs(retriever.stored_targets() - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_results_of_a_run_that_is_gone_are_removed(folder, capsys):
   run = folder / 'run'
   shutil.rmtree(run / 'checkpoints')
@@ -133,6 +139,7 @@ def test_results_of_a_run_that_is_gone_are_removed(folder, capsys):
     assert not (run / name).exists()
 
 
+@pytest.mark.slow
 def test_a_moved_run_needs_no_cache_and_not_the_encoder_it_started_from(
     folder):
   export.run(str(folder / 'encoder'), str(folder / 'run'))
@@ -148,6 +155,7 @@ def test_a_moved_run_needs_no_cache_and_not_the_encoder_it_started_from(
   np.testing.assert_array_equal(moved.embed_targets(), expected)
 
 
+@pytest.mark.slow
 def test_vectors_are_found_again_and_damaged_ones_made_again(folder):
   run = str(folder / 'run')
   expected = np.array(trained.open(run).stored_targets())
@@ -175,6 +183,7 @@ def test_a_folder_that_cannot_be_written_to_is_searched_all_the_same(
   np.testing.assert_array_equal(found, retriever.embed_targets())
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_tokenizer_of_another(folder, tmp_path):
   ours = run_folder.read_tokenizer(str(folder / 'run'))
   _write(folder, _NEW + _records(folder))
@@ -190,6 +199,7 @@ def test_a_run_starts_from_the_tokenizer_of_another(folder, tmp_path):
                           model__start_from=str(folder / 'run')))
 
 
+@pytest.mark.slow
 def test_a_memory_whose_rows_moved_is_refused(folder):
   run = folder / 'rows'
   train.run(_config(folder, 'direct_gradient', num_steps=2), str(run),
@@ -201,6 +211,7 @@ def test_a_memory_whose_rows_moved_is_refused(folder):
     trained.load_state(str(run), num_devices=1)
 
 
+@pytest.mark.slow
 def test_an_index_of_other_vectors_is_refused(folder):
   run, out = str(folder / 'run'), str(folder / 'vectors')
   embed.run(out, workdir=run)

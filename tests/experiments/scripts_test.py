@@ -73,6 +73,7 @@ def test_evaluate_takes_splits_and_measures(run_copy, trained):
   assert found['test'] == trained[1]['measures']['test']
 
 
+@pytest.mark.slow
 def test_evaluating_an_unfinished_run_does_not_finish_it(
     make_config, tmp_path):
   config = make_config('stale', **tiny.MOVING)
@@ -205,6 +206,7 @@ def test_an_unknown_split_or_measure_is_named(run_copy):
     call(evaluate, f'--workdir={run_copy}', '--measures=MRR@ten')
 
 
+@pytest.mark.slow
 def test_diagnose_prints_what_the_hook_measures(run_copy, capsys):
   fit = diagnostics.fit_to_all  # not to the end: here only its place matters
   with mock.patch.object(
@@ -231,6 +233,7 @@ def test_compare_reads_what_training_wrote(run_copy, trained, tmp_path, capsys):
   assert f'| {calls} |' in printed
 
 
+@pytest.mark.slow
 def test_sweep_runs_training_with_the_seeds_of_a_config(
     beir, cache, tmp_path, capsys):
   commands = []

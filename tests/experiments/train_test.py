@@ -101,6 +101,7 @@ def test_every_config_trains_and_evaluates(name, make_config, tmp_path):
       results['measures']['test']['RR@10'])
 
 
+@pytest.mark.slow
 def test_training_learns(make_config, tmp_path):
   results = train.run(
       make_config('in_batch', num_steps=24, log__every=4,
@@ -125,6 +126,7 @@ def test_the_first_positive_alone_is_trained_on(beir, make_config, tmp_path):
   np.testing.assert_array_equal(found, 0)
 
 
+@pytest.mark.slow
 def test_starts_from_the_encoder_of_another_run(trained, make_config, tmp_path):
   folder, _ = trained
   theirs = jax.device_get(final_state(folder).params['tower'])
@@ -188,6 +190,7 @@ def test_a_stopped_and_resumed_run_equals_a_straight_one(
       assert resumed['meter'][name] == count, name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_before_a_damaged_checkpoint(
     trained, make_config, tmp_path, capfd):
   straight, _ = trained
@@ -372,6 +375,7 @@ def test_a_stopped_and_resumed_fifo_ring_equals_a_straight_one(
           == results['meter']['target_encoder_calls_reembedding'] == 64)
 
 
+@pytest.mark.slow
 def test_the_meter_counts_what_a_step_computes(make_config, tmp_path):
   """By hand, but for how many of the drawn rows hold a target."""
   config = make_config(
@@ -413,6 +417,7 @@ def test_the_meter_counts_what_a_step_computes(make_config, tmp_path):
       + 2 * observed * 33 * (33 + 32) + 33**3 / 3 + 2 * 33**2 * 32)
 
 
+@pytest.mark.slow
 def test_a_first_pass_that_no_step_reads_is_no_cost_of_training(
     make_config, tmp_path):
   results = train.run(
@@ -514,6 +519,7 @@ def test_a_missing_config_file_is_named(tmp_path):
     run_main('--config=configs/nowhere.py', f'--workdir={tmp_path}')
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluation_splits_trains(
     beir, cache, tmp_path, capsys):
   run_main('--config=configs/in_batch.py:tiny', f'--workdir={tmp_path}',

@@ -13,6 +13,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors import numpy as safetensors_numpy
 
 from retrieval_jax import base_params
@@ -174,6 +175,7 @@ class LoraTest(parameterized.TestCase):
         ours, theirs, rtol=1e-3, atol=2e-5), found, wanted)
     self.assertGreater(largest(wanted), 1e-2)
 
+  @pytest.mark.slow
   def test_the_kernels_own_gradient_is_not_computed(self):
     model, params, plain, base = adapted('modernbert', lora.Lora(1, 2.))
     tokens = tokens_of('modernbert', 4)

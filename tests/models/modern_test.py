@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from retrieval_jax import files
 from retrieval_jax.data import settings
@@ -83,6 +84,7 @@ class ReferenceTest(parameterized.TestCase):
     self.assertGreater(np.abs(found - hidden)[tokens >= 0].max(), 1e-2)
 
   @parameterized.parameters(*families_test.MODERN)
+  @pytest.mark.slow
   def test_neither_padding_nor_other_texts_count(self, name):
     config, params, tokens, hidden = fixture(name)
     longer = np.pad(tokens, ((0, 0), (0, 7)), constant_values=-1)
@@ -92,6 +94,7 @@ class ReferenceTest(parameterized.TestCase):
             hidden_of(config, params, row[None])[0, :count], hidden[i, :count],
             atol=2e-5)
 
+  @pytest.mark.slow
   def test_a_text_of_no_tokens_is_finite(self):
     for name in families_test.MODERN:
       config, params, tokens, _ = fixture(name)
@@ -103,6 +106,7 @@ class ReferenceTest(parameterized.TestCase):
       jax.tree.map(lambda g: self.assertTrue(np.isfinite(g).all()), gradient)
 
   @parameterized.parameters('modernbert', 'gemma3_text', 'qwen3')
+  @pytest.mark.slow
   def test_bfloat16_and_remat_are_near_in_value_and_gradient(self, name):
     config, params, tokens, _ = fixture(name)
 

@@ -6,6 +6,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -93,6 +94,7 @@ class ColumnsTest(parameterized.TestCase):
 
   @parameterized.product(
       kind=('own', 'positives', 'all', 'draws'), num_candidates=(0, 3))
+  @pytest.mark.slow
   def test_columns_are_what_they_are_called(self, kind, num_candidates):
     mesh = sharding.make_mesh(1)
     table = helpers.table(mesh)

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import objectives
 from retrieval_jax import types
@@ -214,6 +215,7 @@ class MarginalTest(parameterized.TestCase):
                  chunked, direct)
     self.assertGreater(np.abs(direct['out']).max(), 1e-2)
 
+  @pytest.mark.slow
   def test_all_of_it_is_finite_where_nothing_was_drawn(self):
     nothing = dataclasses.replace(
         self.proposal, mask=np.zeros((B, K), bool))

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import samplers
 from retrieval_jax import types
@@ -40,6 +41,7 @@ def draw(sampler, query_ids, *, seed=0, devices=1, **asking):
 class PoolGumbelTest(parameterized.TestCase):
 
   @parameterized.parameters(*ORDERS)
+  @pytest.mark.slow
   def test_draws_are_those_of_both(self, order):
     sampler, queries = make(pool_order=order), [0, 1, 4, 5, 2, 3]
     exclude = [[11], [-1], [-1], [50], [-1], [-1]]
@@ -68,6 +70,7 @@ class PoolGumbelTest(parameterized.TestCase):
     np.testing.assert_array_equal(found.log_z, np.nan)
 
   @parameterized.parameters(*ORDERS)
+  @pytest.mark.slow
   def test_an_id_drawn_twice_is_there_once(self, order):
     """Nearly all of 13 ids: pools of them are drawn by both."""
     found = draw(make(pool_order=order, num_negatives=200, num_pooled=2),
@@ -98,6 +101,7 @@ class PoolGumbelTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('softmax', 2), ('softmax', 4), ('softmax', 8), ('rotating', 8))
+  @pytest.mark.slow
   def test_the_number_of_devices_does_not_matter(self, order, devices):
     one, other = (draw(make(pool_order=order), [5, 0, 4, 1, 2, 0, 3, 5],
                        step=3, devices=number) for number in (1, devices))

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -58,6 +59,7 @@ def chi_square(rows, chances):
 
 class SimANSTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_of_fewer_rows_than_the_pool_holds_all_may_be_drawn(self):
     """What fills up the pool is never drawn in a row's place."""
     mesh = sharding.make_mesh(1)
@@ -73,6 +75,7 @@ class SimANSTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         np.sort(proposal.rows, axis=1), np.tile(np.arange(5), (4, 1)))
 
+  @pytest.mark.slow
   def test_pairs_come_with_the_chances_of_the_formula(self):
     positive = int(helpers.batch(0).target_ids[0])
     rows, scores = draw(sharding.make_mesh(1), NUM_DRAWS, positive)
@@ -88,6 +91,7 @@ class SimANSTest(parameterized.TestCase):
     self.assertLess(found, number + 4.5 * np.sqrt(2 * number))
 
   @parameterized.parameters(2, 4, 8)
+  @pytest.mark.slow
   def test_devices_do_not_change_a_draw(self, devices):
     positive = int(helpers.batch(0).target_ids[0])
     one, _ = draw(sharding.make_mesh(1), 16, positive)

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import host_table
 from retrieval_jax import scoring
@@ -60,6 +61,7 @@ class TreeOnHostTest(parameterized.TestCase):
       (dict(accept='resampling', chain_steps=2, step_proposals=3), 2),
       (dict(opened=0), 1),
       (dict(accept='rejection', moments=0, opened=1), 4))
+  @pytest.mark.slow
   def test_are_the_same_draws(self, options, devices, scale=2.0):
     sampler = tree_test.make(num_negatives=4, **options)
     on_device = tree_test.call(
@@ -133,6 +135,7 @@ class TreeOnHostTest(parameterized.TestCase):
       trees.check(state, view.table.embeddings, tree_test.LIVE)
 
   @parameterized.parameters(0.0, 0.1, 50.0)
+  @pytest.mark.slow
   def test_is_brought_up_to_date(self, regrow_share):
     sampler = tree_test.make(regrow_share=regrow_share)
     view, told = host_view(), []

@@ -14,6 +14,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 from scipy import stats
 
 from retrieval_jax import correctors
@@ -250,6 +251,7 @@ class ProposalTest(parameterized.TestCase):
       self.assertBetween(len(truth.opened), 3, 59)
 
   @parameterized.parameters(*PROPOSALS)
+  @pytest.mark.slow
   def test_draws_follow_log_q(self, case):
     """Chi-square of 4,096 draws; the softmax itself fails where it differs."""
     sampler = make(**PROPOSALS[case])
@@ -320,12 +322,14 @@ class ProposalTest(parameterized.TestCase):
         log_z, np.logaddexp.reduce(logits), rtol=1e-5)
 
   @parameterized.product(devices=(2, 8), case=('some_opened', 'beam'))
+  @pytest.mark.slow
   def test_number_of_devices_does_not_matter(self, devices, case):
     sampler = make(**PROPOSALS[case], chain_steps=2)
     one = drawn(sampler, 2.0, 64)
     other = drawn(sampler, 2.0, 64, devices=devices)
     np.testing.assert_array_equal(one.rows, other.rows)
 
+  @pytest.mark.slow
   def test_masses_without_counts_fail(self):
     """A mutant: leaves weigh alike, however many rows they have."""
     alike = lambda log_mean, counts: jnp.where(counts > 0, log_mean, -jnp.inf)
@@ -370,6 +374,7 @@ CHAINS = {
 class ChainTest(parameterized.TestCase):
 
   @parameterized.parameters(*CHAINS)
+  @pytest.mark.slow
   def test_ends_are_where_the_transition_matrix_says(self, case):
     """Chi-square of 16,384 ends; those of a chain that never moves fail."""
     sampler = make(moments=0, opened=2, **CHAINS[case])

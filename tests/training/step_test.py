@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 from scipy import stats
 
 from retrieval_jax import correctors
@@ -53,6 +54,7 @@ class GradientTest(parameterized.TestCase):
         parameter_change(method, mesh), -exact, atol=1e-6)
 
   @parameterized.parameters((None,), (7,))
+  @pytest.mark.slow
   def test_cache_gradient_is_unbiased_exactly_when_the_table_is_fresh(
       self, stale_seed):
     """Chi-square of the mean over 400 keys, 99.9% bound, and not when stale."""
@@ -184,6 +186,7 @@ class InvarianceTest(parameterized.TestCase):
       'in_batch', 'stale', 'top_k', 'cache', 'uniform', 'mlp', 'stochastic',
       'shortlist', 'ring', 'small_ring', 'linear', 'nystrom', 'candidates',
       'candidates_only')
+  @pytest.mark.slow
   def test_nothing_depends_on_the_device_count(self, name):
     """Draws, rows encoded besides, losses, memory and corrector."""
     self.compare_one_and_eight_devices(name)
@@ -195,6 +198,7 @@ class InvarianceTest(parameterized.TestCase):
   @parameterized.parameters(
       'in_batch', 'stale', 'cache', 'uniform', 'ring', 'mlp', 'linear',
       'nystrom', 'candidates')
+  @pytest.mark.slow
   def test_nothing_is_compiled_after_the_first_step(self, name):
     mesh = sharding.make_mesh(2)
     method = many_methods()[name]

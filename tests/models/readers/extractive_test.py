@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import types
 from retrieval_jax.models import chunking
@@ -101,6 +102,7 @@ class ExtractiveTest(parameterized.TestCase):
     for leaf in jax.tree.leaves(gradient):
       self.assertTrue(np.isfinite(leaf).all())
 
+  @pytest.mark.slow
   def test_in_chunks_of_bounded_length_it_is_the_same(self):
     made, of = rows(), params()
     weights = np.array([[1., -2.], [.5, 1.], [0., 1.], [0., -1.]])
@@ -111,6 +113,7 @@ class ExtractiveTest(parameterized.TestCase):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         loss(chunked), loss(READER.read))
 
+  @pytest.mark.slow
   def test_a_reader_without_types_reads_all_the_same(self):
     reader = dataclasses.replace(
         READER, config=dataclasses.replace(CONFIG, type_vocab_size=0))

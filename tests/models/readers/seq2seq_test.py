@@ -69,6 +69,7 @@ class ReferenceTest(parameterized.TestCase):
     np.testing.assert_array_equal(got[:, 1], 0)
 
   @parameterized.product(case=CASES, kind=('greedy', 'beam'))
+  @pytest.mark.slow
   def test_decodes_what_the_reference_does(self, case, kind):
     reader, params, reference = load(case)
     wanted = reference[kind]

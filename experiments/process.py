@@ -91,11 +91,9 @@ def DEFINE_processes(values):
 
 def _start_processes(values):
   """Joins the other processes, of which only the first then prints."""
-  names = [field.name for field in dataclasses.fields(processes.Start)]
-  if names[0] not in values:
-    return
   processes.start(processes.Start(**{
-      name: values[name].value for name in names}))
+      field.name: values[field.name].value
+      for field in dataclasses.fields(processes.Start)}))
   if not processes.is_first():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  until the end
 

@@ -231,8 +231,6 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   config, dataset = experiment.config, experiment.dataset
   if not names:
     return {}
-  if not processes.is_first():
-    workdir = None
   rows = np.concatenate([dataset.queries_of(name) for name in names])
   queries = experiment.embed_queries(params, rows)
 
@@ -303,8 +301,6 @@ def of_bm25(experiment: factory.Experiment,
     measures: names of ir-measures, and Answer@k of splits with answers.
   """
   config, dataset = experiment.config, experiment.dataset
-  if not processes.is_first():
-    workdir = None
   names = names or splits(config)
   rows = np.concatenate([dataset.queries_of(split) for split in names])
 
@@ -378,7 +374,7 @@ def of_index(folder: str, names: Sequence[str] | None, measures: Sequence[str],
       corpus_ids=dataset.corpus_ids, k=retrieval.NUM_RESULTS + drop)
   return _measure(
       dataset, names, found, measures=measures, depth=retrieval.NUM_RESULTS,
-      drop_self_matches=drop, folder=folder if processes.is_first() else None)
+      drop_self_matches=drop, folder=folder)
 
 
 def flat(measures: Measures) -> dict[str, float]:
@@ -473,6 +469,8 @@ def _measure(dataset, names, found, *, measures, depth, drop_self_matches,
   """
   of_reader = [name for name in measures
                if read and name in predictions.MEASURES]
+  if not processes.is_first():
+    folder = None  # which the first process writes
   by_split, start = {}, 0
   if drop_self_matches:
     found = runs.drop_self_matches(found)

@@ -29,6 +29,7 @@ from absl import app
 from absl import flags
 
 from experiments import process
+from retrieval_jax import processes
 from retrieval_jax.jobs import export
 from retrieval_jax.models import hub
 
@@ -65,7 +66,7 @@ def main(argv, values=flags.FLAGS):
       hub.check_installed(f'--push_to_hub={values.push_to_hub}')
     export.run(values.out, values.workdir, embeddings=values.embeddings,
                adapters=values.adapters, precisions=values.precisions)
-    if values.push_to_hub:
+    if values.push_to_hub and processes.is_first():
       print(hub.push(values.out, values.push_to_hub, public=values.public))
   if values.embeddings and not export.can_write_faiss():
     print("No targets*.faiss: that needs pip install 'retrieval_jax[faiss]' "

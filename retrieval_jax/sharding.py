@@ -233,7 +233,7 @@ def put_batch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   Raises:
     ValueError: if the global number of examples does not divide by S.
   """
-  def put(array):
+  def put_one(array):
     array = np.asarray(array)
     if array.ndim == 0:
       return put(array, replicated(mesh))
@@ -246,7 +246,7 @@ def put_batch(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     if jax.process_count() == 1:
       return jax.device_put(array, batch(mesh))
     return jax.make_array_from_process_local_data(batch(mesh), array)
-  return jax.tree.map(put, tree)
+  return jax.tree.map(put_one, tree)
 
 
 def looked_up(ids: jax.Array, width: int, where: NamedSharding,

@@ -507,6 +507,7 @@ class SamplerTest(parameterized.TestCase):
       np.testing.assert_allclose(
           proposal.log_q[proposal.mask], 0.0, atol=1e-6)
 
+  @pytest.mark.slow
   def test_gives_what_it_says(self, case, devices):
     sampler = make_sampler(case)
     self.assertContainsSubset(sampler.gives, {'log_q', 'log_z', 'every_row'})

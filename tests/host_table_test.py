@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import host_table
 from retrieval_jax import sharding
@@ -64,6 +65,7 @@ class HostTableTest(parameterized.TestCase):
     self.assertEqual(host.written.max(), 9)
 
   @parameterized.parameters('full', 'gaps')
+  @pytest.mark.slow
   def test_a_jit_knows_which_rows_are_live(self, name):
     host, device = both(LIVE[name])
 

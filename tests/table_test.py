@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import sharding
 from retrieval_jax import table
@@ -46,6 +47,7 @@ class CreateTest(parameterized.TestCase):
       table.create(np.zeros((2, 3)), [4, 4], mesh=sharding.make_mesh(1),
                    chunk_rows=2, dtype='float32')
 
+  @pytest.mark.slow
   def test_rows_that_are_ids_may_stay_empty(self):
     made = table.create(
         np.eye(5), [0, -1, 2, 3, -1], mesh=sharding.make_mesh(2), chunk_rows=4,

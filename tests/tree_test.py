@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import host_table
 from retrieval_jax import sharding
@@ -100,6 +101,7 @@ class BuildTest(parameterized.TestCase):
     self.assertGreater(int((np.diff(tree.first) > 1).sum()), 10)
 
   @parameterized.parameters(2, 8)
+  @pytest.mark.slow
   def test_is_the_same_on_any_number_of_devices(self, devices):
     one, other = built('gaps'), built('gaps', devices)
     np.testing.assert_array_equal(one.rows, other.rows)
@@ -109,6 +111,7 @@ class BuildTest(parameterized.TestCase):
                  *[jax.device_get((t.leaves.centres, t.leaves.radii,
                                    t.leaves.spread)) for t in (one, other)])
 
+  @pytest.mark.slow
   def test_is_the_same_from_an_array_of_the_host(self):
     path = self.create_tempfile().full_path
     vectors, live = scene('gaps')
@@ -152,6 +155,7 @@ class BuildTest(parameterized.TestCase):
         self.assertGreater(level.spread[0, node], 0.8 * values[0])
 
   @parameterized.parameters((1, 2), (3, 2), (10, 4), (40, 64), (257, 2))
+  @pytest.mark.slow
   def test_takes_any_size(self, count, leaf_size):
     vectors, live = clustered(1, count), np.ones(count, bool)
     tree = tree_building.build(
@@ -227,6 +231,7 @@ class CostTest(parameterized.TestCase):
     self.assertEqual(taken, sum(rows.taken))
 
   @parameterized.parameters((max, True), (min, False))
+  @pytest.mark.slow
   def test_of_bringing_up_to_date(self, branch, all_grown):
     num_rows, rank = 960, 2
     tree = tree_building.build(
@@ -240,6 +245,7 @@ class CostTest(parameterized.TestCase):
     self.assertEqual(taken, sum(rows.taken))
 
   @parameterized.parameters(0.1, -1.0)
+  @pytest.mark.slow
   def test_the_host_takes_no_more(self, degraded):
     vectors, live = clustered(0, 960), np.ones(960, bool)
     taken = []
@@ -400,6 +406,7 @@ class ChangeTest(parameterized.TestCase):
 class MaintainTest(parameterized.TestCase):
 
   @parameterized.parameters(0.05, 100.0)
+  @pytest.mark.slow
   def test_is_a_tree_of_the_rows_as_they_are_now(self, degraded):
     tree, (vectors, live) = built('clustered'), scene('drifted')
     with self.assertRaises(AssertionError):
@@ -413,6 +420,7 @@ class MaintainTest(parameterized.TestCase):
     else:
       self.assertGreater(info['grown'], 0.5)
 
+  @pytest.mark.slow
   def test_what_has_not_moved_stays(self):
     new, info = maintained(built('gaps'), 'gaps', margin=0.9)
     self.assertEqual((float(info['moved']), float(info['grown'])), (0., 0.))
@@ -421,6 +429,7 @@ class MaintainTest(parameterized.TestCase):
                  *jax.device_get((new, built('gaps'))))
 
   @parameterized.parameters(1, 8)
+  @pytest.mark.slow
   def test_grown_anew_it_equals_a_fresh_one(self, devices):
     """Also after rows were inserted and moved in between, up to order."""
     tree = built('clustered')
@@ -432,6 +441,7 @@ class MaintainTest(parameterized.TestCase):
     self.assertEqual(float(info['grown']), 1.0)
     self.assertEqual(leaves(new), leaves(tree))
 
+  @pytest.mark.slow
   def test_a_parent_that_has_degraded_is_grown_anew_alone(self):
     tree, (vectors, live) = built('clustered'), scene('clustered')
     rows = tree.rows[tree.start[tree.first[4]]:tree.start[tree.first[5]]]
@@ -448,6 +458,7 @@ class MaintainTest(parameterized.TestCase):
     self.assertContainsSubset(frozenset.union(*changed), rows.tolist())
     self.assertGreater(new.built_scatter[4], tree.built_scatter[4])
 
+  @pytest.mark.slow
   def test_a_row_that_left_its_leaf_moves_to_the_other(self):
     """Two leaves of one parent, at 0 and at 10; a row of one jumps."""
     vectors = np.array([0, .1, .2, 10, 10.1, 10.2], np.float32)[:, None]
@@ -465,6 +476,7 @@ class MaintainTest(parameterized.TestCase):
       self.assertIn(frozenset(where), leaves(new))
       np.testing.assert_allclose(info['moved'], (margin < 0.5) / 6)
 
+  @pytest.mark.slow
   def test_no_more_rows_move_than_there_is_room_for(self):
     """Those with the most to gain; five want to go where one more fits."""
     vectors = np.array([0, 0, 0, 0, 10, 10, 10], np.float32)[:, None]
@@ -479,6 +491,7 @@ class MaintainTest(parameterized.TestCase):
 class MassTest(parameterized.TestCase):
 
   @parameterized.product(name=SCENES, norm=(0.1, 1.0, 10.0))
+  @pytest.mark.slow
   def test_bounds_hold(self, name, norm):
     """Of both levels; random directions, and those of rows."""
     vectors, live = scene(name)
@@ -515,6 +528,7 @@ class MassTest(parameterized.TestCase):
     _, high = trees.log_mass_bounds(level(4.0), 1e4 * query)
     np.testing.assert_allclose(high[0, 0], 3e4 - np.log(2), rtol=1e-5)
 
+  @pytest.mark.slow
   def test_masses_are_to_second_order(self):
     """With as many axes as dimensions the variance is exact."""
     vectors, live = np.random.default_rng(0).normal(size=(60, D)), np.ones(
@@ -533,6 +547,7 @@ class MassTest(parameterized.TestCase):
         trees.log_mass(own, jnp.asarray(queries)),
         trees.log_mass(tree.leaves, jnp.asarray(queries))[:, :1], rtol=1e-5)
 
+  @pytest.mark.slow
   def test_more_moments_are_nearer(self):
     vectors, live = clustered(4, 300), np.ones(300, bool)
     queries = np.random.default_rng(0).normal(size=(50, D)).astype(np.float32)

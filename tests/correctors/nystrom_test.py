@@ -93,6 +93,7 @@ KERNELS = ('linear', 'rbf')
 class PredictionTest(parameterized.TestCase):
 
   @parameterized.product(kernel=KERNELS, landmarks=('uniform', 'greedy'))
+  @pytest.mark.slow
   def test_without_drift_rows_stay_bit_for_bit(self, kernel, landmarks):
     stale, _ = drifting(120)
     stale = stale.astype(np.float32)
@@ -171,6 +172,7 @@ class PredictionTest(parameterized.TestCase):
         corrected(corrector, state, stale), corrected(linear, wanted, stale),
         atol=1e-5)
 
+  @pytest.mark.slow
   def test_other_rows_count_and_fade(self):
     """The weighted least squares over phi = C^-1 k(L, v), in float64."""
     stale, fresh = drifting(90)
@@ -236,6 +238,7 @@ class PredictionTest(parameterized.TestCase):
           corrector, fitted(corrector, stale, fresh), stale), fresh)
     self.assertLess(found['rbf'], 0.6 * found['linear'])
 
+  @pytest.mark.slow
   def test_tv_of_the_softmax_is_bounded_by_the_largest_error(self):
     """TV <= tanh(beta max |h(v) - g| / 2) for |q| = 1, and it can be that."""
     def softmax(logits):

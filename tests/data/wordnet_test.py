@@ -153,6 +153,7 @@ class RealDataTest(absltest.TestCase):
              for split in wordnet_files.SPLITS]
     self.assertEqual(sizes, [36_577, 4_466, 4_640])
 
+  @pytest.mark.slow
   def test_no_near_duplicates_stand_in_two_splits(self):
     # Through an index of all stems, not of the prefixes that `group` relies
     # on; every tenth sentence against all of dev and test, to save time.

@@ -67,6 +67,7 @@ def test_everything_is_measured_and_written(adapted, embedded, capsys):
   assert os.path.getsize(os.path.join(out, 'recall_over_lambda.png')) > 5000
 
 
+@pytest.mark.slow
 def test_the_chosen_constants_are_the_best_of_the_grid(adapted):
   out, results = adapted
   with open(os.path.join(out, 'grid.csv'), encoding='utf-8') as f:

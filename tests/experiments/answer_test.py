@@ -81,6 +81,7 @@ def test_a_run_is_measured_by_what_it_answers(run, retriever):
       answers.exact_match(answered[query], right[query]) for query in right]))
 
 
+@pytest.mark.slow
 def test_the_passages_of_a_prediction_are_the_first_found(run, retriever):
   workdir, dataset = run[0], retriever.dataset
   texts = dict(zip(dataset.corpus_ids, dataset.corpus_texts))

@@ -81,6 +81,7 @@ def test_the_best_is_kept_evaluated_and_opened(
   assert last['measures'] != measured and 'best' not in last
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_the_best_updates_the_results(kept, tmp_path, capfd):
   workdir = str(shutil.copytree(kept[0], tmp_path / 'copy'))
   found, step = evaluate.run(workdir, measures=['R@3'])

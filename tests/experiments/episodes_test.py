@@ -242,6 +242,7 @@ def test_a_run_with_fewer_draws_goes_on(make_config, tmp_path):
     assert counts(workdir) == counts(straight)
 
 
+@pytest.mark.slow
 def test_what_is_embedded_is_counted(straight):
   found, steps, batch = counts(straight[0]), 7, 16
   train_queries = tiny.NUM_QUERIES['train']

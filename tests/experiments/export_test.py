@@ -140,6 +140,7 @@ def test_an_export_starts_a_run_with_the_same_bits(name, runs, make_config):
       build(make_config, model__pretrained=out, model__tied=True)
 
 
+@pytest.mark.slow
 def test_a_learned_temperature_survives(runs):
   workdir, out = runs['tied']
   retriever = trained.open(workdir, num_devices=1)

@@ -68,6 +68,7 @@ def test_adapters_learn_and_the_base_does_not(run, config, base):
   assert config.lora.rank == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_does_not_hold_the_base(run):
   kept = train_test.checkpoint.Checkpoints(
       os.path.join(run, 'checkpoints'), read_only=True)

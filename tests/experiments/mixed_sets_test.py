@@ -104,6 +104,7 @@ def test_each_set_is_measured_as_if_it_were_alone(
                   for query, ids in zip(own.query_ids, own.ids.tolist())}
 
 
+@pytest.mark.slow
 def test_the_mean_counts_each_set_the_same(run):
   _, results = run
   for kind in ('measures', 'untrained', 'bm25'):

@@ -57,6 +57,7 @@ def test_a_run_stopped_at_a_re_encoding_equals_a_straight_one(
   assert resumed['measures'] == straight[1]['measures']
 
 
+@pytest.mark.slow
 def test_the_meter_counts_re_encoding(straight):
   """Once to begin with, and after steps 2 and 4."""
   meter = straight[1]['meter']

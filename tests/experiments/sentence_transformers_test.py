@@ -39,6 +39,7 @@ def fixture_model(tmp_path):
   return folder
 
 
+@pytest.mark.slow
 def test_a_first_step_is_the_in_batch_softmax_plain_and_cached(model):
   options = parse(f'--model={model}', '--max_length=12')
   pairs = beside.make_pairs('random', 6, 12)

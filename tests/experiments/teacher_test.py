@@ -41,6 +41,7 @@ def logged(workdir):
     ('stale', 1, {'sampler__name': 'pool', 'refresh__reencode_every': 2,
                   'episodes__depth': 20, 'episodes__per_list': 4}),
     ('in_batch', 2, {'estimator__pairs': ('query_query', 'target_target')})])
+@pytest.mark.slow
 def test_trains_with_every_kind_of_negatives(
     name, devices, options, folder, make_config, tmp_path):
   config = make_config(
@@ -65,6 +66,7 @@ def test_trains_with_every_kind_of_negatives(
   assert 'objective' not in opened.params
 
 
+@pytest.mark.slow
 def test_follows_the_teacher(folder, make_config, tmp_path):
   config = make_config(
       'in_batch', **QUICK, **FOLLOWED | {
@@ -75,6 +77,7 @@ def test_follows_the_teacher(folder, make_config, tmp_path):
   assert last < 0.7 * first
 
 
+@pytest.mark.slow
 def test_the_encoder_itself_leaves_no_distance(make_config, tmp_path):
   """So that vectors, ids and texts belong together all the way."""
   config = make_config('stale', **QUICK, num_steps=1)
@@ -89,6 +92,7 @@ def test_the_encoder_itself_leaves_no_distance(make_config, tmp_path):
     assert line[f'train/distance_{side}'] < 1e-9
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_a_straight_one(
     folder, make_config, tmp_path):
   config = make_config(
@@ -108,6 +112,7 @@ def test_a_stopped_and_resumed_run_equals_a_straight_one(
                train_test.final_state(straight))
 
 
+@pytest.mark.slow
 def test_another_teacher_does_not_go_on(folder, make_config, tmp_path):
   config = make_config('in_batch', **QUICK, **FOLLOWED, teacher__folder=folder)
   workdir, other = str(tmp_path / 'run'), str(tmp_path / 'other')
@@ -125,6 +130,7 @@ def test_another_teacher_does_not_go_on(folder, make_config, tmp_path):
     train.run(config, workdir, num_devices=1)
 
 
+@pytest.mark.slow
 def test_a_run_is_opened_without_its_teacher(folder, make_config, tmp_path):
   gone = str(tmp_path / 'gone')
   shutil.copytree(folder, gone)
@@ -193,6 +199,7 @@ def test_warns_of_what_is_not_read(options, message, folder, make_config):
     factory.build(make_config('stale', **options), num_devices=1)
 
 
+@pytest.mark.slow
 def test_scores_of_the_data_guide(beir, cache, tmp_path):
   folder = str(tmp_path / 'scored')
   shutil.copytree(beir, folder)

@@ -107,6 +107,7 @@ def test_the_run_files_give_the_same_numbers(call, test_only, tmp_path):
         {str(measure): value for measure, value in found.items()})
 
 
+@pytest.mark.slow
 def test_a_folder_of_data_sets_gives_the_mean_over_them(
     call, nano, tmp_path, capsys):
   out = str(tmp_path / 'out')
@@ -143,6 +144,7 @@ def test_prefixes_are_measured_too(call, tmp_path):
       'R@20', 'R@20/8']
 
 
+@pytest.mark.slow
 def test_quantised_targets_are_measured_too(call, nano, tmp_path, capsys):
   out = str(tmp_path / 'out')
   call(evaluate, f'--data={nano}', f'--out={out}', '--measures=R@20,RR@10',

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from retrieval_jax import indexes
 from retrieval_jax import sharding
@@ -34,6 +35,7 @@ def recall(found, k):
 class TreeIndexTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 4)
+  @pytest.mark.slow
   def test_without_limits_it_equals_brute_force(self, devices):
     targets, queries = data()
     for beam in (0, 1000):
@@ -46,6 +48,7 @@ class TreeIndexTest(parameterized.TestCase):
       np.testing.assert_allclose(scores, np.take_along_axis(
           queries @ targets.T, order, axis=1), rtol=1e-4, atol=1e-6)
 
+  @pytest.mark.slow
   def test_a_wider_search_finds_more(self):
     targets, queries = data()
     found = {}

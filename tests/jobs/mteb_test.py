@@ -51,6 +51,7 @@ def as_columns(folder):
                   text=[query_texts[i] for i in judged]), qrels)
 
 
+@pytest.mark.slow
 def test_the_search_is_that_of_the_run(run, words):
   workdir, _ = run
   model = retrieval_jax.MtebSearch.of_run(workdir, 1)
@@ -162,6 +163,7 @@ def test_a_folder_of_a_model_needs_no_data(tmp_path):
   assert score < 0.99 and shorter.revision != model.revision
 
 
+@pytest.mark.slow
 def test_rows_of_a_table_can_search_no_other_corpus(words, tmp_path):
   config = tiny.config('direct_gradient', words, str(tmp_path / 'cache'),
                        num_steps=1, evaluation__baselines=False)

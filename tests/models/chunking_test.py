@@ -3,6 +3,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import sharding
 from retrieval_jax.models import chunking
@@ -44,6 +45,7 @@ class ChunkedTest(parameterized.TestCase):
 
   @parameterized.product(
       num_and_chunk=((7, 3), (12, 4), (5, 8)), has_parts=(True, False))
+  @pytest.mark.slow
   def test_equals_direct_values_and_gradients(self, num_and_chunk, has_parts):
     num, chunk_size = num_and_chunk
     tokens = texts(num, 18)
@@ -75,6 +77,7 @@ class ChunkedTest(parameterized.TestCase):
           value_and_grad(bag, tokens, weights)(params))
 
   @parameterized.parameters((True,), (False,))
+  @pytest.mark.slow
   def test_texts_may_be_sharded(self, with_mesh):
     tokens = texts(16, 12)
     weights = np.random.default_rng(1).normal(size=(16, 8)).astype('f')
@@ -108,6 +111,7 @@ class ChunkedTest(parameterized.TestCase):
       step(params, texts(8, 9, seed=seed))
     self.assertLen(traces, before)
 
+  @pytest.mark.slow
   def test_memory_is_that_of_one_chunk(self):
     params = jax.jit(MODEL.init)(jax.random.key(0))
     tokens = texts(256, 24)

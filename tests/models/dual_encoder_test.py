@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import transformer
@@ -23,6 +24,7 @@ class DualEncoderTest(parameterized.TestCase):
       dict(pooling='mean', projection=5, tied=False, learn_scale=True),
       dict(pooling='cls', projection=5, tied=True, learn_scale=False),
       dict(pooling='cls', projection=None, tied=False, learn_scale=True))
+  @pytest.mark.slow
   def test_every_variant_embeds(self, **options):
     model = dual_encoder.DualEncoder(CONFIG, **options)
     params = jax.jit(model.init)(jax.random.key(0))
@@ -64,6 +66,7 @@ class DualEncoderTest(parameterized.TestCase):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
                  gradient(False), gradient(True))
 
+  @pytest.mark.slow
   def test_bfloat16_is_near_and_returns_float32(self):
     model = dual_encoder.DualEncoder(CONFIG)
     params = jax.jit(model.init)(jax.random.key(0))
@@ -92,6 +95,7 @@ class DualEncoderTest(parameterized.TestCase):
     self.assertEqual(model.flops(length),
                      2 * (2 * length * per_token + hidden * 5))
 
+  @pytest.mark.slow
   def test_tower_is_the_composition_of_its_parts(self):
     model = dual_encoder.DualEncoder(CONFIG, tied=False)
     params = jax.jit(model.init)(jax.random.key(0))

@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 from safetensors import numpy as safetensors_numpy
 
 from retrieval_jax.data import settings
@@ -285,6 +286,7 @@ class T5Test(parameterized.TestCase):
     self.assertEqual(model.config.flops(length), 2 * (2 * length * (
         4 * hidden * inner + 3 * hidden * wide + 2 * length * inner)))
 
+  @pytest.mark.slow
   def test_bfloat16_and_remat_are_near_in_value_and_gradient(self):
     model, params, _ = load('t5')
     tokens = reference('t5')['tokens'][:3]

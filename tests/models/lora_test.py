@@ -150,6 +150,7 @@ class LoraTest(parameterized.TestCase):
     np.testing.assert_array_equal(b, 0)
 
   @parameterized.parameters((None, 1), (2, 1), (4, 4), (4, 2))
+  @pytest.mark.slow
   def test_gradients_are_those_of_all_at_once_and_of_adapters_alone(
       self, chunk_size, devices):
     model, params, _, _ = adapted('modernbert', lora.Lora(3, 2.))

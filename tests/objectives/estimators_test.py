@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import types
 from retrieval_jax.objectives import estimators
@@ -176,6 +177,7 @@ class CacheGradientTest(parameterized.TestCase):
     np.testing.assert_allclose(expected[1], wanted[1], rtol=1e-5, atol=1e-6)
 
   @parameterized.product(k=(1, 2), drift=(0.02, 0.3, 2.0), seed=(0, 1, 2))
+  @pytest.mark.slow
   def test_bias_of_a_stale_cache_is_within_its_bound(self, k, drift, seed):
     """|bias| <= 2 TV beta max|g| and TV <= tanh(eps / 2), beta = 1.
 

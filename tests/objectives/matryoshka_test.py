@@ -8,6 +8,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import matryoshka
 from retrieval_jax import objectives
@@ -99,6 +100,7 @@ class MatryoshkaTest(parameterized.TestCase):
         raw, (queries[:, :2] @ targets[:, :2].T).sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(info['loss_2'], made.mean(), rtol=1e-6)
 
+  @pytest.mark.slow
   def test_the_encoder_runs_once_and_draws_see_all_dimensions(self):
     mesh = sharding.make_mesh(1)
     lengths = []

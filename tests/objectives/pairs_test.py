@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import objectives
 from retrieval_jax import types
@@ -153,6 +154,7 @@ class SpreadOutTest(parameterized.TestCase):
     self.assertEqual(
         objective.flops(8, 3, 0, 5), inner.flops(8, 3, 0, 5) + 4 * 8 * 8 * 5)
 
+  @pytest.mark.slow
   def test_vectors_of_a_sphere_have_one_over_their_dimension(self):
     vectors = jnp.asarray(unit(np.random.default_rng(1).normal(
         size=(400, 16))), jnp.float32)

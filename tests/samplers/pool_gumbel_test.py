@@ -83,6 +83,7 @@ class PoolGumbelTest(parameterized.TestCase):
     first = draw(make(num_negatives=3), [4]).ids[0]
     np.testing.assert_array_equal(first[:2], [40, -1])  # 40, 40
 
+  @pytest.mark.slow
   def test_what_is_not_of_the_pool_follows_the_softmax(self):
     """Counts of the first Gumbel draw against the closed form."""
     size = 20_000

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -110,6 +111,7 @@ class PoolTest(parameterized.TestCase):
     np.testing.assert_array_equal(draw(make(), [4], step=0), [[40, 40]])
 
   @parameterized.parameters(*BLIND)
+  @pytest.mark.slow
   def test_a_short_pool_is_drawn_from_again(self, order):
     sampler = make(pool_order=order, num_negatives=4)
     found = draw(sampler, [2, 3, 4])
@@ -187,6 +189,7 @@ class PoolTest(parameterized.TestCase):
     self.assertFalse(np.isnan(found.log_z).any())
 
   @parameterized.parameters(2, 4, 8)
+  @pytest.mark.slow
   def test_softmax_draws_the_same_on_more_devices(self, devices):
     one, other = (draw_softmax([5, 0, 4, 1, 2, 0, 3, 5], devices=devices)
                   for devices in (1, devices))

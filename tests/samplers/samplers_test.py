@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import samplers
 from retrieval_jax import scoring
@@ -35,6 +36,7 @@ def propose(sampler, mesh, table=None, key=0):
 
 class ProposalTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_what_is_masked_has_no_row_no_id_and_no_logit(self):
     """An excluded row, an empty one, none at all, and one that stays."""
     mesh = sharding.make_mesh(1)
@@ -83,6 +85,7 @@ class ProposalTest(absltest.TestCase):
 class ShortlistTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2)
+  @pytest.mark.slow
   def test_reproduces_the_published_bucketed_loss(self, devices):
     """Golden values of the negative cache's public code, its top_k = 2.
 
@@ -141,6 +144,7 @@ class ShortlistTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'shortlist=2 is smaller than'):
       samplers.ShortlistGumbel(3, 2)
 
+  @pytest.mark.slow
   def test_draws_follow_the_softmax_over_the_best_rows(self):
     """Chi-square of the ordered pairs of 8,192 draws from three of 56 rows."""
     mesh = sharding.make_mesh(1)
@@ -192,6 +196,7 @@ class DrawTest(absltest.TestCase):
         propose(samplers.TopK(3), mesh).rows,
         np.argsort(-logits, axis=1)[:, :3])
 
+  @pytest.mark.slow
   def test_top_k_of_a_depth_takes_each_of_its_rows_equally_often(self):
     """ANCE's choice: K of the top rows; chi-square, 99.95% bound."""
     mesh = sharding.make_mesh(1)
@@ -265,6 +270,7 @@ class DrawTest(absltest.TestCase):
       np.testing.assert_allclose(
           proposal.log_q[b][rows >= 0], -np.log(len(allowed)), rtol=1e-6)
 
+  @pytest.mark.slow
   def test_gumbel_log_q_is_the_probability_of_its_first_draw(self):
     """Chi-square of 4,000 single draws per query against exp(log_q)."""
     mesh = sharding.make_mesh(1)

@@ -84,6 +84,7 @@ class SimANSTest(parameterized.TestCase):
     wrong, number = chi_square(rows, chances_of_pairs(scores, positive, A / 2))
     self.assertGreater(wrong, number + 9 * np.sqrt(2 * number))
 
+  @pytest.mark.slow
   def test_without_a_remembered_positive_candidates_are_equal(self):
     positive = int(helpers.batch(0).target_ids[0])
     rows, scores = draw(sharding.make_mesh(1), NUM_DRAWS, -1)

@@ -100,6 +100,7 @@ class TreeOnHostTest(parameterized.TestCase):
     self.assertNotEqual(*lists)
     self.assertEqual(*sizes)
 
+  @pytest.mark.slow
   def test_queries_are_moved_where_the_corrector_folds(self):
     sampler = tree_test.make(num_negatives=4, chain_steps=2)
     fold = jax.tree_util.Partial(
@@ -118,6 +119,7 @@ class TreeOnHostTest(parameterized.TestCase):
     np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-5,
                                atol=1e-5)
 
+  @pytest.mark.slow
   def test_follows_what_is_written(self):
     sampler, view = tree_test.make(), host_view()
     state = host_state(sampler)

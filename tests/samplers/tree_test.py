@@ -238,6 +238,7 @@ PROPOSALS = {
 class ProposalTest(parameterized.TestCase):
 
   @parameterized.parameters(*PROPOSALS)
+  @pytest.mark.slow
   def test_log_q_is_the_formula(self, case):
     sampler = make(**PROPOSALS[case])
     truth, found = Truth(sampler, 2.0), drawn(sampler, 2.0)
@@ -271,6 +272,7 @@ class ProposalTest(parameterized.TestCase):
     found = (first == second).mean()
     self.assertLess(abs(found - same), 4 * np.sqrt(same / COPIES))
 
+  @pytest.mark.slow
   def test_with_every_leaf_opened_it_is_the_softmax(self):
     sampler = make(opened=1000, chain_steps=2)
     truth, found = Truth(sampler, 3.0), drawn(sampler, 3.0)
@@ -294,6 +296,7 @@ class ProposalTest(parameterized.TestCase):
     self.assertGreater(
         p_value(found.rows.reshape(-1), np.exp(truth.log_q)), 1e-3)
 
+  @pytest.mark.slow
   def test_queries_are_moved_in_place_of_rows_where_a_corrector_folds(self):
     """As if other queries had come, but for a constant in the logits."""
     sampler, asked, plain = make(opened=2), request(64), view(2.0)
@@ -389,6 +392,7 @@ class ChainTest(parameterized.TestCase):
     self.assertLess(tv(ends, np.exp(truth.log_p)),
                     tv(np.exp(truth.log_q), np.exp(truth.log_p)))
 
+  @pytest.mark.slow
   def test_log_q_is_given_of_proposals_alone(self):
     self.assertEqual(make().gives, {'log_q'})
     for options in (dict(chain_steps=1), dict(
@@ -413,6 +417,7 @@ class ChainTest(parameterized.TestCase):
     self.assertLess(
         p_value(found.rows[found.mask], np.exp(truth.log_q)), 1e-3)
 
+  @pytest.mark.slow
   def test_rejection_of_opened_leaves_is_exact_too(self):
     sampler = make(accept='rejection', moments=0, opened=20)
     truth, found = Truth(sampler, 2.0), drawn(sampler, 2.0)
@@ -458,6 +463,7 @@ class BoundTest(parameterized.TestCase):
     np.testing.assert_allclose(
         found.log_z_high - found.log_z_low, np.log(np.cosh(a)), rtol=1e-5)
 
+  @pytest.mark.slow
   def test_hold_for_any_cells(self):
     """2,000 times random masses within random bounds; without q they fail."""
     rng = np.random.default_rng(0)
@@ -485,6 +491,7 @@ class BoundTest(parameterized.TestCase):
 
   @parameterized.product(a=(0.5, 1.0, 2.0), case=(
       'nothing_opened', 'first_order', 'some_opened', 'beam'))
+  @pytest.mark.slow
   def test_hold_for_draws_where_they_bite(self, a, case):
     """By enumeration of every row, with excluded ones; and they are not void.
     """
@@ -509,6 +516,7 @@ class BoundTest(parameterized.TestCase):
     close(found['tree_opened'], np.isin(
         truth.leaf[truth.allowed], truth.opened).mean())
 
+  @pytest.mark.slow
   def test_masses_without_counts_break_them(self):
     """A mutant, by the numbers of `diagnose`: Q is too far from P."""
     sampler = make(moments=0, opened=0)
@@ -523,6 +531,7 @@ class BoundTest(parameterized.TestCase):
 
 class StateTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_follows_what_a_step_writes(self):
     """Draws, a share of the rows and positives, over three steps.
 
@@ -548,6 +557,7 @@ class StateTest(parameterized.TestCase):
       trees.check(tree, last, live)
 
   @parameterized.parameters(False, True)
+  @pytest.mark.slow
   def test_follows_the_memory_as_it_is(self, moved):
     """Of rows that steps have written, or that a corrector has moved."""
     corrector = helpers.linear() if moved else correctors.Identity()
@@ -583,6 +593,7 @@ class StateTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, trees_seen[0], trees_seen[-1])
 
   @parameterized.product(share=(0.0, 100.0), folds=(False, True))
+  @pytest.mark.slow
   def test_is_made_of_rows_as_they_are_corrected(self, share, folds):
     """Or, where queries can be moved in their place, as remembered."""
     method = helpers.method(
@@ -602,6 +613,7 @@ class StateTest(parameterized.TestCase):
             :helpers.NUM_TARGETS], np.ones(helpers.NUM_TARGETS, bool))
 
   @parameterized.parameters(0.0, 0.1, 100.0)
+  @pytest.mark.slow
   def test_is_brought_up_to_date_with_a_new_memory(self, share):
     sampler = make(leaf_size=4, regrow_share=share)
     before, now, told = state(sampler), view(moved=0.2), []

@@ -8,6 +8,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import correctors
 from retrieval_jax import method as methods
@@ -92,6 +93,7 @@ def exact_loss(params, ids, mask, targets=None, fused=None):
 class AnswersTest(parameterized.TestCase):
 
   @parameterized.parameters(('encoder', 1), ('encoder', 4), ('frozen', 1))
+  @pytest.mark.slow
   def test_the_gradient_is_that_of_the_loss_written_out(self, source, devices):
     state, metrics, proposal = take_step(
         method(samplers.Gumbel(3), source=source), devices)
@@ -108,6 +110,7 @@ class AnswersTest(parameterized.TestCase):
       np.testing.assert_allclose(
           after[name], part[name] - RATE * of[name], atol=1e-6)
 
+  @pytest.mark.slow
   def test_of_all_targets_it_is_the_exact_marginal(self):
     """K = N and a fresh table: nothing is left out of the sum."""
     mesh = sharding.make_mesh(1)
@@ -119,6 +122,7 @@ class AnswersTest(parameterized.TestCase):
     np.testing.assert_allclose(metrics['loss'], exact_loss(
         params(), every, np.ones(every.shape, bool)), rtol=1e-5)
 
+  @pytest.mark.slow
   def test_a_reader_that_fuses_is_given_all_rows_of_a_question(self):
     reader = dataclasses.replace(READER, together=True)
     objective = objectives.Marginal('emdr2')
@@ -139,6 +143,7 @@ class AnswersTest(parameterized.TestCase):
         state.params['reader']['words'],
         first['words'] - RATE * gradient['words'], atol=1e-6)
 
+  @pytest.mark.slow
   def test_the_corrector_learns_from_the_draws(self):
     """Drift is that of the draws alone, of all of them, and it shrinks."""
     _, metrics, proposal = take_step(method(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+import pytest
 
 from retrieval_jax import training
 from tests.training import toy
@@ -42,6 +43,7 @@ print('stopped', int(state.step), flush=True)
 
 class ProcessesTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_signal_to_one_process_stops_both_and_one_resumes(self):
     folder = self.create_tempdir().full_path
     with socket.socket() as free:

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 
 from retrieval_jax import correctors
 from retrieval_jax import objectives
@@ -205,6 +206,7 @@ class SamplerCostTest(parameterized.TestCase):
       # 32 buckets of 8 rows, a block each.
       (samplers.BucketedGumbel(K, 32), 8 * 32, 0),
   )
+  @pytest.mark.slow
   def test_scans(self, sampler, again, positives):
     got = sampler.rows_scored(B, M)
     self.assertEqual(got, (B * M + B * again + positives,
@@ -225,6 +227,7 @@ class SamplerCostTest(parameterized.TestCase):
       (samplers.NoNegatives(), 0, 0), (samplers.Uniform(K), B * K, B * K),
       (samplers.Exhaustive(N, B), N, N),
       (samplers.StochasticNegativeMining(K, 10), B * (10 + K), 10 + B * K))
+  @pytest.mark.slow
   def test_without_a_scan(self, sampler, scored, corrected):
     self.assertEqual(sampler.rows_scored(B, M), (scored, corrected))
     self.assert_true(sampler, (scored, corrected))

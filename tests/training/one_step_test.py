@@ -13,6 +13,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import samplers
 from retrieval_jax import sharding
@@ -145,6 +146,7 @@ def ring_steps(replacement):
 class WritesTest(parameterized.TestCase):
 
   @parameterized.parameters('lru', 'fifo')
+  @pytest.mark.slow
   def test_draws_and_refreshed_rows_are_written_before_positives_come_in(
       self, replacement):
     """Else a row would hold one target's id and another's embedding."""
@@ -294,6 +296,7 @@ class ProbesTest(parameterized.TestCase):
 class HostTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 4)
+  @pytest.mark.slow
   def test_a_sampler_on_the_host_draws_and_trains_as_on_the_device(
       self, devices):
     for here, there in zip(*(

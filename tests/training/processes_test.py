@@ -8,6 +8,7 @@ import sys
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from retrieval_jax import sharding
 from tests import helpers
@@ -45,6 +46,7 @@ def course(name, mesh):
 
 class ProcessesTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_two_processes_draw_the_rows_and_have_the_losses_of_one(self):
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import data
 from retrieval_jax import samplers
@@ -57,6 +58,7 @@ def proposal(sampler, of_set, num_devices, *, sets=SETS, memory='corpus',
 class OwnDrawsTest(parameterized.TestCase):
 
   @parameterized.product(name=tuple(SAMPLERS), of_set=(0, 1, 2))
+  @pytest.mark.slow
   def test_draws_are_of_the_set_on_any_number_of_devices(self, name, of_set):
     found = {devices: proposal(SAMPLERS[name], of_set, devices)
              for devices in (1, 2, 4)}

@@ -168,6 +168,7 @@ class TrainingTest(parameterized.TestCase):
       with jax.no_tracing():
         ours.train(2)
 
+  @pytest.mark.slow
   def test_a_checkpoint_goes_on_in_another_layout(self):
     self.check_checkpoint(4, MIN_SIZE)
 
@@ -199,6 +200,7 @@ class TrainingTest(parameterized.TestCase):
 
 class CollectivesTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_whole_gradients_are_summed_once_however_many_chunks(self):
     """One sum per kernel and encoder pass: of queries, and of targets."""
     for chunk_size in (4, 8):

@@ -221,6 +221,7 @@ class InvarianceTest(parameterized.TestCase):
 
   @parameterized.parameters(
       'in_batch', 'stale', 'cache', 'uniform', 'ring', 'mlp', 'linear')
+  @pytest.mark.slow
   def test_stopping_between_two_steps_changes_no_bit(self, name):
     mesh = sharding.make_mesh(2)
     method = many_methods()[name]
@@ -233,6 +234,7 @@ class InvarianceTest(parameterized.TestCase):
         method, mesh, num_steps=4, start=copied, start_step=2)
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
 
+  @pytest.mark.slow
   def test_loss_falls(self):
     mesh = sharding.make_mesh(1)
     for name, method in many_methods().items():

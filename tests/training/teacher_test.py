@@ -8,6 +8,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from retrieval_jax import ceiling as ceilings
 from retrieval_jax import keys
@@ -193,6 +194,7 @@ class StepTest(parameterized.TestCase):
         state = one(state, 1)
     self.assertEqual(int(state.step), 2)
 
+  @pytest.mark.slow
   def test_chunks_change_no_gradient(self):
     """Every kind, in float64: the loss is one of embeddings."""
     every = [make_objective(kind, columns_, by, pairs)

@@ -111,6 +111,7 @@ class ReferenceTest(parameterized.TestCase):
 
 class Seq2SeqTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_one_passage_fused_is_that_passage(self):
     reader, params, reference = load('t5')
     rows = rows_of(reader, reference['answers'], reference['texts'])

@@ -32,14 +32,15 @@ from absl import app
 from absl import flags
 
 from experiments import process
+from retrieval_jax import coarse
 from retrieval_jax import indexes
 from retrieval_jax import mining
 from retrieval_jax.jobs import mine
 from retrieval_jax.mining import formats
 from retrieval_jax.mining import negatives
 
-_OF_INDEX = ('chunk_rows', 'links', 'ef_construction', 'ef_search', 'leaf_size',
-             'opened', 'beam')
+_OF_INDEX = ('chunk_rows', 'scan_dtype', 'links', 'ef_construction',
+             'ef_search', 'leaf_size', 'opened', 'beam')
 
 
 def define_flags(values):
@@ -95,6 +96,9 @@ def define_flags(values):
   flags.DEFINE_integer(
       'chunk_rows', 4096, 'Targets scored at a time by --index=exact, tree.',
       lower_bound=1, **at)
+  flags.DEFINE_enum(
+      'scan_dtype', 'float32', coarse.DTYPES, 'What --index=exact reads of all '
+      'targets: coarse copies give the same results in less time.', **at)
   flags.DEFINE_integer('links', 32, 'M of faiss_hnsw.', **at)
   flags.DEFINE_integer('ef_construction', 200, 'Of faiss_hnsw.', **at)
   flags.DEFINE_integer('ef_search', 128, 'Of faiss_hnsw.', **at)

@@ -117,6 +117,8 @@ def check_method(method: 'methods.Method') -> None:
         "and corrector.name='identity'.")
   if memory.on_host:
     _check_host(method)
+  if memory.scan_dtype != 'float32':
+    _check_coarse(method)
   if isinstance(method.sampler, samplers.Tree) and not memory.holds_corpus:
     raise ValueError(
         "sampler.name='tree' is over rows that keep their target; it needs "
@@ -142,6 +144,32 @@ def _check_host(method):
     raise ValueError(
         f'targets.source={method.targets.source!r} trains against rows of the '
         "table; it needs memory.place='device'.")
+
+
+_SCANNING = (samplers.Gumbel, samplers.TopK, samplers.SimANS,
+             samplers.ShortlistGumbel, samplers.PoolGumbel)
+
+
+def _check_coarse(method):
+  """Raises unless all rows are scanned, as they are."""
+  sampler, corrector = method.sampler, method.corrector
+  option = f'memory.scan_dtype={method.memory.scan_dtype!r}'
+  if not isinstance(sampler, _SCANNING):
+    raise ValueError(
+        f'{option} is of scans over all rows, but the sampler '
+        f'{type(sampler).__name__} does none; leave it out, or use '
+        "sampler.name='gumbel', 'top_k', 'simans', 'top_k_gumbel', 'bucketed' "
+        "or 'pool_gumbel'.")
+  if not isinstance(corrector, correctors.Identity) and not corrector.folds:
+    raise ValueError(
+        f'{option} scans copies of the rows as they are, but '
+        f'{type(corrector).__name__} moves each of them; leave it out, or use '
+        "corrector.name='identity', or 'linear' or a linear 'nystrom' with "
+        'corrector.keep_norm=False, which move the queries instead.')
+  if getattr(sampler, 'ceiling', None):
+    raise ValueError(
+        f'{option} does not go with sampler.max_share or min_margin, which '
+        'leave rows out by their exact scores; leave one of them out.')
 
 
 def _check_reader(method):

@@ -22,17 +22,29 @@ Noise is a pure function of (key, query, global block, row in block). Neither
 the number of devices nor `chunk_rows` enters, so they do not change a draw (up
 to ties within the rounding of a matmul, which may depend on its shape).
 
-Memory per shard: B * C for the chunk, B * M / (S * g) for the blocks, B * g * D
-for scoring again. Traffic: [B, S * K] numbers, twice.
+Where the table has coarse copies of its rows and no row has to be moved (the
+view folds), the scan reads those, and bounds every block's number. The K blocks
+of the largest bounds are opened: scored again in float32, which gives their
+numbers. Then so are all whose bound reaches the K-th best number so far, and no
+other block can matter. What comes out is what a scan in float32 gives, but for
+log Z, whose part of unopened blocks is off by no more than their bounds; what
+that comes to is returned, too. Should more blocks have to be opened than there
+is room for (a great many rows are nearly equal), everything is scanned in
+float32. With a ceiling it always is.
+
+Memory per shard: B * C for the chunk, B * M / (S * g) for the blocks, and four
+times that with coarse rows, B * g * D for scoring again. Traffic: [B, S * K]
+numbers, twice, or four times.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from retrieval_jax import coarse
 from retrieval_jax import products
 from retrieval_jax import sharding
 from retrieval_jax.types import check_shapes, TargetTable, View
@@ -48,7 +60,43 @@ for a million rows.
 _TOP_K_BLOCK_ROWS = 16
 """g of top_k, which has no noise to save on. Results do not depend on it."""
 
+_ROOM, _SPARE = 4, 64
+"""At most 4 k + 64 blocks of a query are opened at a time on each shard; where
+more would have to be, all rows are scanned in float32 instead."""
+
 _NEVER = -jnp.inf
+
+
+class Best(NamedTuple):
+  """Rows of largest logit; see `top_k`.
+
+  Attributes:
+    logits: [B, k] float32.
+    rows: [B, k] int32.
+    opened: [B] int32, blocks that were scored in float32: all of them without
+      coarse rows.
+  """
+  logits: jax.Array
+  rows: jax.Array
+  opened: jax.Array
+
+
+class Draws(NamedTuple):
+  """Rows drawn by their logits; see `gumbel_top_k`.
+
+  Attributes:
+    rows: [B, k] int32.
+    logits: [B, k] float32.
+    log_z: [B] float32.
+    opened: [B] int32, as of `Best`.
+    log_z_error: [B] float32, what `log_z` is off by at most, because of coarse
+      rows; 0 without them.
+  """
+  rows: jax.Array
+  logits: jax.Array
+  log_z: jax.Array
+  opened: jax.Array
+  log_z_error: jax.Array
 
 
 def uncorrected(rows: TargetTable) -> jax.Array:
@@ -98,13 +146,19 @@ def top_k(queries: jax.Array, view: View, k: int, *,
   Raises:
     ValueError: if shapes disagree or a shard does not hold whole chunks.
   """
+  return best(queries, view, k, exclude_rows=exclude_rows, ceiling=ceiling)[:2]
+
+
+def best(queries: jax.Array, view: View, k: int, *,
+         exclude_rows: jax.Array | None = None,
+         ceiling: jax.Array | None = None) -> Best:
+  """Returns what `top_k` does, and how much it took; arguments as there."""
   def select(shard, key):
     del key
-    _, maxima = shard.scan(
-        None, lambda carry, logits, blocks: (carry, jnp.max(logits, axis=1)))
-    _, blocks = shard.best_blocks(maxima, k)
-    logits, rows = shard.inside(blocks)
-    return shard.best_rows(logits, logits, rows, k)[1:]
+    found = shard.best_blocks(k)
+    rows = shard.rows_of(found.blocks)
+    _, logits, rows = shard.best_rows(found.logits, found.logits, rows, k)
+    return Best(logits, rows, found.opened)
 
   return _on_shards(select, None, queries, view, exclude_rows, ceiling,
                     block_rows=_TOP_K_BLOCK_ROWS)
@@ -141,16 +195,22 @@ def bucket_maxima(queries: jax.Array, view: View, num_buckets: int, *,
 
   def select(shard, key):
     del key
-    _, maxima = shard.scan(
-        None, lambda carry, logits, blocks: (carry, jnp.max(logits, axis=1)))
     blocks = shard.first_block + jnp.arange(shard.num_blocks, dtype=jnp.int32)
-    best, blocks = _best_of_buckets(
-        maxima.T, blocks, blocks // of_bucket, num_buckets)
+    buckets = blocks // of_bucket
+
+    def largest(numbers):
+      found = jax.ops.segment_max(
+          numbers.T, buckets, num_buckets, indices_are_sorted=True)
+      found = jax.lax.pmax(found, sharding.AXIS)
+      return found[jnp.minimum(buckets, num_buckets - 1)].T
+
+    maxima = shard.maxima(largest, num_buckets)
+    best, blocks = _best_of_buckets(maxima.T, blocks, buckets, num_buckets)
     best, blocks = jax.lax.all_gather((best, blocks), sharding.AXIS)
     # Of equal ones the first, which holds the lowest rows.
     which = jnp.argmax(best, axis=0)[None]
     blocks = jnp.take_along_axis(blocks, which, axis=0)[0].T  # [B, k]
-    found, rows = shard.inside(blocks)
+    found, rows = shard.inside(blocks), shard.rows_of(blocks)
     place = jnp.argmax(found, axis=2, keepdims=True)
     logits, rows = (jnp.take_along_axis(a, place, axis=2)[:, :, 0]
                     for a in (found, rows))
@@ -210,7 +270,8 @@ def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
     rows: [B, k] int32 in the order drawn, -1 where no row is left.
     logits: [B, k] float32 without noise, -inf where no row is left.
     log_z: [B] float32, log-sum-exp over live rows that are not excluded
-      and not above the ceiling.
+      and not above the ceiling; with coarse rows off by at most what
+      `gumbel_draws` says.
 
   Raises:
     ValueError: if shapes disagree or a shard does not hold whole chunks.
@@ -218,23 +279,22 @@ def gumbel_top_k(key: jax.Array, queries: jax.Array, view: View, k: int, *,
   Source: Kool, van Hoof, Welling, ICML 2019, section 4.1 and appendix B.3
   (top-down sampling, a tree of depth two: blocks, then rows).
   """
+  return gumbel_draws(key, queries, view, k, exclude_rows=exclude_rows,
+                      ceiling=ceiling)[:3]
+
+
+def gumbel_draws(key: jax.Array, queries: jax.Array, view: View, k: int, *,
+                 exclude_rows: jax.Array | None = None,
+                 ceiling: jax.Array | None = None) -> Draws:
+  """Returns what `gumbel_top_k` does, and how much it took; as there."""
   def select(shard, key):
     block_key, row_key = jax.random.split(key)
-
-    def perturb(carry, logits, blocks):
-      top, total = _block_sums(logits)
-      noise = _exponential(block_key, blocks, logits.shape[-1])
-      # top + log(total) + Gumbel, with the Gumbel's outer log merged in.
-      return _add_sums(carry, top, total), top + jnp.log(total / noise)
-
-    carry, perturbed = shard.scan(shard.no_sum(), perturb)
-    log_z = shard.log_sum(carry)
-    maxima, blocks = shard.best_blocks(perturbed, k)
-    logits, rows = shard.inside(blocks)
-    noise = _row_gumbels(row_key, blocks)
-    keys = _given_maximum(logits + noise, maxima)
-    _, logits, rows = shard.best_rows(keys, logits, rows, k)
-    return rows, logits, log_z
+    found = shard.best_blocks(k, block_key)
+    noise = _row_gumbels(row_key, found.blocks)
+    keys = _given_maximum(found.logits + noise, found.numbers)
+    _, logits, rows = shard.best_rows(
+        keys, found.logits, shard.rows_of(found.blocks), k)
+    return Draws(rows, logits, found.log_z, found.opened, found.log_z_error)
 
   return _on_shards(select, key, queries, view, exclude_rows,
                     ceiling)
@@ -333,7 +393,7 @@ def map_rows(function: Callable, view: View, *operands: jax.Array) -> Any:
   def on_shard(table, *operands):
     def of_chunk(start):
       piece = jax.tree.map(
-          lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk_rows), table)
+          lambda a: _rows_from(a, start, chunk_rows), table)
       return function(view.correct(piece), piece.ids >= 0, *operands)
 
     found = jax.lax.map(
@@ -407,6 +467,66 @@ def _check_place(table):
         'table.take.')
 
 
+class _Blocks(NamedTuple):
+  """Chosen blocks of each query, and what a scan found on the way.
+
+  Attributes:
+    numbers: [B, k] float32, what they were chosen by.
+    blocks: [B, k] int32 global block numbers in rising order, so that among
+      equal rows the lowest comes first later on; -1 (first) for none. Of
+      another shard's blocks all logits are -inf.
+    logits: [B, k, g] float32, of their rows, as `_Shard.inside`.
+    opened: [B] int32, blocks of all shards that were scored in float32.
+    log_z: [B] float32, of the rows of all shards; nan without noise.
+    log_z_error: [B] float32, what that is off by at most.
+  """
+  numbers: jax.Array
+  blocks: jax.Array
+  logits: jax.Array
+  opened: jax.Array
+  log_z: jax.Array
+  log_z_error: jax.Array
+
+
+class _Bounds(NamedTuple):
+  """What coarse rows say of the numbers of blocks, all [B, blocks] float32.
+
+  Attributes:
+    centers: largest logits, or log-sum-exps where there is noise.
+    live: bool, whether any row of a block may come out.
+    errors: how far centers may be off because rows are coarse.
+    rounding: how far anything may be off because of float32.
+    noise: standard exponentials, or None.
+    upper: no less than the numbers, -inf where there is no row.
+    lower: no more, likewise.
+  """
+  centers: jax.Array
+  live: jax.Array
+  errors: jax.Array
+  rounding: jax.Array
+  noise: jax.Array | None
+  upper: jax.Array
+  lower: jax.Array
+
+
+class _Listed(NamedTuple):
+  """Blocks of each query that are opened one after the other.
+
+  Attributes:
+    places: [B, n] int32, their numbers within the shard.
+    noise: [B, n] float32, standard exponentials, or None.
+    masses: [B, n] float32, log-sum-exps of their logits; of blocks that are not
+      open, and without noise, their centers.
+    numbers: [B, n] float32, -inf of blocks that are not open.
+    logits: [B, n, g] float32, likewise.
+  """
+  places: jax.Array
+  noise: jax.Array | None
+  masses: jax.Array
+  numbers: jax.Array
+  logits: jax.Array
+
+
 class _Shard:
   """One shard's rows, and what all kernels do with them; lives inside a trace.
 
@@ -428,12 +548,13 @@ class _Shard:
     self.first_row = index * self.num_rows
     self.first_block = index * self.num_blocks
 
-  def scan(self, carry: Any, step: Callable) -> tuple[Any, jax.Array]:
+  def scan(self, carry: Any, step: Callable, *, coarsely: bool = False
+           ) -> tuple[Any, jax.Array]:
     """Scans chunks with `step(carry, logits [c, g, B], blocks [c])`.
 
     `logits` are -inf for empty and excluded rows and those above the ceiling.
     Blocks come first and queries last, so that reductions over a block run
-    along whole vectors.
+    along whole vectors. `coarsely`: by the coarse copies of the rows.
 
     Returns:
       The last carry, and the numbers [B, blocks of the shard] float32 that
@@ -449,10 +570,12 @@ class _Shard:
       carry, numbers = state
       start = chunk * self.chunk_rows
       piece = jax.tree.map(
-          lambda a: jax.lax.dynamic_slice_in_dim(a, start, self.chunk_rows),
-          self.table)
-      logits = products.inner(
-          'cd,bd->cb', self.correct(piece), self.queries)
+          lambda a: _rows_from(a, start, self.chunk_rows), self.table)
+      if coarsely:
+        logits = coarse.products(self.queries, piece)
+      else:
+        logits = products.inner(
+            'cd,bd->cb', self.correct(piece), self.queries)
       if self.constants is not None:
         logits += self.constants[None]
       # Rows of other chunks, and -1, become negative or too large; negative
@@ -478,71 +601,267 @@ class _Shard:
     state, _ = jax.lax.scan(body, (carry, numbers), jnp.arange(num_chunks))
     return state
 
-  def best_blocks(self, numbers: jax.Array, k: int
-                  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the k best of all blocks, for every query, by block number.
+  def best_blocks(self, k: int, key: jax.Array | None = None) -> _Blocks:
+    """Returns the blocks with the k largest numbers, and what is inside.
 
     Args:
-      numbers: [B, blocks of the shard] float32, -inf for blocks without rows.
-      k: at most k blocks come out; all of them if there are fewer.
-
-    Returns:
-      numbers: [B, <=k] float32.
-      blocks: [B, <=k] int32 in rising order, so that among equal rows the
-        lowest comes first later on; -1 (first) for blocks without rows.
+      k: how many of all blocks, at most; all of them if there are fewer.
+      key: None where a block's number is its largest logit; otherwise it is the
+        log-sum-exp of its logits and a Gumbel, which is drawn by this key.
     """
+    if not self._scans_coarsely:
+      return self._best_of_all(k, key)
+    certain, found = self._best_by_bounds(k, key)
+    return jax.lax.cond(
+        certain, lambda: found, lambda: self._best_of_all(k, key))
+
+  def maxima(self, rivals: Callable[[jax.Array], jax.Array], room: int
+             ) -> jax.Array:
+    """Returns the largest logits of blocks, [B, blocks of the shard].
+
+    Args:
+      rivals: from numbers of blocks, like the result, to what those of each
+        must reach to be looked at, likewise. All shards call it together.
+      room: about how many blocks of a query reach it; others may be -inf.
+    """
+    if not self._scans_coarsely:
+      return self._numbers_of_all(None)[0]
+    bounds = self._bounds(None)
+    room = self._room(room)
+    gaps = bounds.upper - jnp.where(
+        bounds.live, rivals(bounds.lower), -_NEVER)
+    gaps, places = jax.lax.top_k(gaps, room)
+    listed = self._opened(
+        self._listed(bounds, places), jnp.zeros(len(gaps), jnp.int32),
+        jnp.sum(gaps >= 0, axis=1))
+    certain = self._everywhere((gaps[:, -1] < 0) | (room == self.num_blocks))
+    maxima = _put(jnp.full_like(bounds.upper, _NEVER), places, listed.numbers)
+    return jax.lax.cond(
+        certain, lambda: maxima, lambda: self._numbers_of_all(None)[0])
+
+  @property
+  def _scans_coarsely(self) -> bool:
+    """Whether coarse rows say enough to leave others unopened."""
+    return (self.table.coarse is not None and self.constants is not None
+            and self.ceiling is None)
+
+  def _numbers_of_all(self, key):
+    """Returns (numbers [B, blocks of the shard], log Z [B] or nan)."""
+    def step(carry, logits, blocks):
+      if key is None:
+        return carry, jnp.max(logits, axis=1)
+      top, total = _block_sums(logits)
+      noise = _exponential(key, blocks, logits.shape[-1])
+      # top + log(total) + Gumbel, with the Gumbel's outer log merged in.
+      return _add_sums(carry, top, total), top + jnp.log(total / noise)
+
+    carry, numbers = self.scan(self.no_sum(), step)
+    return numbers, jnp.full(
+        len(numbers), jnp.nan) if key is None else self.log_sum(carry)
+
+  def _best_of_all(self, k, key):
+    """Returns what `best_blocks` does, by a scan in float32."""
+    numbers, log_z = self._numbers_of_all(key)
     best, blocks = jax.lax.top_k(numbers, min(k, self.num_blocks))
     best, blocks = _gather_shards(best, self.first_block + blocks)
     best, which = jax.lax.top_k(best, min(k, best.shape[1]))
     blocks = jnp.take_along_axis(blocks, which, axis=1)
     blocks = jnp.where(best > _NEVER, blocks, -1).astype(jnp.int32)
     blocks, best = jax.lax.sort((blocks, best), num_keys=1)
-    return best, blocks
+    every = jax.lax.axis_size(sharding.AXIS) * self.num_blocks
+    return _Blocks(best, blocks, self.inside(blocks),
+                   jnp.full(len(best), every, jnp.int32), log_z,
+                   jnp.zeros(len(best)))
 
-  def inside(self, blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def _best_by_bounds(self, k, key):
+    """Returns (whether it is certain, what `best_blocks` does).
+
+    It is not where more blocks might be among the best than there is room for.
+    The blocks are the best of this shard's own.
+    """
+    bounds = self._bounds(key)
+    room = self._room(k)
+    upper, places = jax.lax.top_k(bounds.upper, room)
+    # First the k of the largest bounds, then what may be better than one.
+    count = self._reaching(upper, upper, k)
+    listed = self._opened(self._listed(bounds, places),
+                          jnp.zeros_like(count), count)
+    more = self._reaching(upper, listed.numbers, k)
+    listed = self._opened(listed, count, more)
+    certain = self._everywhere((more < room) | (room == self.num_blocks))
+
+    log_z = error = jnp.full(len(upper), jnp.nan)
+    if key is not None:
+      masses = _put(bounds.centers, places, listed.masses)
+      is_open = _put(
+          jnp.zeros_like(bounds.live), places, listed.numbers > _NEVER)
+      log_z = self._log_sum_of(masses)
+      above = self._log_sum_of(
+          masses + bounds.rounding + jnp.where(is_open, 0., bounds.errors))
+      error = jnp.where(log_z > _NEVER, above - log_z, 0.)
+
+    most = min(k, room)
+    blocks, numbers, slots = jax.lax.sort(
+        (places, listed.numbers,
+         jnp.broadcast_to(jnp.arange(room), places.shape)), num_keys=1)
+    numbers, which = jax.lax.top_k(numbers, most)  # the lowest of equal ones
+    pick = lambda a: jnp.take_along_axis(a, which, axis=1)
+    blocks = jnp.where(
+        numbers > _NEVER, self.first_block + pick(blocks), -1)
+    blocks, numbers, slots = jax.lax.sort(
+        (blocks, numbers, pick(slots)), num_keys=1)
+    logits = jnp.take_along_axis(
+        listed.logits, slots[:, :, None], axis=1)
+    logits = jnp.where((blocks >= 0)[:, :, None], logits, _NEVER)
+    # In front, where `_best_of_all` has those without rows, too.
+    short = min(k, jax.lax.axis_size(sharding.AXIS) * self.num_blocks) - most
+    pad = lambda a, fill: jnp.pad(
+        a, ((0, 0), (short, 0), (0, 0))[:a.ndim], constant_values=fill)
+    opened = jax.lax.psum(more.astype(jnp.int32), sharding.AXIS)
+    return certain, _Blocks(
+        pad(numbers, _NEVER), pad(blocks, -1), pad(logits, _NEVER), opened,
+        log_z, jnp.nan_to_num(error))
+
+  def _room(self, k):
+    return min(_ROOM * k + _SPARE, self.num_blocks)
+
+  def _everywhere(self, flags):
+    """Returns whether all flags of all shards are set."""
+    return jax.lax.pmin(
+        jnp.all(flags).astype(jnp.int32), sharding.AXIS) == 1
+
+  def _bounds(self, key):
+    """Returns the _Bounds of the numbers of blocks, by coarse rows."""
+    def step(carry, logits, blocks):
+      del blocks
+      if key is None:
+        return carry, jnp.max(logits, axis=1)
+      top, total = _block_sums(logits)
+      return carry, top + jnp.log(total)
+
+    _, centers = self.scan(None, step, coarsely=True)
+    live = centers > _NEVER
+    errors, rounding = coarse.errors(
+        self.queries, self.table.coarse, self.block_rows, self.constants)
+    noise, moved = None, centers
+    if key is not None:
+      noise = _exponential(key, self.first_block + jnp.arange(self.num_blocks),
+                           len(centers)).T
+      moved = centers - jnp.log(noise)
+      # Sums and logarithms of float32; that of noise lies in -23 .. 3.
+      rounding += 8 * coarse.UNIT * (
+          jnp.abs(jnp.where(live, centers, 0.)) + 32)
+    return _Bounds(
+        centers, live, errors, rounding, noise,
+        upper=jnp.where(live, moved + errors + rounding, _NEVER),
+        lower=jnp.where(live, moved - errors - rounding, _NEVER))
+
+  def _reaching(self, upper, numbers, k):
+    """Returns how many of the upper bounds reach the k-th of all numbers, [B].
+
+    Args:
+      upper: [B, n] float32, of live blocks first.
+      numbers: [B, n] float32, of this shard; those of other shards count, too.
+      k: as of `best_blocks`.
+    """
+    found, _ = jax.lax.top_k(numbers, min(k, numbers.shape[1]))
+    found, = _gather_shards(found)
+    least = jnp.full((len(found), 1), _NEVER)
+    if found.shape[1] >= k:
+      least = jax.lax.top_k(found, k)[0][:, -1:]
+    return jnp.sum((upper >= least) & (upper > _NEVER), axis=1)
+
+  def _listed(self, bounds, places):
+    """Returns the _Listed of blocks [B, n] of which none is open yet."""
+    at = lambda a: jnp.take_along_axis(a, places, axis=1)
+    return _Listed(
+        places, None if bounds.noise is None else at(bounds.noise),
+        masses=at(bounds.centers), numbers=jnp.full(places.shape, _NEVER),
+        logits=jnp.full((*places.shape, self.block_rows), _NEVER))
+
+  def _opened(self, listed, start, stop):
+    """Returns the list with blocks start .. stop - 1 [B] scored in float32."""
+    query = jnp.arange(len(start))
+
+    def body(i, parts):
+      masses, numbers, logits = parts
+      slot = start + i
+      block = jnp.take_along_axis(
+          listed.places, slot[:, None], axis=1, mode='clip')[:, 0]
+      found = self._in_block(block, slot < stop)
+      slot = jnp.where(slot < stop, slot, listed.places.shape[1])
+      if listed.noise is None:
+        number = jnp.max(found, axis=1)
+      else:
+        top, total = (a[:, 0] for a in _block_sums(found[:, :, None]))
+        noise = jnp.take_along_axis(
+            listed.noise, slot[:, None], axis=1, mode='clip')[:, 0]
+        number = top + jnp.log(total / noise)
+        masses = masses.at[query, slot].set(top + jnp.log(total), mode='drop')
+      return (masses, numbers.at[query, slot].set(number, mode='drop'),
+              logits.at[query, slot].set(found, mode='drop'))
+
+    masses, numbers, logits = jax.lax.fori_loop(
+        0, jnp.max(stop - start), body,
+        (listed.masses, listed.numbers, listed.logits))
+    return listed._replace(masses=masses, numbers=numbers, logits=logits)
+
+  def rows_of(self, blocks: jax.Array) -> jax.Array:
+    """Returns the rows [B, k, g] int32 of global block numbers [B, k]."""
+    return blocks[:, :, None] * self.block_rows + jnp.arange(
+        self.block_rows, dtype=jnp.int32)[None, None]
+
+  def inside(self, blocks: jax.Array) -> jax.Array:
     """Scores the rows of given blocks, as far as this shard holds them.
 
     Args:
       blocks: [B, k] int32 global block numbers.
 
     Returns:
-      logits: [B, k, g] float32, -inf for rows that are elsewhere, empty,
-        excluded or above the ceiling.
-      rows: [B, k, g] int32.
+      [B, k, g] float32, -inf for rows that are elsewhere, empty, excluded or
+      above the ceiling.
     """
-    rows = blocks[:, :, None] * self.block_rows + jnp.arange(
-        self.block_rows, dtype=jnp.int32)[None, None]
     local = blocks - self.first_block
     mine = (blocks >= 0) & (local >= 0) & (local < self.num_blocks)
     # Own blocks first: the loop then ends after the longest list of them, so
     # that S shards together do not score S * k blocks a query.
     order = jnp.argsort(~mine, axis=1, stable=True)
     count = jnp.max(jnp.sum(mine, axis=1))
-    table = jax.tree.map(
-        lambda a: a.reshape((self.num_blocks, self.block_rows) + a.shape[1:]),
-        self.table)
 
     def body(slot, logits):
       which = jax.lax.dynamic_slice_in_dim(order, slot, 1, axis=1)  # [B, 1]
-      block = jnp.take_along_axis(local, which, axis=1)[:, 0]
-      valid = jnp.take_along_axis(mine, which, axis=1)  # [B, 1]
-      piece = jax.tree.map(
-          lambda a: a[jnp.clip(block, 0, self.num_blocks - 1)], table)
-      found = products.inner(
-          'bgd,bd->bg', self.correct(piece), self.queries)
-      if self.constants is not None:
-        found += self.constants[:, None]
-      row = jnp.take_along_axis(rows, which[:, :, None], axis=1)  # [B, 1, g]
-      excluded = jnp.any(
-          row == self.exclude_rows[:, :, None], axis=1)  # [B, g]
-      found = jnp.where(
-          valid & (piece.ids >= 0) & ~excluded, found, _NEVER)
-      if self.ceiling is not None:
-        found = jnp.where(found > self.ceiling[:, None], _NEVER, found)
-      return logits.at[jnp.arange(len(block)), which[:, 0]].set(found)
+      found = self._in_block(
+          jnp.take_along_axis(local, which, axis=1)[:, 0],
+          jnp.take_along_axis(mine, which, axis=1)[:, 0])
+      return logits.at[jnp.arange(len(local)), which[:, 0]].set(found)
 
-    logits = jnp.full(rows.shape, _NEVER)
-    return jax.lax.fori_loop(0, count, body, logits), rows
+    return jax.lax.fori_loop(
+        0, count, body, jnp.full((*blocks.shape, self.block_rows), _NEVER))
+
+  def _in_block(self, block: jax.Array, valid: jax.Array) -> jax.Array:
+    """Returns the logits [B, g] of the rows of one block for each query.
+
+    Args:
+      block: [B] int32, number within the shard.
+      valid: [B] bool; the logits of others are -inf.
+    """
+    table = jax.tree.map(
+        lambda a: a.reshape((self.num_blocks, self.block_rows) + a.shape[1:]),
+        self.table)
+    block = jnp.clip(block, 0, self.num_blocks - 1)
+    piece = jax.tree.map(lambda a: a[block], table)
+    found = products.inner('bgd,bd->bg', self.correct(piece), self.queries)
+    if self.constants is not None:
+      found += self.constants[:, None]
+    row = (self.first_row + block * self.block_rows)[:, None] + jnp.arange(
+        self.block_rows, dtype=jnp.int32)[None]  # [B, g]
+    excluded = jnp.any(
+        row[:, None] == self.exclude_rows[:, :, None], axis=1)
+    found = jnp.where(
+        valid[:, None] & (piece.ids >= 0) & ~excluded, found, _NEVER)
+    if self.ceiling is not None:
+      found = jnp.where(found > self.ceiling[:, None], _NEVER, found)
+    return found
 
   def listed(self, rows: jax.Array, num_lists: jax.Array) -> jax.Array:
     """Returns the logits [B, n, g] of listed rows; arguments as `logits_of`."""
@@ -597,6 +916,11 @@ class _Shard:
     zero = jnp.zeros(self.queries.shape[0])
     return zero + _NEVER, zero
 
+  def _log_sum_of(self, numbers: jax.Array) -> jax.Array:
+    """Returns log sum exp [B] of the [B, n] of all shards."""
+    return self.log_sum(_add_sums(
+        self.no_sum(), numbers.T, jnp.ones_like(numbers.T)))
+
   def log_sum(self, carry: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Returns the log of the sum over all shards, [B], of one carry each."""
     tops, totals = jax.lax.all_gather(carry, sharding.AXIS)  # [S, B]
@@ -609,6 +933,24 @@ def _gather_shards(*arrays):
   return jax.tree.map(
       lambda a: jax.lax.all_gather(a, sharding.AXIS, axis=1, tiled=True),
       arrays)
+
+
+def _rows_from(array, start, size):
+  """Returns rows start .. start + size - 1 of an array.
+
+  XLA for CPUs slices bfloat16 as float32, and converts the whole array for it
+  before a loop over slices; bits are sliced as they are.
+  """
+  if array.dtype != jnp.bfloat16:
+    return jax.lax.dynamic_slice_in_dim(array, start, size)
+  bits = jax.lax.bitcast_convert_type(array, jnp.uint16)
+  return jax.lax.bitcast_convert_type(
+      jax.lax.dynamic_slice_in_dim(bits, start, size), jnp.bfloat16)
+
+
+def _put(array, places, values):
+  """Returns an array [B, n] with values [B, m] at distinct places [B, m]."""
+  return array.at[jnp.arange(len(places))[:, None], places].set(values)
 
 
 def _block_sums(logits):

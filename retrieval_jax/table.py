@@ -7,6 +7,7 @@ its age.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
+from retrieval_jax import coarse
 from retrieval_jax import host_table
 from retrieval_jax import sharding
 from retrieval_jax.types import check_shapes, QueueTable, TargetTable
@@ -24,7 +26,8 @@ REPLACEMENTS = ('lru', 'fifo')
 
 def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
            chunk_rows: int, dtype: DTypeLike, step: int | np.ndarray = 0,
-           rows_are_ids: bool = False, replacement: str = 'lru') -> TargetTable:
+           rows_are_ids: bool = False, replacement: str = 'lru',
+           scan_dtype: str = 'float32') -> TargetTable:
   """Returns a table that holds the given targets in its first rows.
 
   It never holds more than N: rows that fill up chunks and shards stay empty.
@@ -41,6 +44,8 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
     step: step at which the embeddings were computed, of all or of each row.
     rows_are_ids: whether row i holds corpus id i or nothing.
     replacement: one of REPLACEMENTS, see `push`; 'fifo' makes a QueueTable.
+    scan_dtype: one of `coarse.DTYPES`; other than 'float32' it adds coarse
+      copies of the rows, which follow what is written to them.
 
   Raises:
     ValueError: if shapes disagree, an id comes twice, `rows_are_ids` is
@@ -61,6 +66,7 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
   if replacement not in REPLACEMENTS:
     raise ValueError(
         f'replacement={replacement!r} is not one of {list(REPLACEMENTS)}.')
+  coarse.check(scan_dtype, 'scan_dtype')
   size = sharding.capacity(max(num_rows, 1), mesh, chunk_rows)
   where = sharding.rows(mesh)
 
@@ -88,15 +94,47 @@ def create(embeddings: Any, ids: Any, *, mesh: jax.sharding.Mesh,
       # Others may lose no target either, but fill up first.
       full=rows_are_ids and len(live) == num_rows)
   if replacement == 'lru':
-    return TargetTable(**fields)
+    return with_coarse(TargetTable(**fields), scan_dtype)
   # One step back: these targets were there before what `step` pushes.
-  return QueueTable(**fields, inserted=padded(
+  inserted = padded(
       np.broadcast_to(step, num_rows) - 1, 0 if np.ndim(step) else step - 1,
-      integers))
+      integers)
+  return with_coarse(QueueTable(**fields, inserted=inserted), scan_dtype)
+
+
+@functools.partial(jax.jit, static_argnames='scan_dtype')
+def _coarse(rows, scan_dtype):
+  # Row by row, so that the results are sharded as the rows are.
+  return coarse.of(rows, scan_dtype)
+
+
+def with_embeddings(table: TargetTable, embeddings: jax.Array) -> TargetTable:
+  """Returns the table with all rows replaced, and their coarse copies.
+
+  Args:
+    table: any table.
+    embeddings: [M@data, D] of its dtype.
+  """
+  return with_coarse(dataclasses.replace(table, embeddings=embeddings),
+                     scan_dtype_of(table))
+
+
+def with_coarse(table: TargetTable, scan_dtype: str) -> TargetTable:
+  """Returns the table with copies of its rows in one of `coarse.DTYPES`."""
+  return dataclasses.replace(
+      table, coarse=_coarse(table.embeddings, scan_dtype))
+
+
+def scan_dtype_of(table: TargetTable) -> str:
+  """Returns which of `coarse.DTYPES` scans of the table read."""
+  if table.coarse is None:
+    return 'float32'
+  return 'bfloat16' if table.coarse.scale is None else 'int8'
 
 
 def from_embeddings(embeddings: Any, mesh: jax.sharding.Mesh, chunk_rows: int,
-                    dtype: DTypeLike, step: int = 0) -> TargetTable:
+                    dtype: DTypeLike, step: int = 0,
+                    scan_dtype: str = 'float32') -> TargetTable:
   """Returns the table of a whole corpus: row i holds corpus id i.
 
   Args:
@@ -105,10 +143,12 @@ def from_embeddings(embeddings: Any, mesh: jax.sharding.Mesh, chunk_rows: int,
     chunk_rows: rows per scanned chunk.
     dtype: float32 or bfloat16.
     step: step at which the embeddings were computed.
+    scan_dtype: see `create`.
   """
   return create(
       embeddings, np.arange(embeddings.shape[0]), mesh=mesh,
-      chunk_rows=chunk_rows, dtype=dtype, step=step, rows_are_ids=True)
+      chunk_rows=chunk_rows, dtype=dtype, step=step, rows_are_ids=True,
+      scan_dtype=scan_dtype)
 
 
 def of_host(table: host_table.HostTable, mesh: jax.sharding.Mesh,
@@ -127,11 +167,13 @@ def num_rows(table: TargetTable | host_table.HostTable) -> int:
 
 
 def empty(capacity: int, dim: int, mesh: jax.sharding.Mesh, chunk_rows: int,
-          dtype: DTypeLike, replacement: str = 'lru') -> TargetTable:
+          dtype: DTypeLike, replacement: str = 'lru',
+          scan_dtype: str = 'float32') -> TargetTable:
   """Returns a table of `capacity` empty rows, to be filled by `push`."""
   blank = jax.ShapeDtypeStruct((capacity, dim), np.float32)
   return create(blank, np.full(capacity, -1), mesh=mesh,
-                chunk_rows=chunk_rows, dtype=dtype, replacement=replacement)
+                chunk_rows=chunk_rows, dtype=dtype, replacement=replacement,
+                scan_dtype=scan_dtype)
 
 
 def write(table: TargetTable, rows: jax.Array, embeddings: jax.Array,
@@ -148,9 +190,7 @@ def write(table: TargetTable, rows: jax.Array, embeddings: jax.Array,
   check_shapes({'table': (table.embeddings, 'M D'), 'rows': (rows, 'P'),
                 'embeddings': (embeddings, 'P D')})
   target = _once(rows, table.ids.shape[0])
-  return dataclasses.replace(
-      table, embeddings=_scatter(table.embeddings, target, embeddings),
-      written=_scatter(table.written, target, jnp.full(rows.shape, step)))
+  return _written(table, target, embeddings, jnp.full(rows.shape, step))
 
 
 def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
@@ -207,9 +247,8 @@ def push(table: TargetTable, ids: jax.Array, embeddings: jax.Array,
     table = dataclasses.replace(table, inserted=_scatter(
         table.inserted, _once(jnp.where(new, rows, -1), num_rows), stamp))
   return dataclasses.replace(
-      table, embeddings=_scatter(table.embeddings, target, embeddings),
-      ids=_scatter(table.ids, target, ids),
-      written=_scatter(table.written, target, stamp))
+      _written(table, target, embeddings, stamp),
+      ids=_scatter(table.ids, target, ids))
 
 
 def rows_of(table: TargetTable, ids: jax.Array) -> jax.Array:
@@ -343,6 +382,18 @@ def drift(stale: jax.Array, fresh: jax.Array) -> jax.Array:
   stale, fresh = stale.astype(jnp.float32), fresh.astype(jnp.float32)
   norm = jnp.sum(jnp.square(fresh), axis=-1)
   return jnp.sum(jnp.square(stale - fresh), axis=-1) / jnp.maximum(norm, 1e-30)
+
+
+def _written(table: TargetTable, rows: jax.Array, embeddings: jax.Array,
+             stamp: jax.Array) -> TargetTable:
+  """Writes embeddings and stamps at distinct rows, past the end to nowhere."""
+  embeddings = embeddings.astype(table.embeddings.dtype)
+  return dataclasses.replace(
+      table, embeddings=_scatter(table.embeddings, rows, embeddings),
+      written=_scatter(table.written, rows, stamp),
+      coarse=jax.tree.map(
+          lambda array, values: _scatter(array, rows, values), table.coarse,
+          coarse.of(embeddings, scan_dtype_of(table))))
 
 
 def _scatter(array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:

@@ -182,7 +182,8 @@ class TrainedRetriever:
     """
     mesh, chunk_rows = self.experiment.mesh, self.config.memory.chunk_rows
     if folder is None:
-      exact_index = exact.ExactIndex(mesh, chunk_rows)
+      exact_index = exact.ExactIndex(
+          mesh, chunk_rows, scan_dtype=self.config.evaluation.scan_dtype)
       return CorpusIndex(exact_index, exact_index.build(self.stored_targets()))
     index, state, ids = store.load(folder, mesh, chunk_rows)
     corpus_ids = self.dataset.corpus_ids

@@ -53,6 +53,25 @@ class ByRow:
 
 @register
 @dataclasses.dataclass(frozen=True)
+class CoarseRows(ByRow):
+  """Copies of rows in fewer bytes, and how near they are; see `coarse`.
+
+  Attributes:
+    codes: [M@data, D] int8, or uint16, the bits of bfloat16; None where the
+      rows themselves serve, which are bfloat16 then.
+    scale: [M@data] float32, what the codes of a row are multiplied by; None
+      for 1.
+    residual: [M@data] float32, no less than the distance of row and copy.
+    norm: [M@data] float32, the larger of the norms of row and copy.
+  """
+  codes: jax.Array | None
+  scale: jax.Array | None
+  residual: jax.Array
+  norm: jax.Array
+
+
+@register
+@dataclasses.dataclass(frozen=True)
 class TargetTable(ByRow):
   """Remembered target embeddings, one row per remembered target.
 
@@ -69,6 +88,7 @@ class TargetTable(ByRow):
       the mesh and stay empty. None: all M.
     full: static; True when each of these holds a target from the first step on,
       which makes counting them free.
+    coarse: the rows in fewer bytes, for scans; None: scans read `embeddings`.
   """
   embeddings: jax.Array
   ids: jax.Array
@@ -77,6 +97,7 @@ class TargetTable(ByRow):
   capacity: int | None = dataclasses.field(
       default=None, metadata={'static': True})
   full: bool = dataclasses.field(default=False, metadata={'static': True})
+  coarse: CoarseRows | None = dataclasses.field(default=None, kw_only=True)
 
   @property
   def num_slots(self) -> int:
@@ -167,6 +188,7 @@ class Proposal:
     log_z: [B] float32, log partition over the rows that could be drawn; nan
       where the sampler never scored the whole table.
     mask: [B, K] bool, False where no row could be drawn.
+    metrics: scalars that say what the draws took, for the log.
   """
   rows: jax.Array
   ids: jax.Array
@@ -174,6 +196,7 @@ class Proposal:
   log_q: jax.Array
   log_z: jax.Array
   mask: jax.Array
+  metrics: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @register
@@ -356,6 +379,7 @@ class Memory(Protocol):
     num_slots: rows that can hold a target, over all devices.
     holds_corpus: whether every target is remembered, target i in row i.
     chunk_rows: C of its scans.
+    scan_dtype: what they read, of `coarse.DTYPES`.
     on_host: whether its state is a `host_table.HostTable` instead, which
       changes in place and is seen by no jit: the sampler runs between two
       compiled parts of a step, and `write` and `push` are not called.
@@ -368,6 +392,8 @@ class Memory(Protocol):
   def holds_corpus(self) -> bool: ...
   @property
   def chunk_rows(self) -> int: ...
+  @property
+  def scan_dtype(self) -> str: ...
   @property
   def on_host(self) -> bool: ...
 

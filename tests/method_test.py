@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from retrieval_jax import compatibility
+from retrieval_jax import correctors
 from retrieval_jax import memories
 from retrieval_jax import method as methods
 from retrieval_jax import objectives
@@ -20,6 +21,8 @@ def build(*, sampler=samplers.Gumbel(1), refresh=methods.Refresh(), **options):
 
 
 NONE = samplers.NoNegatives()
+COARSE = memories.Corpus(helpers.NUM_TARGETS, 'float32', helpers.CHUNK_ROWS,
+                         scan_dtype='int8')
 IDS = made_up_samplers.Pool(2, helpers.NUM_TARGETS, 8)  # needs no memory
 BLIND_POOL, SOFTMAX_POOL = (
     samplers.Pool(2, order, 4, 8, 8) for order in ('rotating', 'softmax'))
@@ -114,6 +117,12 @@ class MethodTest(parameterized.TestCase):
       ('ring_reencode', dict(memory='ring', refresh=methods.Refresh(
           push=True, reencode_every=5)), 'use refresh.fraction'),
       ('ring_without_push', dict(memory='ring'), 'refresh.push=True'),
+      ('coarse_few', dict(memory=COARSE, sampler=samplers.Uniform(1)),
+       "memory.scan_dtype='int8' is of scans .* the sampler Uniform does none"),
+      ('coarse_moved', dict(memory=COARSE, corrector=helpers.linear()),
+       "memory.scan_dtype='int8' .* but Linear moves each"),
+      ('coarse_ceiling', dict(memory=COARSE, sampler=samplers.Gumbel(
+          1, samplers.Ceiling(.9, 0.))), 'does not go with sampler.max_share'),
       ('own_draws', dict(estimator='cache_gradient', columns='all'),
        "columns='own'"),
       ('log_q', dict(estimator='sampled_softmax', columns='all'),
@@ -136,6 +145,14 @@ class MethodTest(parameterized.TestCase):
     for options in methods_without:
       with self.assertRaisesRegex(ValueError, message):
         build(**options)
+
+  @parameterized.parameters(
+      (samplers.Gumbel(1),), (samplers.TopK(1),), (samplers.ShortlistGumbel(
+          1, 2),), (samplers.BucketedGumbel(1, 2),),
+      (samplers.Gumbel(1), helpers.linear(keep_norm=False)))
+  def test_coarse_rows_go_with_what_scans_them(
+      self, sampler, corrector=correctors.Identity()):
+    build(memory=COARSE, sampler=sampler, corrector=corrector)
 
   def test_independent_draws_may_be_weighed(self):
     weighed = objectives.Marginal('emdr2', importance=True)

@@ -7,7 +7,7 @@ the same chunks, in turns, and prints medians and ratios of medians. 'corrected'
 kernels move every row by an MLP corrector of width --hidden first; next to them
 is the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
 'linear' kernels move every row by a linear map, 'folded' ones the queries in
-place of the rows.
+place of the rows. 'bfloat16' and 'int8' kernels scan coarse copies of the rows.
 On a GPU it also prints how long reading the table once takes (its bytes over
 --memory_bandwidth), which bounds every exact kernel from below.
 """
@@ -22,10 +22,11 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from retrieval_jax import coarse
 from retrieval_jax import correctors
 from retrieval_jax import scoring
 from retrieval_jax import sharding
-from retrieval_jax import table
+from retrieval_jax import table as tables
 from retrieval_jax import types
 
 _NUM_ROWS = flags.DEFINE_multi_integer(
@@ -72,11 +73,13 @@ def _linear(rows):
 
 
 def _kernels(mesh, rows):
-  """Returns name -> jitted function of (key, queries, table, exclude)."""
+  """Returns name -> (jitted kernel(key, queries, table, exclude), table)."""
   k = _NUM_NEGATIVES.value
   scan = types.Scan(mesh, _CHUNK_ROWS.value)
   view = lambda table: types.View(
       table, scoring.uncorrected, jnp.float32(_SCALE.value), scan)
+  as_it_is = lambda table: view(table)._replace(
+      fold=lambda queries: (queries, jnp.zeros(len(queries))))
 
   def matmul(key, queries, table, exclude):
     del key, exclude
@@ -97,6 +100,10 @@ def _kernels(mesh, rows):
     return lambda key, queries, table, exclude: scoring.gumbel_top_k(
         key, queries, view(table), k, exclude_rows=exclude)
 
+  def top_k(k, view=view):
+    return lambda key, queries, table, exclude: scoring.top_k(
+        queries, view(table), k, exclude_rows=exclude)
+
   named = {
       'matmul': matmul,
       'log_partition': lambda key, queries, table, exclude: (
@@ -104,8 +111,7 @@ def _kernels(mesh, rows):
               queries, view(table), exclude_rows=exclude)),
       'gumbel K=1': gumbel(1),
       f'gumbel K={k}': gumbel(k),
-      f'top_k K={k}': lambda key, queries, table, exclude: scoring.top_k(
-          queries, view(table), k, exclude_rows=exclude)}
+      f'top_k K={k}': top_k(k)}
   if _HIDDEN.value:
     corrector, state = _corrector(rows)
     corrected = lambda table: types.View(
@@ -120,30 +126,38 @@ def _kernels(mesh, rows):
   folded = lambda table: moved(table)._replace(
       fold=functools.partial(linear.fold, matrix))
   named |= {'linear K=1': gumbel(1, moved), 'folded K=1': gumbel(1, folded)}
-  return {name: jax.jit(kernel) for name, kernel in named.items()}
+  kernels = {name: (jax.jit(kernel), rows) for name, kernel in named.items()}
+  for dtype in coarse.DTYPES[1:]:
+    copies = tables.with_coarse(rows, dtype)
+    kernels |= {f'{dtype} {name}': (jax.jit(kernel), copies)
+                for name, kernel in (
+                    ('K=1', gumbel(1, as_it_is)), (f'K={k}', gumbel(
+                        k, as_it_is)), (f'top_k K={k}', top_k(k, as_it_is)))}
+  return kernels
 
 
 def _measure(num_rows: int, dim: int):
   """Times all kernels on one table and prints a line for each."""
   mesh = sharding.make_mesh(1)
   key = jax.random.key(0)
-  rows = table.from_embeddings(
+  rows = tables.from_embeddings(
       np.asarray(_unit(key, num_rows, dim)), mesh, _CHUNK_ROWS.value,
       _DTYPE.value)
   kernels = _kernels(mesh, rows)
   queries = _unit(jax.random.key(1), _NUM_QUERIES.value, dim)
   exclude = jax.random.randint(
       jax.random.key(2), (_NUM_QUERIES.value, _NUM_EXCLUDED.value), 0, num_rows)
-  arguments = (jax.random.key(3), queries, rows, exclude)
-  compiled = {name: kernel.lower(*arguments).compile()
-              for name, kernel in kernels.items()}
-  for kernel in compiled.values():
-    jax.block_until_ready(kernel(*arguments))
+  arguments = {name: (jax.random.key(3), queries, table, exclude)
+               for name, (_, table) in kernels.items()}
+  compiled = {name: kernel.lower(*arguments[name]).compile()
+              for name, (kernel, _) in kernels.items()}
+  for name, kernel in compiled.items():
+    jax.block_until_ready(kernel(*arguments[name]))
   seconds = {name: [] for name in compiled}
   for _ in range(_REPEATS.value):
     for name, kernel in compiled.items():
       start = time.perf_counter()
-      jax.block_until_ready(kernel(*arguments))
+      jax.block_until_ready(kernel(*arguments[name]))
       seconds[name].append(time.perf_counter() - start)
   matmul = statistics.median(seconds['matmul'])
   roofline = rows.embeddings.nbytes / _MEMORY_BANDWIDTH.value
@@ -153,7 +167,7 @@ def _measure(num_rows: int, dim: int):
   for name, values in seconds.items():
     median = statistics.median(values)
     memory = compiled[name].memory_analysis().temp_size_in_bytes
-    line = (f'{name:14s} {1e3 * median:9.2f} ms (best {1e3 * min(values):.2f})'
+    line = (f'{name:19s} {1e3 * median:9.2f} ms (best {1e3 * min(values):.2f})'
             f', {median / matmul:.2f} x matmul, {memory / 2**20:.0f} MiB = '
             f'{memory / matrix:.3f} of [B, M]')
     if name.startswith('corrected'):

@@ -3,7 +3,8 @@
   python -m experiments.benchmarks.search --num_targets=1000000 --dim=384
 
 Each arm runs in its own process, so that its peak memory is its own; the arms
-take turns `--rounds` times, so that a busy machine slows both. Extra memory is
+take turns `--rounds` times, so that a busy machine slows all. The arms float32,
+bfloat16 and int8 are our index with that `scan_dtype`. Extra memory is
 the peak of resident memory during the first search (of ours, its compilation
 too) above what was resident before it. The faiss arm needs the package
 faiss-cpu and is left out where it is absent. Linux only.
@@ -21,6 +22,7 @@ from absl import flags
 import numpy as np
 
 from experiments.benchmarks import memory
+from retrieval_jax import coarse
 
 _NUM_TARGETS = flags.DEFINE_integer('num_targets', 1_000_000, 'Targets N.')
 _NUM_QUERIES = flags.DEFINE_integer('num_queries', 512, 'Queries.')
@@ -29,7 +31,7 @@ _K = flags.DEFINE_integer('k', 64, 'Results per query.')
 _CHUNK_ROWS = flags.DEFINE_integer('chunk_rows', 2048, 'Rows scored at a time.')
 _ROUNDS = flags.DEFINE_integer('rounds', 2, 'Processes per arm, in turns.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Searches per process.')
-_ARM = flags.DEFINE_enum('arm', None, ['retrieval_jax', 'faiss'],
+_ARM = flags.DEFINE_enum('arm', None, [*coarse.DTYPES, 'faiss'],
                          'Internal: run this arm alone.')
 
 
@@ -55,7 +57,8 @@ def _make_search(arm: str, targets: np.ndarray):
 
   from retrieval_jax import indexes
   from retrieval_jax import sharding
-  index = indexes.ExactIndex(sharding.make_mesh(), _CHUNK_ROWS.value)
+  index = indexes.ExactIndex(
+      sharding.make_mesh(), _CHUNK_ROWS.value, scan_dtype=arm)
   # Copying to the device is asynchronous and must not count as search.
   state = jax.block_until_ready(index.build(targets))
   return lambda queries: index.search(state, queries, _K.value)
@@ -83,7 +86,7 @@ def main(argv):
   if _ARM.value:
     _run_arm(_ARM.value)
     return
-  arms = ['retrieval_jax']
+  arms = [*coarse.DTYPES]
   if importlib.util.find_spec('faiss'):
     arms.append('faiss')
   found = {arm: [] for arm in arms}
@@ -108,9 +111,10 @@ def main(argv):
           f'{np.min(seconds):.3f} s, first call '
           f'{found[arm][0]["first"]:.2f} s, extra memory '
           f'{extra / 2**20:,.0f} MiB ({extra / matrix:.3f} of the matrix)')
-  if len(arms) == 2:
-    ours, theirs = (np.asarray(found[arm][0]['ids']) for arm in arms)
-    print(f'same ids: {np.mean(ours == theirs):.6f} of the results')
+  ids = [np.asarray(found[arm][0]['ids']) for arm in arms]
+  for arm, others in zip(arms[1:], ids[1:]):
+    print(f'{arm}: {np.mean(ids[0] == others):.6f} of the ids are those of '
+          f'{arms[0]}')
 
 
 if __name__ == '__main__':

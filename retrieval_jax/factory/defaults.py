@@ -102,6 +102,8 @@ def get_config() -> config_dict.ConfigDict:
   config.memory.chunk_rows = 4096  # C, rows scored at a time on each device
   config.memory.place = 'device'  # or 'host': of a corpus, with few draws sent
   config.memory.folder = ''  # of a mapped file with the rows of 'host'
+  config.memory.scan_dtype = 'float32'  # or 'bfloat16', 'int8': what all rows
+                                        # are scanned in, for the same draws
 
   config.corrector = ml_collections.ConfigDict()
   # Or 'linear', 'mlp', 'nystrom'; all numbers [ours].
@@ -254,6 +256,7 @@ def get_config() -> config_dict.ConfigDict:
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.every = 0  # steps between dev evaluations; 0: at the end
   config.evaluation.depth = 100  # results kept per query
+  config.evaluation.scan_dtype = 'float32'  # as memory.scan_dtype
   config.evaluation.num_read = 20  # of these, those that a reader reads
   config.evaluation.baselines = True  # BM25 and the untrained encoder
   config.evaluation.dims = ()  # lengths of prefixes to measure as well

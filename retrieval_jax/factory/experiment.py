@@ -152,11 +152,11 @@ class Experiment:
     if not len(ids):
       return table
     rows = ids if table.rows_are_ids else np.arange(len(ids))
-    return dataclasses.replace(
-        table, written=jax.jit(lambda written: jnp.full_like(written, step),
-                               out_shardings=table.written.sharding)(
-                                   table.written),
-        embeddings=self._embed_onto(params, table.embeddings, ids, rows))
+    written = jax.jit(lambda written: jnp.full_like(written, step),
+                      out_shardings=table.written.sharding)(table.written)
+    return tables.with_embeddings(
+        dataclasses.replace(table, written=written),
+        self._embed_onto(params, table.embeddings, ids, rows))
 
   def corpus_table(self, params: types.Params) -> types.TargetTable:
     """Returns all targets as the target tower embeds them, float32.

@@ -267,7 +267,9 @@ def of_params(experiment: factory.Experiment, params: types.Params,
   if experiment.reader is not None:
     read = functools.partial(_read, experiment, params)
   by_split = measure(
-      searched(_exactly, queries, targets)[''], folder=workdir, read=read)
+      searched(functools.partial(
+          _exactly, scan_dtype=config.evaluation.scan_dtype), queries, targets)[
+              ''], folder=workdir, read=read)
 
   def add(form, found):
     for name, of_split in measure(found).items():
@@ -391,7 +393,8 @@ def _check_forms(dims, precisions, rescore_multiplier, limit):
       rescore_multiplier or 0, '--rescore_multiplier')
 
 
-def _exactly(queries, targets, *, mesh, chunk_rows, **options):
+def _exactly(queries, targets, *, mesh, chunk_rows, scan_dtype='float32',
+             **options):
   """Yields the run of an exact search as `search_quantised` does its own.
 
   Args:
@@ -399,14 +402,15 @@ def _exactly(queries, targets, *, mesh, chunk_rows, **options):
     targets: [N, D], or the table of them.
     mesh: as of `retrieval.search_corpus`, as are chunk_rows and the rest.
     chunk_rows: see there.
+    scan_dtype: as of `indexes.ExactIndex`.
     **options: see there.
   """
+  index = exact.ExactIndex(mesh, chunk_rows, scan_dtype=scan_dtype)
   if isinstance(targets, types.TargetTable):
-    index = exact.ExactIndex(mesh, chunk_rows)
-    yield '', retrieval.search_index(index, targets, queries, **options)
+    yield '', retrieval.search_index(
+        index, index.of_table(targets), queries, **options)
   else:
-    yield '', retrieval.search_corpus(
-        queries, targets, mesh=mesh, chunk_rows=chunk_rows, **options)
+    yield '', retrieval.search_corpus(queries, targets, index=index, **options)
 
 
 def _searched(experiment, rows, search):

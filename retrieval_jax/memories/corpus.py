@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import coarse
 from retrieval_jax import host_table
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
@@ -28,16 +29,24 @@ class Corpus(on_device.OnDevice):
       HostTable, of which a step sees what it asks for; nothing scans it.
     folder: of the file that rows of the host are mapped from, which is gone
       when the process ends; '' keeps them in memory.
+    scan_dtype: what scans of all rows read, 'float32', or copies of the rows in
+      'bfloat16' or 'int8', see `coarse`: the same draws in less time.
   """
   num_targets: int
   dtype: str
   chunk_rows: int
   place: str = 'device'
   folder: str = ''
+  scan_dtype: str = 'float32'
   kind = 'corpus'
   holds_corpus = True
 
   def __post_init__(self):
+    coarse.check(self.scan_dtype, 'memory.scan_dtype')
+    if self.scan_dtype != 'float32' and self.place == 'host':
+      raise ValueError(
+          f'memory.scan_dtype={self.scan_dtype!r} is of scans over all rows, '
+          "which nothing does with memory.place='host'; leave it out.")
     if self.place not in PLACES:
       raise ValueError(
           f'memory.place={self.place!r} is not one of {list(PLACES)}.')
@@ -93,4 +102,5 @@ class Corpus(on_device.OnDevice):
       embeddings = jax.ShapeDtypeStruct((self.num_targets, dim), np.float32)
     return tables.create(
         embeddings, rows, mesh=mesh, chunk_rows=self.chunk_rows,
-        dtype=self.dtype, step=step, rows_are_ids=True)
+        dtype=self.dtype, step=step, rows_are_ids=True,
+        scan_dtype=self.scan_dtype)

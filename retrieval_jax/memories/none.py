@@ -24,6 +24,7 @@ class Nothing(on_device.OnDevice):
   num_slots = 0
   holds_corpus = False
   chunk_rows = 1
+  scan_dtype = 'float32'
 
   def first_ids(self, num_targets: int, seed: int) -> np.ndarray:
     """Returns no ids, [0] int64."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import coarse
 from retrieval_jax import table as tables
 from retrieval_jax import types
 from retrieval_jax.memories import on_device
@@ -24,16 +25,20 @@ class Ring(on_device.OnDevice):
     prefill: whether it starts full of random targets instead of empty.
     dtype: of the remembered embeddings, 'float32' or 'bfloat16'.
     chunk_rows: C, rows scored at a time on each device.
+    scan_dtype: what scans of all rows read, 'float32', or copies of the rows in
+      'bfloat16' or 'int8', see `coarse`: the same draws in less time.
   """
   capacity: int
   replacement: str
   prefill: bool
   dtype: str
   chunk_rows: int
+  scan_dtype: str = 'float32'
   kind = 'ring'
   holds_corpus = False
 
   def __post_init__(self):
+    coarse.check(self.scan_dtype, 'memory.scan_dtype')
     if self.replacement not in tables.REPLACEMENTS:
       raise ValueError(
           f'memory.replacement={self.replacement!r} is not one of '
@@ -68,7 +73,7 @@ class Ring(on_device.OnDevice):
     """
     options: dict[str, Any] = dict(
         mesh=mesh, chunk_rows=self.chunk_rows, dtype=self.dtype,
-        replacement=self.replacement)
+        replacement=self.replacement, scan_dtype=self.scan_dtype)
     if not len(ids):
       return tables.empty(self.capacity, dim, **options)
     if embeddings is None:

@@ -33,11 +33,12 @@ class Gumbel(stateless.Stateless):
               view: types.View) -> types.Proposal:
     """Returns K draws with the exact log_z and log_q = logits - log_z."""
     del state
-    rows, logits, log_z = scoring.gumbel_top_k(
+    drawn = scoring.gumbel_draws(
         key, request.queries, view, self.num_negatives,
         exclude_rows=request.exclude_rows,
         ceiling=ceilings.highest_logits(self.ceiling, request, view))
-    return proposals.scored(rows, logits, view, log_z)
+    return proposals.scored(drawn.rows, drawn.logits, view, drawn.log_z,
+                            proposals.of_scan(drawn, view))
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, row>, rows corrected) of one `propose`."""

@@ -77,7 +77,8 @@ class PoolGumbel:
         (pooled.rows, drawn.rows), (pooled.logits, drawn.logits)))
     again = jnp.any(jnp.tril(rows[:, :, None] == rows[:, None, :], -1), axis=2)
     return proposals.scored(
-        jnp.where(again, -1, rows), jnp.where(again, -jnp.inf, logits), view)
+        jnp.where(again, -1, rows), jnp.where(again, -jnp.inf, logits), view,
+        metrics=drawn.metrics)
 
   def update(self, state: pool.Pools, observation: types.Observation
              ) -> tuple[pool.Pools, Mapping[str, jax.Array]]:

@@ -1,5 +1,7 @@
 """What samplers share: records of rows they chose, and a check of options."""
 
+from collections.abc import Mapping
+
 import jax
 from jax import numpy as jnp
 
@@ -9,7 +11,8 @@ from retrieval_jax import types
 
 
 def scored(rows: jax.Array, logits: jax.Array, view: types.View,
-           log_z: jax.Array | None = None) -> types.Proposal:
+           log_z: jax.Array | None = None,
+           metrics: Mapping[str, jax.Array] | None = None) -> types.Proposal:
   """Returns the Proposal of rows that came out of a scan with their logits.
 
   Args:
@@ -19,6 +22,7 @@ def scored(rows: jax.Array, logits: jax.Array, view: types.View,
     log_z: [B] float32 log partition of the draws, each with log probability
       logits - log_z; None where the rows were not drawn by their logits: then
       log_q is 0 and log_z nan.
+    metrics: of the Proposal.
   """
   mask = rows >= 0
   log_q = jnp.zeros(rows.shape)
@@ -28,7 +32,22 @@ def scored(rows: jax.Array, logits: jax.Array, view: types.View,
     log_q = jnp.where(mask, logits - log_z[:, None], 0.0)
   return types.Proposal(
       rows=rows, ids=jnp.where(mask, tables.take(view.table, rows).ids, -1),
-      logits=logits, log_q=log_q, log_z=log_z, mask=mask)
+      logits=logits, log_q=log_q, log_z=log_z, mask=mask, metrics=metrics or {})
+
+
+def of_scan(found: scoring.Best | scoring.Draws, view: types.View
+            ) -> dict[str, jax.Array]:
+  """Returns the metrics of a scan by coarse rows, none of one without.
+
+  'blocks_opened' is the mean of the blocks of a query that were scored again in
+  float32, 'log_z_error' the most that log Z of any is off by.
+  """
+  if view.table.coarse is None:
+    return {}
+  metrics = {'blocks_opened': jnp.mean(found.opened.astype(jnp.float32))}
+  if isinstance(found, scoring.Draws):
+    metrics['log_z_error'] = jnp.max(found.log_z_error)
+  return metrics
 
 
 def described(rows: jax.Array, log_q: jax.Array, request: types.Request,

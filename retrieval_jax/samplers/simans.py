@@ -50,11 +50,12 @@ class SimANS(stateless.Stateless):
               view: types.View) -> types.Proposal:
     """Returns K draws; log_q is not defined, and log_z is not computed."""
     del state
-    logits, rows = scoring.top_k(
+    found = scoring.best(
         request.queries, view, self.pool_size,
         exclude_rows=request.exclude_rows,
         ceiling=ceilings.highest_logits(self.ceiling, request, view))
     scores, known = ceilings.positive_scores(request, view)
+    logits, rows = found.logits, found.rows
     gaps = logits / view.scale - scores[:, None] - self.simans_b
     log_chances = jnp.where(
         known[:, None], -self.simans_a * jnp.square(gaps), 0.0)
@@ -63,7 +64,8 @@ class SimANS(stateless.Stateless):
         jnp.where(rows >= 0, keys, -jnp.inf), self.num_negatives)
     rows = jnp.take_along_axis(rows, which, axis=1)  # -1 past the candidates
     return proposals.scored(
-        rows, jnp.take_along_axis(logits, which, axis=1), view)
+        rows, jnp.take_along_axis(logits, which, axis=1), view,
+        metrics=proposals.of_scan(found, view))
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, row>, rows corrected) of one `propose`."""

@@ -36,17 +36,19 @@ class TopK(stateless.Stateless):
               view: types.View) -> types.Proposal:
     """Returns K rows, without `depth` hardest first; log_q is not defined."""
     del state
-    logits, rows = scoring.top_k(
+    found = scoring.best(
         request.queries, view, self.depth or self.num_negatives,
         exclude_rows=request.exclude_rows,
         ceiling=ceilings.highest_logits(self.ceiling, request, view))
+    logits, rows = found.logits, found.rows
     if self.depth is not None:
       order = jax.random.uniform(key, rows.shape)
       # Rows that were found come before the -1 of queries with fewer.
       _, chosen = jax.lax.top_k(order + (rows >= 0), self.num_negatives)
       logits, rows = (jnp.take_along_axis(a, chosen, axis=1)
                       for a in (logits, rows))
-    return proposals.scored(rows, logits, view)
+    return proposals.scored(
+        rows, logits, view, metrics=proposals.of_scan(found, view))
 
   def rows_scored(self, num_queries: int, capacity: int) -> tuple[int, int]:
     """Returns (products <query, row>, rows corrected) of one `propose`."""

@@ -92,22 +92,28 @@ class _Aside(NamedTuple):
   Attributes:
     table: a HostTable, which goes its own way; None where there is none.
     base: as of `base_params.split`; written nowhere.
+    scan_dtype: of the coarse copies of rows, which are made again.
   """
   table: host_table.HostTable | None
   base: types.Params
+  scan_dtype: str
 
 
 def _apart(state):
   """Returns a state without what is _Aside, and that."""
-  table = getattr(state, 'table', None)
+  table, scan_dtype = getattr(state, 'table', None), 'float32'
   if isinstance(table, host_table.HostTable):
     state = dataclasses.replace(state, table=None)
   else:
+    if isinstance(table, types.TargetTable) and table.coarse is not None:
+      scan_dtype = tables.scan_dtype_of(table)
+      state = dataclasses.replace(
+          state, table=dataclasses.replace(table, coarse=None))
     table = None
   params, base = base_params.split(getattr(state, 'params', {}))
   if base:
     state = dataclasses.replace(state, params=params)
-  return state, _Aside(table, base)
+  return state, _Aside(table, base, scan_dtype)
 
 
 class Checkpoints:
@@ -171,7 +177,7 @@ class Checkpoints:
         del self._checked[damaged]
       if step == self._manager.latest_step():
         return
-      state, (table, _) = _apart(state)
+      state, (table, _, _) = _apart(state)
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta),
           **({} if table is None else {'rows': _Rows(table)})))
@@ -196,7 +202,7 @@ class Checkpoints:
     """
     if step is None:
       return self.newest(lambda step: self.restore(abstract_state, step))
-    abstract_state, (table, base) = _apart(abstract_state)
+    abstract_state, (table, base, scan_dtype) = _apart(abstract_state)
     num_rows = self._num_rows(step, abstract_state)
     self._check_shapes(step, abstract_state, num_rows=num_rows)
     with self._reading(step):
@@ -211,6 +217,9 @@ class Checkpoints:
           state, table=tables.emptied_from(state.table, num_rows))
     if table is not None:
       state = dataclasses.replace(state, table=table)
+    if scan_dtype != 'float32':
+      state = dataclasses.replace(
+          state, table=tables.with_coarse(state.table, scan_dtype))
     if base:
       state = dataclasses.replace(
           state, params=base_params.join(state.params, base))

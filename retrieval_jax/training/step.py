@@ -141,7 +141,8 @@ def make_train_step(
 
   def view_of(state, apply=method.corrector.apply):
     fold = None
-    if method.corrector.folds:
+    # Coarse rows are of use where no row is moved.
+    if method.corrector.folds or memory.scan_dtype != 'float32':
       fold = jax.tree_util.Partial(method.corrector.fold, state.corrector)
     return types.View(
         table=state.table, scale=encoders.scale(state.params), scan=scan,
@@ -344,7 +345,7 @@ def make_train_step(
     if has_own_params:
       gradient = {**gradient, 'objective': own_gradient}
     updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
-    metrics = {**info, 'loss': loss, 'scale': fresh.scale,
+    metrics = {**info, **proposal.metrics, 'loss': loss, 'scale': fresh.scale,
                'gradient_norm': optax.tree.norm(gradient)}
 
     # What the step saw of the memory's drift, before any row is overwritten.

@@ -4,19 +4,22 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from retrieval_jax import coarse
 from retrieval_jax import indexes
 from retrieval_jax import sharding
 
 
 class ExactIndexTest(parameterized.TestCase):
 
-  @parameterized.product(devices=(1, 4), num_queries=(1, 11))
-  def test_search_equals_a_full_sort(self, devices, num_queries):
+  @parameterized.product(
+      devices=(1, 4), num_queries=(1, 11), scan_dtype=coarse.DTYPES)
+  def test_search_equals_a_full_sort(self, devices, num_queries, scan_dtype):
     rng = np.random.default_rng(1)
     targets = rng.normal(size=(300, 8)).astype(np.float32)
     queries = rng.normal(size=(num_queries, 8)).astype(np.float32)
     index = indexes.ExactIndex(
-        sharding.make_mesh(devices), chunk_rows=64, batch_size=4)
+        sharding.make_mesh(devices), chunk_rows=64, batch_size=4,
+        scan_dtype=scan_dtype)
     scores, ids = index.search(index.build(targets), queries, 20)
     expected = queries @ targets.T
     order = np.argsort(-expected, axis=1)[:, :20]

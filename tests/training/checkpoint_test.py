@@ -110,6 +110,25 @@ class CheckpointsTest(parameterized.TestCase):
     np.testing.assert_array_equal(restored.table.ids[100:], -1)
     self.assertIs(type(restored.table), type(saved.table))
 
+  @parameterized.product(
+      first=('float32', 'int8'), then=('bfloat16', 'int8', 'float32'),
+      num_devices=(1, 4))
+  def test_coarse_copies_are_made_again(self, first, then, num_devices):
+    def state(num_devices, scan_dtype):
+      return training.TrainState(
+          step=jnp.int32(3), params={'w': jnp.ones(2)}, opt_state=(),
+          table=tables.from_embeddings(
+              rows, sharding.make_mesh(num_devices), 64, 'float32',
+              scan_dtype=scan_dtype), corrector=(), sampler=())
+
+    rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    self.checkpoints.save(3, state(1, first), {})
+    self.checkpoints.wait()
+    like = state(num_devices, then)
+    restored, _ = self.checkpoints.restore(training.abstract(like))
+    self.assertEqual(tables.scan_dtype_of(restored.table), then)
+    jax.tree.map(np.testing.assert_array_equal, restored.table, like.table)
+
   def test_a_table_of_fewer_rows_is_refused(self):
     state = lambda size: training.TrainState(
         step=jnp.int32(3), params={'w': jnp.ones(2)}, opt_state=(),

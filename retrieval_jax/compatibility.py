@@ -160,7 +160,7 @@ def _check_coarse(method):
         f'{type(sampler).__name__} does none; leave it out, or use '
         "sampler.name='gumbel', 'top_k', 'simans', 'top_k_gumbel', 'bucketed' "
         "or 'pool_gumbel'.")
-  if not isinstance(corrector, correctors.Identity) and not corrector.folds:
+  if not corrector.folds:
     raise ValueError(
         f'{option} scans copies of the rows as they are, but '
         f'{type(corrector).__name__} moves each of them; leave it out, or use '

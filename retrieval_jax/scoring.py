@@ -22,6 +22,9 @@ Noise is a pure function of (key, query, global block, row in block). Neither
 the number of devices nor `chunk_rows` enters, so they do not change a draw (up
 to ties within the rounding of a matmul, which may depend on its shape).
 
+Rows that are moved by more than a linear map are moved once, in the scan: it
+keeps the logits of the best K blocks so far. Others are scored again.
+
 Where the table has coarse copies of its rows and no row has to be moved (the
 view folds), the scan reads those, and bounds every block's number. The K blocks
 of the largest bounds are opened: scored again in float32, which gives their
@@ -305,20 +308,24 @@ def top_k_rows_scored(num_queries: int, capacity: int, k: int
   """Returns (products <query, row>, rows corrected) that `top_k` takes.
 
   The scan scores every row, empty ones too, and corrects each once for all
-  queries; the rows of each query's best k blocks are scored a second time.
+  queries. The rows of each query's best k blocks are scored a second time,
+  which is counted, but for rows that are corrected: those are not.
   """
-  return _rows_scored(num_queries, capacity, k, _TOP_K_BLOCK_ROWS)
+  return _rows_scored(num_queries, capacity, k, _TOP_K_BLOCK_ROWS)[0], capacity
 
 
 def gumbel_rows_scored(num_queries: int, capacity: int, k: int
                        ) -> tuple[int, int]:
   """Returns the same for `gumbel_top_k`."""
-  return _rows_scored(num_queries, capacity, k, BLOCK_ROWS)
+  return _rows_scored(num_queries, capacity, k, BLOCK_ROWS)[0], capacity
 
 
 def bucket_rows_scored(num_queries: int, capacity: int, num_buckets: int
                        ) -> tuple[int, int]:
-  """Returns the same for `bucket_maxima`, if all rows can hold a target."""
+  """Returns the same for `bucket_maxima`, if all rows can hold a target.
+
+  There the rows of the best blocks are corrected a second time, too.
+  """
   return _rows_scored(num_queries, capacity, num_buckets,
                       _bucket_shape(capacity, num_buckets)[0])
 
@@ -609,6 +616,8 @@ class _Shard:
       key: None where a block's number is its largest logit; otherwise it is the
         log-sum-exp of its logits and a Gumbel, which is drawn by this key.
     """
+    if self.constants is None:
+      return self._best_on_the_way(k, key)
     if not self._scans_coarsely:
       return self._best_of_all(k, key)
     certain, found = self._best_by_bounds(k, key)
@@ -647,17 +656,66 @@ class _Shard:
 
   def _numbers_of_all(self, key):
     """Returns (numbers [B, blocks of the shard], log Z [B] or nan)."""
-    def step(carry, logits, blocks):
-      if key is None:
-        return carry, jnp.max(logits, axis=1)
-      top, total = _block_sums(logits)
-      noise = _exponential(key, blocks, logits.shape[-1])
-      # top + log(total) + Gumbel, with the Gumbel's outer log merged in.
-      return _add_sums(carry, top, total), top + jnp.log(total / noise)
+    sums, numbers = self.scan(
+        self.no_sum(), lambda sums, logits, blocks: self._reduced(
+            sums, logits, blocks, key))
+    return numbers, self._log_z(sums, key)
 
-    carry, numbers = self.scan(self.no_sum(), step)
-    return numbers, jnp.full(
-        len(numbers), jnp.nan) if key is None else self.log_sum(carry)
+  def _reduced(self, sums, logits, blocks, key):
+    """Returns (sums with these logits, numbers [c, B] of their blocks)."""
+    if key is None:
+      return sums, jnp.max(logits, axis=1)
+    top, total = _block_sums(logits)
+    noise = _exponential(key, blocks, logits.shape[-1])
+    # top + log(total) + Gumbel, with the Gumbel's outer log merged in.
+    return _add_sums(sums, top, total), top + jnp.log(total / noise)
+
+  def _log_z(self, sums, key):
+    """Returns log Z [B] of the sums of all shards; nan without a key."""
+    return self.log_sum(sums) if key is not None else jnp.full(
+        self.queries.shape[0], jnp.nan)
+
+  def _every_block(self):
+    """Returns the number of blocks of all shards, for each query, [B]."""
+    return jnp.full(
+        self.queries.shape[0],
+        jax.lax.axis_size(sharding.AXIS) * self.num_blocks, jnp.int32)
+
+  def _in_order(self, numbers, blocks, logits):
+    """Returns blocks [B, k] with their logits [B, k, g] as _Blocks has them."""
+    blocks = jnp.where(numbers > _NEVER, blocks, -1).astype(jnp.int32)
+    blocks, numbers, slots = jax.lax.sort(
+        (blocks, numbers, jnp.broadcast_to(
+            jnp.arange(blocks.shape[1]), blocks.shape)), num_keys=1)
+    logits = jnp.take_along_axis(logits, slots[:, :, None], axis=1)
+    return numbers, blocks, jnp.where((blocks >= 0)[:, :, None], logits, _NEVER)
+
+  def _best_on_the_way(self, k, key):
+    """Returns what `best_blocks` does, by a scan that keeps their logits.
+
+    Rows that are moved by a network cost too much to be moved again. The blocks
+    are the best of this shard's own.
+    """
+    most, num_queries = min(k, self.num_blocks), self.queries.shape[0]
+
+    def step(carry, logits, blocks):
+      sums, best = carry
+      sums, numbers = self._reduced(sums, logits, blocks, key)
+      new = (numbers.T, jnp.broadcast_to(blocks, numbers.T.shape),
+             logits.transpose(2, 0, 1))
+      numbers, blocks, logits = (
+          jnp.concatenate(pair, axis=1) for pair in zip(best, new))
+      numbers, which = jax.lax.top_k(numbers, most)  # the lowest of equal ones
+      return (sums, (numbers, jnp.take_along_axis(blocks, which, axis=1),
+                     jnp.take_along_axis(
+                         logits, which[:, :, None], axis=1))), None
+
+    shape = (num_queries, most)
+    nothing = (jnp.full(shape, _NEVER), jnp.full(shape, -1, jnp.int32),
+               jnp.full((*shape, self.block_rows), _NEVER))
+    (sums, best), _ = self.scan((self.no_sum(), nothing), step)
+    return _Blocks(*self._in_order(*best), self._every_block(),
+                   self._log_z(sums, key), jnp.zeros(num_queries))
 
   def _best_of_all(self, k, key):
     """Returns what `best_blocks` does, by a scan in float32."""
@@ -668,10 +726,8 @@ class _Shard:
     blocks = jnp.take_along_axis(blocks, which, axis=1)
     blocks = jnp.where(best > _NEVER, blocks, -1).astype(jnp.int32)
     blocks, best = jax.lax.sort((blocks, best), num_keys=1)
-    every = jax.lax.axis_size(sharding.AXIS) * self.num_blocks
-    return _Blocks(best, blocks, self.inside(blocks),
-                   jnp.full(len(best), every, jnp.int32), log_z,
-                   jnp.zeros(len(best)))
+    return _Blocks(best, blocks, self.inside(blocks), self._every_block(),
+                   log_z, jnp.zeros(len(best)))
 
   def _best_by_bounds(self, k, key):
     """Returns (whether it is certain, what `best_blocks` does).
@@ -701,18 +757,12 @@ class _Shard:
       error = jnp.where(log_z > _NEVER, above - log_z, 0.)
 
     most = min(k, room)
-    blocks, numbers, slots = jax.lax.sort(
-        (places, listed.numbers,
-         jnp.broadcast_to(jnp.arange(room), places.shape)), num_keys=1)
+    numbers, blocks, logits = self._in_order(
+        listed.numbers, self.first_block + places, listed.logits)
     numbers, which = jax.lax.top_k(numbers, most)  # the lowest of equal ones
-    pick = lambda a: jnp.take_along_axis(a, which, axis=1)
-    blocks = jnp.where(
-        numbers > _NEVER, self.first_block + pick(blocks), -1)
-    blocks, numbers, slots = jax.lax.sort(
-        (blocks, numbers, pick(slots)), num_keys=1)
-    logits = jnp.take_along_axis(
-        listed.logits, slots[:, :, None], axis=1)
-    logits = jnp.where((blocks >= 0)[:, :, None], logits, _NEVER)
+    numbers, blocks, logits = self._in_order(
+        numbers, jnp.take_along_axis(blocks, which, axis=1),
+        jnp.take_along_axis(logits, which[:, :, None], axis=1))
     # In front, where `_best_of_all` has those without rows, too.
     short = min(k, jax.lax.axis_size(sharding.AXIS) * self.num_blocks) - most
     pad = lambda a, fill: jnp.pad(

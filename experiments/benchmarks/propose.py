@@ -77,8 +77,7 @@ def _kernels(mesh, rows):
   k = _NUM_NEGATIVES.value
   scan = types.Scan(mesh, _CHUNK_ROWS.value)
   view = lambda table: types.View(
-      table, scoring.uncorrected, jnp.float32(_SCALE.value), scan)
-  as_it_is = lambda table: view(table)._replace(
+      table, scoring.uncorrected, jnp.float32(_SCALE.value), scan,
       fold=lambda queries: (queries, jnp.zeros(len(queries))))
 
   def matmul(key, queries, table, exclude):
@@ -100,9 +99,9 @@ def _kernels(mesh, rows):
     return lambda key, queries, table, exclude: scoring.gumbel_top_k(
         key, queries, view(table), k, exclude_rows=exclude)
 
-  def top_k(k, view=view):
-    return lambda key, queries, table, exclude: scoring.top_k(
-        queries, view(table), k, exclude_rows=exclude)
+  def top_k(key, queries, table, exclude):
+    del key
+    return scoring.top_k(queries, view(table), k, exclude_rows=exclude)
 
   named = {
       'matmul': matmul,
@@ -111,7 +110,7 @@ def _kernels(mesh, rows):
               queries, view(table), exclude_rows=exclude)),
       'gumbel K=1': gumbel(1),
       f'gumbel K={k}': gumbel(k),
-      f'top_k K={k}': top_k(k)}
+      f'top_k K={k}': top_k}
   if _HIDDEN.value:
     corrector, state = _corrector(rows)
     corrected = lambda table: types.View(
@@ -131,8 +130,8 @@ def _kernels(mesh, rows):
     copies = tables.with_coarse(rows, dtype)
     kernels |= {f'{dtype} {name}': (jax.jit(kernel), copies)
                 for name, kernel in (
-                    ('K=1', gumbel(1, as_it_is)), (f'K={k}', gumbel(
-                        k, as_it_is)), (f'top_k K={k}', top_k(k, as_it_is)))}
+                    ('K=1', gumbel(1)), (f'K={k}', gumbel(k)),
+                    (f'top_k K={k}', top_k))}
   return kernels
 
 

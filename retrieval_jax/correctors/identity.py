@@ -14,7 +14,7 @@ from retrieval_jax import types
 class Identity:
   """Leaves stale rows where they are: what every corrector must beat."""
   num_anchors = 0
-  folds = False  # there is nothing to fold
+  folds = True
 
   def init(self, key: jax.Array, table: types.TargetTable) -> tuple[()]:
     """Returns the empty state."""

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from retrieval_jax import base_params
-from retrieval_jax import correctors
 from retrieval_jax import factory
 from retrieval_jax import memories
 from retrieval_jax import processes
@@ -111,7 +110,7 @@ def mine_pools(experiment: factory.Experiment, cost: costs.Cost,
       embeddings = corrected(experiment, table, corrector)
       cost.correcting(len(embeddings))
       by = experiment.method.corrector
-      in_place = by.folds or by == correctors.Identity()
+      in_place = by.folds
       fold = functools.partial(by.fold, corrector) if by.folds else None
     elif embeddings is None:
       embeddings = experiment.embed_targets(params, ids)

@@ -141,8 +141,7 @@ def make_train_step(
 
   def view_of(state, apply=method.corrector.apply):
     fold = None
-    # Coarse rows are of use where no row is moved.
-    if method.corrector.folds or memory.scan_dtype != 'float32':
+    if method.corrector.folds:
       fold = jax.tree_util.Partial(method.corrector.fold, state.corrector)
     return types.View(
         table=state.table, scale=encoders.scale(state.params), scan=scan,

@@ -387,8 +387,11 @@ class InTheStepTest(parameterized.TestCase):
           each=lambda state, proposal, probes, seen=seen: seen.append(
               jax.device_get(proposal)))
       draws.append(seen[0])
-    jax.tree.map(np.testing.assert_array_equal, *draws[:2])
-    jax.tree.map(np.testing.assert_array_equal, draws[0], draws[2])
+    for other in draws[1:]:
+      np.testing.assert_array_equal(other.rows, draws[0].rows)
+      # Logits of moved rows come from another product, which rounds otherwise.
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+                   other, draws[0])
 
   @parameterized.parameters(
       helpers.gumbel(), helpers.samplers.TopK(2),

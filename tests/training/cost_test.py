@@ -2,6 +2,7 @@
 
 import dataclasses
 import types as namespaces
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,6 +14,7 @@ import pytest
 from retrieval_jax import correctors
 from retrieval_jax import objectives
 from retrieval_jax import samplers
+from retrieval_jax import scoring
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax import training
@@ -208,12 +210,17 @@ class SamplerCostTest(parameterized.TestCase):
   )
   @pytest.mark.slow
   def test_scans(self, sampler, again, positives):
-    got = sampler.rows_scored(B, M)
-    self.assertEqual(got, (B * M + B * again + positives,
-                           M + B * again + positives))
     # Buckets are of the rows that can hold a target, which may be fewer.
     is_bucketed = isinstance(sampler, samplers.BucketedGumbel)
-    self.assert_true(sampler, got, M if is_bucketed else N)
+    corrected_again = B * again if is_bucketed else 0
+    products, rows = sampler.rows_scored(B, M)
+    self.assertEqual(products, B * M + B * again + positives)
+    self.assertEqual(rows, M + corrected_again + positives)
+    size = M if is_bucketed else N
+    self.assert_true(
+        sampler, (products - B * again + corrected_again, rows), size)
+    self.assertEqual(self.seen(sampler, size, fold=lambda queries: (
+        queries, jnp.zeros(B)))[0], products)
 
   @parameterized.parameters(
       (samplers.TopK(K, ceiling=samplers.Ceiling(0.9, None)), 16 * K),
@@ -221,7 +228,7 @@ class SamplerCostTest(parameterized.TestCase):
       (samplers.SimANS(K, 3, 1., 0.), 16 * 3))
   def test_a_ceiling_adds_one_row_per_query(self, sampler, again):
     self.assertEqual(sampler.rows_scored(301, M), (
-        301 * M + 301 * again + 301, M + 301 * again + 301))
+        301 * M + 301 * again + 301, M + 301))
 
   @parameterized.parameters(
       (samplers.NoNegatives(), 0, 0), (samplers.Uniform(K), B * K, B * K),
@@ -233,7 +240,11 @@ class SamplerCostTest(parameterized.TestCase):
     self.assert_true(sampler, (scored, corrected))
 
   def assert_true(self, sampler, claimed, num_targets=N):
-    """Counts the rows that pass the corrector, and what they are scored by."""
+    """Compares with the rows that pass the corrector, and their products."""
+    self.assertEqual(self.seen(sampler, num_targets), claimed)
+
+  def seen(self, sampler, num_targets, fold=None):
+    """Returns (products, rows) that pass the corrector, of a draw."""
     seen = {'products': 0, 'rows': 0}
 
     def record(rows, per_row):
@@ -250,14 +261,15 @@ class SamplerCostTest(parameterized.TestCase):
     table = tables.from_embeddings(
         rng.normal(size=(num_targets, D)).astype(np.float32),
         sharding.make_mesh(1), 64, 'float32')
+    self.enter_context(mock.patch.object(scoring, 'uncorrected', correct))
     view = types.View(table, correct, jnp.float32(1),
-                      types.Scan(sharding.make_mesh(1), 64))
+                      types.Scan(sharding.make_mesh(1), 64), fold)
     queries = rng.normal(size=(B, D)).astype(np.float32)
     jax.block_until_ready(sampler.propose(
         (), jax.random.key(0), helpers.request(
             queries, table, positives=np.arange(B)), view))
     jax.effects_barrier()
-    self.assertEqual((seen['products'], seen['rows']), claimed)
+    return seen['products'], seen['rows']
 
 
 class CorrectorCostTest(absltest.TestCase):

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import gc
 import time
 from typing import Any
 
@@ -254,8 +255,10 @@ def _drain():
 def live_bytes() -> int:
   """Returns the bytes of all arrays that are alive on devices of this process.
 
-  Of the buffers as they are, each once: copies and leftovers count.
+  Of the buffers as they are, each once: copies and leftovers count, but not
+  those that nothing but a reference to each other keeps.
   """
+  gc.collect()
   buffers = {}
   for array in jax.live_arrays():
     if not array.is_deleted():

@@ -54,6 +54,8 @@ def counts(workdir):
   with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as f:
     meter = json.load(f)['meter']
   del meter['seconds']
+  # Of this process, in which a run that was killed may not be gone yet.
+  del meter['device_bytes']
   return meter
 
 

@@ -93,8 +93,20 @@ def _quick_start():
   return config.lock()
 
 
-def _arms(steps, num_targets):
-  """Returns name -> overrides of every arm."""
+def frozen_arms():
+  """Returns name -> overrides of arms that never train the target tower."""
+  return {'adore': _UNTIED | {'targets.source': 'frozen'},
+          'direct_gradient': _UNTIED | {
+              'targets.source': 'rows', 'targets.row_learning_rate': 0.1}}
+
+
+def memory_arms(steps, num_targets):
+  """Returns name -> overrides of every arm of a memory that is scanned.
+
+  Args:
+    steps: of a run.
+    num_targets: of the corpus.
+  """
   half = num_targets // 2
   aged = {'corrector.condition_on_age': True}
   published = {'estimator.name': 'cache_gradient', 'estimator.columns': 'own'}
@@ -127,23 +139,20 @@ def _arms(steps, num_targets):
 
 def wordnet():
   """Yields every arm with every seed, on WordNet."""
-  yield from _runs(_arms(240, 117_659))
+  yield from _runs(memory_arms(240, 117_659))
 
 
 def links():
   """Yields every arm with every seed, on the Wikipedia links."""
-  yield from _runs(_arms(240, 188_075))
+  yield from _runs(memory_arms(240, 188_075))
 
 
 def trained_start():
   """Yields those arms that a good start makes sense for, on WordNet."""
-  arms = _arms(240, 117_659)
+  arms = memory_arms(240, 117_659)
   names = ('in_batch', 'stale', 'kept', 'corrector', 'corrector_kept',
            'linear', 'oracle')
-  yield from _runs({name: arms[name] for name in names} | {
-      'adore': _UNTIED | {'targets.source': 'frozen'},
-      'direct_gradient': _UNTIED | {
-          'targets.source': 'rows', 'targets.row_learning_rate': 0.1}})
+  yield from _runs({name: arms[name] for name in names} | frozen_arms())
 
 
 def landmarks():
@@ -176,7 +185,7 @@ def distinct():
              'data.num_targets': 10_000, 'num_steps': 160}
 
 
-def _dynamic_index_arms():
+def tree_arms():
   """Returns name -> overrides: each of tree and regression made exact, too."""
   tree = {'sampler.name': 'tree'}
   followed = {'sampler.maintain_every': 30}
@@ -188,7 +197,7 @@ def _dynamic_index_arms():
   kernel = nystrom | {'corrector.kernel': 'rbf', 'corrector.keep_norm': True,
                       'corrector.num_landmarks': 512}
   few = {'corrector.num_anchors': 64}
-  arms = _arms(240, 117_659)
+  arms = memory_arms(240, 117_659)
   ridge = _LINEAR | {'corrector.num_anchors': 512}
   return {
       'uniform': arms['uniform'],
@@ -216,12 +225,12 @@ def _dynamic_index_arms():
 
 def dynamic_index():
   """Yields the tree's arms with every seed, on WordNet."""
-  yield from _compared(_dynamic_index_arms())
+  yield from _compared(tree_arms())
 
 
 def dynamic_index_trained():
   """Yields those of them that a good start makes sense for, on WordNet."""
-  arms = _dynamic_index_arms()
+  arms = tree_arms()
   names = ('stale', 'tree_static', 'tree_nystrom', 'gumbel_nystrom',
            'tree_nystrom_rbf', 'tree_kept', 'oracle', 'tree_nystrom_rebuilt',
            'gumbel_nystrom_rebuilt')

@@ -13,7 +13,8 @@ them. Seconds of CPU, of all threads, say more than others where the machine is
 busy.
 
 sentence-transformers gets a model that looks its embeddings up, and ids in
-place of texts; 'batched' is its option faiss_batch_size at our --batch_size.
+place of texts; 'bfloat16' and 'int8' are our exact index with that scan_dtype,
+'batched' is its option faiss_batch_size at our --batch_size.
 Its arms need the packages sentence-transformers and datasets, those of faiss
 faiss-cpu; they are left out where a package is absent. Linux only.
 """
@@ -50,7 +51,8 @@ _ROUNDS = flags.DEFINE_integer('rounds', 2, 'Processes per arm, in turns.')
 
 _ST = ('sentence_transformers', 'datasets')
 _ARMS = {
-    'retrieval_jax exact': (), 'retrieval_jax faiss': ('faiss',),
+    'retrieval_jax exact': (), 'retrieval_jax bfloat16': (),
+    'retrieval_jax int8': (), 'retrieval_jax faiss': ('faiss',),
     'sentence-transformers': _ST, 'sentence-transformers batched': _ST,
     'sentence-transformers faiss': (*_ST, 'faiss')}
 _ARM = flags.DEFINE_enum('arm', None, list(_ARMS), 'Internal: run this alone.')
@@ -84,7 +86,9 @@ def _ours(kind, queries, targets, qrels):
   if kind == 'faiss':
     index = indexes.FaissFlat(batch_size=_BATCH_SIZE.value)
   else:
-    index = indexes.ExactIndex(sharding.make_mesh(), 4096, _BATCH_SIZE.value)
+    index = indexes.ExactIndex(
+        sharding.make_mesh(), 4096, _BATCH_SIZE.value,
+        scan_dtype='float32' if kind == 'exact' else kind)
   results = mining.IndexResults(index, queries, targets, index.build(targets))
   rules = mining.Rules(
       _NUM_NEGATIVES.value, range_max=_RANGE_MAX.value,

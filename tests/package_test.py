@@ -87,6 +87,7 @@ class ImportsTest(absltest.TestCase):
 
   def test_no_script_imports_another(self):
     shared = {'experiments.process', 'experiments.benchmarks.memory',
+              'experiments.benchmarks.roofline',
               'experiments.benchmarks.shapes'}
     for path in sorted(_ROOT.glob('experiments/**/*.py')):
       found = {name for name in imported(path)

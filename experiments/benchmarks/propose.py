@@ -8,8 +8,9 @@ kernels move every row by an MLP corrector of width --hidden first; next to them
 is the ratio of their matmul FLOPs to the bare matmul's, 1 + 2 hidden / B.
 'linear' kernels move every row by a linear map, 'folded' ones the queries in
 place of the rows. 'bfloat16' and 'int8' kernels scan coarse copies of the rows.
-On a GPU it also prints how long reading the table once takes (its bytes over
---memory_bandwidth), which bounds every exact kernel from below.
+On an accelerator it also prints how much of the roofline each kernel reaches:
+the least time in which the device can read the table, or its copies, once and
+multiply it, by published figures (roofline.py).
 """
 
 import functools
@@ -22,6 +23,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import roofline
 from retrieval_jax import coarse
 from retrieval_jax import correctors
 from retrieval_jax import scoring
@@ -42,8 +44,6 @@ _HIDDEN = flags.DEFINE_integer(
     'hidden', 256, 'Width of the corrector; 0 leaves it out.')
 _SCALE = flags.DEFINE_float('scale', 20., 'beta.')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed calls per kernel.')
-_MEMORY_BANDWIDTH = flags.DEFINE_float(
-    'memory_bandwidth', 4.8e12, 'Bytes a second of the GPU, for the roofline.')
 
 
 def _unit(key, num, dim):
@@ -159,7 +159,6 @@ def _measure(num_rows: int, dim: int):
       jax.block_until_ready(kernel(*arguments[name]))
       seconds[name].append(time.perf_counter() - start)
   matmul = statistics.median(seconds['matmul'])
-  roofline = rows.embeddings.nbytes / _MEMORY_BANDWIDTH.value
   matrix = 4 * num_rows * _NUM_QUERIES.value
   print(f'\nM={num_rows:,} D={dim} B={_NUM_QUERIES.value} {_DTYPE.value} on '
         f'{jax.devices()[0].device_kind}')
@@ -172,8 +171,14 @@ def _measure(num_rows: int, dim: int):
     if name.startswith('corrected'):
       flops = 1 + 2 * _HIDDEN.value / _NUM_QUERIES.value
       line += f', {flops:.1f} x its FLOPs'
-    if jax.default_backend() == 'gpu':
-      line += f', {median / roofline:.2f} x reading the table'
+    copies = kernels[name][1].coarse
+    read = rows.embeddings if copies is None or copies.codes is None else (
+        copies.codes)
+    least = roofline.least_seconds(
+        read.nbytes, 2. * num_rows * dim * _NUM_QUERIES.value,
+        'float32' if copies is None else 'bfloat16')
+    if least is not None:
+      line += f', {least / median:.0%} of the roofline'
     print(line, flush=True)
 
 

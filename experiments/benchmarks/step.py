@@ -4,7 +4,9 @@
 
 Random texts and a randomly initialised encoder; the shapes are what matters.
 On an accelerator use --dtype=bfloat16 --hidden_size=384 --num_layers=6, and
---num_rows up to what its memory holds (a row is hidden_size * 4 or 2 bytes).
+--num_rows up to what its memory holds (a row is hidden_size * 4 or 2 bytes);
+there the time of proposing is compared with the roofline of the scan
+(roofline.py).
 """
 
 import statistics
@@ -16,6 +18,8 @@ import jax
 import numpy as np
 import optax
 
+from experiments.benchmarks import roofline
+from retrieval_jax import coarse
 from retrieval_jax import correctors
 from retrieval_jax import memories
 from retrieval_jax import method as methods
@@ -38,6 +42,8 @@ _NUM_NEGATIVES = flags.DEFINE_multi_integer(
 _LENGTH = flags.DEFINE_integer('length', 32, 'Tokens per text.')
 _DTYPE = flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of encoder and table.')
+_SCAN_DTYPE = flags.DEFINE_enum(
+    'scan_dtype', 'float32', coarse.DTYPES, 'What the scan of the table reads.')
 _CHUNK_SIZE = flags.DEFINE_integer('chunk_size', 128, 'Texts; 0: all at once.')
 _CHUNK_ROWS = flags.DEFINE_integer('chunk_rows', 4096, 'Rows per chunk C.')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed steps.')
@@ -57,7 +63,8 @@ def measure(num_rows, num_negatives):
       encode, chunk_size=_CHUNK_SIZE.value or None, buckets=(_LENGTH.value,),
       layout=sharding.Layout(mesh))
   method = methods.Method(
-      memory=memories.Corpus(num_rows, _DTYPE.value, _CHUNK_ROWS.value),
+      memory=memories.Corpus(num_rows, _DTYPE.value, _CHUNK_ROWS.value,
+                             scan_dtype=_SCAN_DTYPE.value),
       corrector=correctors.Identity(), sampler=samplers.Gumbel(num_negatives),
       objective=objectives.Contrastive('truncated_softmax', 'own'),
       refresh=methods.Refresh(write_back=True))
@@ -90,6 +97,15 @@ def measure(num_rows, num_negatives):
   line = '  '.join(
       f'{name} {statistics.median(values[1:]):.3f} s'
       for name, values in seconds.items())
+  of_scan = {'int8': 1, 'bfloat16': 2, 'float32': state.table.embeddings.dtype
+             .itemsize}[_SCAN_DTYPE.value]
+  least = roofline.least_seconds(
+      of_scan * num_rows * hidden / mesh.size,
+      2. * num_rows * hidden * size / mesh.size,
+      'float32' if _SCAN_DTYPE.value == 'float32' else 'bfloat16')
+  if least is not None:
+    share = least / statistics.median(seconds['propose'][1:])
+    line += f', proposing {share:.0%} of the roofline of its scan'
   print(f'M={num_rows:,} D={hidden} B={size} K={num_negatives} '
         f'L={_LENGTH.value} {_DTYPE.value}: {line}', flush=True)
 

@@ -80,16 +80,17 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(recorder.steps, [])
 
   def test_implicit_transfer_in_the_step_is_an_error(self):
+    toy_step = toy.make_step()
     def careless(state, batch):
-      return toy.make_step()(state, np.ones((4, toy.DIM), np.float32))
+      return toy_step(state, np.ones((4, toy.DIM), np.float32))
     with self.assertRaisesRegex(Exception, 'Disallowed host-to-device'):
       self.train(step_fn=careless)
     self.train(step_fn=careless, transfer_guard='allow')
 
   def test_log_is_the_mean_over_the_period(self):
-    each = []
+    each, toy_step = [], toy.make_step()
     def step_fn(state, batch):
-      state, metrics = toy.make_step()(state, batch)
+      state, metrics = toy_step(state, batch)
       each.append(float(metrics['nll']))
       return state, metrics
     schedule = toy.adam()[1]

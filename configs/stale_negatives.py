@@ -233,7 +233,8 @@ def dynamic_index_trained():
   arms = tree_arms()
   names = ('stale', 'tree_static', 'tree_nystrom', 'gumbel_nystrom',
            'tree_nystrom_rbf', 'tree_kept', 'oracle', 'tree_nystrom_rebuilt',
-           'gumbel_nystrom_rebuilt')
+           'gumbel_nystrom_rebuilt', 'uniform', 'stochastic', 'linear',
+           'cache_ring')
   yield from _compared({name: arms[name] for name in names})
 
 

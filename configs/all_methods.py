@@ -35,7 +35,6 @@ from configs import base
 from configs import stale_negatives
 
 VARIANTS = ('', 'links', 'tiny')
-SEEDS = (0, 1, 2)
 STEPS = 240
 
 
@@ -89,20 +88,14 @@ def arms(num_targets, *, trained=False):
 
 def wordnet():
   """Yields every arm with every seed, on WordNet."""
-  yield from _runs(arms(117_659))
+  yield from base.with_seeds(arms(117_659))
 
 
 def links():
   """Yields every arm with every seed, on the Wikipedia links."""
-  yield from _runs(arms(188_075))
+  yield from base.with_seeds(arms(188_075))
 
 
 def trained_start():
   """Yields them, and two more, from an encoder that has been trained."""
-  yield from _runs(arms(117_659, trained=True))
-
-
-def _runs(found):
-  for seed in SEEDS:
-    for name, overrides in found.items():
-      yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
+  yield from base.with_seeds(arms(117_659, trained=True))

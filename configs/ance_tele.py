@@ -57,7 +57,6 @@ from configs import base
 from configs.base import seeds
 
 VARIANTS = ('', 'scratch', 'links', 'links_scratch', 'msmarco', 'nq', 'tiny')
-SEEDS = (0, 1, 2)
 EPISODES, EARLY, LAST = 3, 60, 240  # early stop of all but the last; its steps
 THIRD = 120  # of all steps: as many passes over the corpus as episodes make
 
@@ -184,6 +183,4 @@ def arms():
           'sampler.pool_order': 'softmax'},
       'oracle': memory | {'refresh.reencode_every': 10},
   }
-  for seed in SEEDS:
-    for name, overrides in arms.items():
-      yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
+  yield from base.with_seeds(arms)

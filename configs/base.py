@@ -41,6 +41,12 @@ def seeds():
     yield {'seed': seed}
 
 
+def with_seeds(arms):
+  """Returns the runs of a sweep: arms, name -> overrides, with each seed."""
+  return [{'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
+          for seed in range(3) for name, overrides in arms.items()]
+
+
 def make_tiny(config):
   """Shrinks a config, in place, to a run of seconds on a laptop."""
   config.num_steps = 4

@@ -171,9 +171,7 @@ def landmarks():
       'reencode_2': {'refresh.reencode_every': 61},
       'kept': _KEPT,
   }
-  for seed in SEEDS:
-    for name, overrides in arms.items():
-      yield {'name': f'{name}-seed{seed}', 'seed': seed, **overrides}
+  yield from base.with_seeds(arms)
 
 
 def distinct():
@@ -240,10 +238,9 @@ def dynamic_index_trained():
 
 def _compared(arms):
   """Yields runs of every seed, each compared with brute force on the way."""
-  for seed in SEEDS:
-    for name, overrides in arms.items():
-      yield {'name': f'{name}-seed{seed}', 'seed': seed,
-             'diagnostics.every': 60, **overrides}
+  yield from base.with_seeds({
+      name: {'diagnostics.every': 60, **overrides}
+      for name, overrides in arms.items()})
 
 
 def _runs(arms):

@@ -107,6 +107,11 @@ def uncorrected(rows: TargetTable) -> jax.Array:
   return rows.embeddings.astype(jnp.float32)
 
 
+def unmoved(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns queries [B, D] as they are, and zeros [B]: a fold of nothing."""
+  return queries, jnp.zeros(len(queries))
+
+
 def inner(subscripts: str, queries: jax.Array, view: View,
           rows: TargetTable) -> jax.Array:
   """Returns <query, corrected row>, unscaled, float32, of any slice.
@@ -746,7 +751,8 @@ class _Shard:
     listed = self._opened(listed, count, more)
     certain = self._everywhere((more < room) | (room == self.num_blocks))
 
-    log_z = error = jnp.full(len(upper), jnp.nan)
+    error = jnp.zeros(len(upper))
+    log_z = error + jnp.nan
     if key is not None:
       masses = _put(bounds.centers, places, listed.masses)
       is_open = _put(
@@ -770,7 +776,7 @@ class _Shard:
     opened = jax.lax.psum(more.astype(jnp.int32), sharding.AXIS)
     return certain, _Blocks(
         pad(numbers, _NEVER), pad(blocks, -1), pad(logits, _NEVER), opened,
-        log_z, jnp.nan_to_num(error))
+        log_z, error)
 
   def _room(self, k):
     return min(_ROOM * k + _SPARE, self.num_blocks)

@@ -58,10 +58,6 @@ def _data(kind):
   return rows, queries, exclude, beta
 
 
-def _unfolded(queries):
-  return queries, jnp.zeros(len(queries))
-
-
 @functools.cache
 def _run(devices):
   """Returns a function of what is looked for to all that is found, jitted."""
@@ -70,7 +66,7 @@ def _run(devices):
   @jax.jit
   def run(rows, queries, exclude, beta):
     view = View(rows, scoring.uncorrected, beta, Scan(mesh, CHUNK_ROWS),
-                fold=_unfolded)
+                fold=scoring.unmoved)
     return (
         scoring.best(queries, view, K, exclude_rows=exclude),
         scoring.gumbel_draws(
@@ -234,7 +230,7 @@ class SameTest(parameterized.TestCase):
           np.eye(3, 4, dtype=np.float32), [7, -1, 2], mesh=mesh, chunk_rows=64,
           dtype='float32', scan_dtype=scan_dtype)
       view = View(table, scoring.uncorrected, jnp.float32(1), Scan(mesh, 64),
-                  fold=_unfolded)
+                  fold=scoring.unmoved)
       found.append(jax.device_get((
           scoring.best(np.eye(2, 4, dtype=np.float32), view, 200),
           scoring.gumbel_draws(jax.random.key(0), np.eye(

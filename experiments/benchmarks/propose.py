@@ -78,7 +78,7 @@ def _kernels(mesh, rows):
   scan = types.Scan(mesh, _CHUNK_ROWS.value)
   view = lambda table: types.View(
       table, scoring.uncorrected, jnp.float32(_SCALE.value), scan,
-      fold=lambda queries: (queries, jnp.zeros(len(queries))))
+      fold=scoring.unmoved)
 
   def matmul(key, queries, table, exclude):
     del key, exclude

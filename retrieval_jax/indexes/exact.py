@@ -131,7 +131,7 @@ class ExactIndex(Scanned):
   def _view(self, state: Any) -> View:
     return View(state, scoring.uncorrected, jnp.ones(()),
                 Scan(self.mesh, self.chunk_rows),
-                fold=lambda queries: (queries, jnp.zeros(len(queries))))
+                fold=scoring.unmoved)
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'index'))

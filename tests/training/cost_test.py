@@ -219,8 +219,8 @@ class SamplerCostTest(parameterized.TestCase):
     size = M if is_bucketed else N
     self.assert_true(
         sampler, (products - B * again + corrected_again, rows), size)
-    self.assertEqual(self.seen(sampler, size, fold=lambda queries: (
-        queries, jnp.zeros(B)))[0], products)
+    self.assertEqual(
+        self.seen(sampler, size, fold=scoring.unmoved)[0], products)
 
   @parameterized.parameters(
       (samplers.TopK(K, ceiling=samplers.Ceiling(0.9, None)), 16 * K),

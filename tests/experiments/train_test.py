@@ -407,8 +407,9 @@ def test_the_meter_counts_what_a_step_computes(make_config, tmp_path):
       + 4 * (batch + live['negatives']) * live['target_flops'])
   assert found['flops_reembedding'] == pytest.approx(
       (tiny.NUM_TARGETS + live['probes']) * live['target_flops'])
-  # The scan, a block of 64 rows per query again; then 'all' columns.
-  scored, corrected = 256 + 64, 256 + 64 * batch
+  # The scan, which corrects each row once, and a block of 64 rows per query
+  # again; then 'all' columns.
+  scored, corrected = 256 + 64, 256
   assert found['flops_scoring'] == 2 * dim * batch * (
       scored + 3 * (1 + batch + batch * draws))
   observed = batch * draws + live['num_probes'] + batch

@@ -27,6 +27,7 @@ from retrieval_jax.factory import defaults
 from retrieval_jax.factory import run_folder
 from retrieval_jax.indexes import exact
 from retrieval_jax.models import dual_encoder
+from retrieval_jax.models import embedding
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import meter as meters
 from retrieval_jax.training import state as states
@@ -119,9 +120,14 @@ class TrainedRetriever:
     """Returns embeddings [n, D] float32 of any texts, by the query tower."""
     return self.experiment.embed_texts(self.params, texts)
 
-  def embed_targets(self) -> np.ndarray:
-    """Returns embeddings [N, D] float32 of the corpus, as it is searched by."""
-    return self.experiment.targets_of(self.params, self.table_embeddings)
+  def embed_targets(self, out: Any = None) -> Any:
+    """Returns embeddings [N, D] float32 of the corpus, as it is searched by.
+
+    Args:
+      out: takes them by `out[ids] = embeddings` as they come, and is returned
+        instead.
+    """
+    return self.experiment.targets_of(self.params, self.table_embeddings, out)
 
   def stored_targets(self) -> np.ndarray:
     """Returns `embed_targets` of a run, which it computes once per checkpoint.
@@ -137,22 +143,42 @@ class TrainedRetriever:
     processes.check_same(
         {f'what is kept in {folder}': stored is not None},
         'All must see the same folder.')
-    if stored is not None:
-      return stored
-    targets = self.embed_targets()
-    if not processes.is_first():
-      return targets
+    if stored is None and self._store_targets(folder):
+      stored = _read_stored(folder, self.origin)
+    return self.embed_targets() if stored is None else stored
+
+  def _store_targets(self, folder: str) -> bool:
+    """Embeds the corpus into a new `folder`; returns whether that is there.
+
+    Its vectors go to the file as they come. Where one cannot be written, a
+    warning says so, and no time is lost on embedding.
+    """
+    made, temporary, problem = True, '', None
+    out: Any = embedding.Nowhere()
     try:
-      shutil.rmtree(folder, ignore_errors=True)
-      with files.new_folder(folder) as temporary:
-        files.save_array(os.path.join(temporary, _VECTORS), targets)
-        files.write_json(os.path.join(temporary, _ORIGIN), self.origin)
-        files.seal(temporary)
+      with contextlib.ExitStack() as stack:
+        if processes.is_first():
+          try:
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary = stack.enter_context(files.new_folder(folder))
+            out = stack.enter_context(files.new_array(
+                os.path.join(temporary, _VECTORS), np.float32,
+                (len(self.dataset.corpus_ids), self.model.dim)))
+          except OSError as error:
+            problem = error
+        if processes.total(problem is not None):
+          raise problem or OSError('the first process says why')
+        self.embed_targets(out)
+        if processes.is_first():
+          files.write_json(os.path.join(temporary, _ORIGIN), self.origin)
+          files.seal(temporary)
     except OSError as error:
-      warnings.warn(
-          f'{folder}: cannot keep the embeddings of the corpus, which are made '
-          f'again next time: {error}.', stacklevel=2)
-    return targets
+      made = False
+      if processes.is_first():
+        warnings.warn(
+            f'{folder}: cannot keep the embeddings of the corpus, which are '
+            f'made again next time: {error}.', stacklevel=3)
+    return not processes.total(not made)
 
   @functools.cached_property
   def origin(self) -> dict[str, Any]:

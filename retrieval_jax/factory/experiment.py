@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from retrieval_jax import compatibility
 from retrieval_jax import data
+from retrieval_jax import files
 from retrieval_jax import matryoshka
 from retrieval_jax import method as methods
 from retrieval_jax import processes
@@ -39,6 +41,9 @@ from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 from retrieval_jax.training import target_tokens
 from retrieval_jax.training import teacher_vectors
+
+_IN_MEMORY = 2**30
+"""The most bytes of the targets' embeddings that a host has in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,22 +125,42 @@ class Experiment:
         self.tokenizer, prompt=self.config.model.query_prompt).encode_batch(
             texts, self.config.data.query_length)
 
+  def room(self, shape: tuple[int, int], dtype: Any = np.float32
+           ) -> np.ndarray:
+    """Returns an array of the host, to be filled with vectors of targets.
+
+    A large one (a GiB; ours) is mapped from a file without a name in the folder
+    of prepared data, so that a host needs no memory for it.
+
+    Args:
+      shape: [n, D].
+      dtype: of its numbers.
+
+    Raises:
+      OSError: naming that folder, where the disk is full.
+    """
+    if math.prod(shape) * np.dtype(dtype).itemsize <= _IN_MEMORY:
+      return np.empty(shape, dtype)
+    return files.scratch_array(datasets.cache(self.config), dtype, shape)
+
   def embed_targets(self, params: types.Params, ids: np.ndarray | None = None,
-                    out: np.ndarray | None = None) -> np.ndarray:
+                    out: Any = None) -> Any:
     """Returns embeddings [n, D] float32 of the targets `ids`, or of all.
 
-    On the host; shows progress on stderr, of the first process only.
+    On the host, see `room`; shows progress on stderr, of the first process
+    only.
 
     Args:
       params: of the model.
       ids: [n].
-      out: [N, D], what is written to, row by row, and returned instead.
+      out: takes them by `out[ids] = embeddings` as they come, such as an array
+        [N, D], and is returned instead.
     """
     total = len(self.target_tokens) if ids is None else len(ids)
     with progress.counter('embedding targets', total=total,
                           show=processes.is_first()) as add:
       return self._embed(self.model.encode_targets, params, self.target_tokens,
-                         rows=ids, progress=add, out=out)
+                         rows=ids, progress=add, out=out, room=self.room)
 
   def embedded_table(self, params: types.Params, table: types.TargetTable,
                      step: int) -> types.TargetTable:
@@ -179,8 +204,8 @@ class Experiment:
           self.target_tokens, texts=ids, rows=rows, progress=add,
           **self._embedding)
 
-  def targets_of(self, params: types.Params, table_embeddings: Any
-                 ) -> np.ndarray:
+  def targets_of(self, params: types.Params, table_embeddings: Any,
+                 out: Any = None) -> Any:
     """Returns the embeddings [N, D] float32 that the corpus is searched by.
 
     They are those of the table where its rows are the targets of the loss, else
@@ -190,14 +215,18 @@ class Experiment:
       params: of the model.
       table_embeddings: [M, D], of the run's table; read in the former case
         only. None before training, when no row has moved yet.
+      out: takes them, as of `embed_targets`.
     """
     if self.method.targets.source == 'encoder' or table_embeddings is None:
-      return self.embed_targets(params)
-    num_targets, copies = len(self.target_tokens), self.dataset.copies
-    rows = (copies.firsts_of(np.arange(num_targets)) if len(copies.ids)
-            else slice(num_targets))
-    return sharding.fetch(table_embeddings[rows]).astype(
-        np.float32, copy=False)
+      return self.embed_targets(params, out=out)
+    num_targets, size = len(self.target_tokens), self.config.memory.chunk_rows
+    if out is None:
+      out = self.room((num_targets, table_embeddings.shape[1]))
+    for start in range(0, num_targets, size):
+      ids = np.arange(start, min(start + size, num_targets))
+      out[ids] = sharding.fetch(
+          table_embeddings[self.dataset.copies.firsts_of(ids)])
+    return out
 
   def embed_queries(self, params: types.Params, rows: np.ndarray | None = None
                     ) -> np.ndarray:
@@ -275,9 +304,12 @@ class Experiment:
     copies = self.dataset.copies
     if not len(copies.ids):
       return embeddings
-    return embeddings[np.searchsorted(
+    rows = np.searchsorted(
         self.dataset.distinct_ids,
-        copies.firsts_of(np.arange(len(self.target_tokens))))]
+        copies.firsts_of(np.arange(len(self.target_tokens))))
+    out = self.room((len(rows), embeddings.shape[1]))
+    return np.take(  # which would buffer the whole to raise
+        embeddings, rows, axis=0, out=out, mode='clip')
 
   def make_table(self, embeddings: Any, step: int = 0) -> types.TargetTable:
     """Returns the memory of the method, which holds `first_ids`.

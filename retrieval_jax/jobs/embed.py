@@ -1,7 +1,11 @@
 """Writes the embeddings of a corpus and of its queries as .npy files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import functools
 import os
+from typing import Any
 
 from ml_collections import config_dict
 import numpy as np
@@ -13,6 +17,7 @@ from retrieval_jax import processes
 from retrieval_jax import trained
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.data.readers import beir
+from retrieval_jax.models import embedding
 
 
 def run(out: str, *, workdir: str | None = None,
@@ -36,7 +41,8 @@ def run(out: str, *, workdir: str | None = None,
       with whole embeddings; None for all.
 
   Returns:
-    Embeddings [N, D] of the targets and [Q, D] of the queries, float32.
+    Embeddings [N, D] of the targets and [Q, D] of the queries, in `dtype`,
+    mapped from what was written.
 
   Raises:
     ValueError: if `out` exists, not one of workdir and config is given, or
@@ -46,13 +52,22 @@ def run(out: str, *, workdir: str | None = None,
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  return write(trained.open_either(workdir, config), out, dtype=dtype,
-               pairs=pairs, dim=dim)
+  write(trained.open_either(workdir, config), out, dtype=dtype, pairs=pairs,
+        dim=dim)
+  return read(out)
+
+
+def read(out: str) -> tuple[np.ndarray, np.ndarray]:
+  """Maps the targets [N, D] and the queries [Q, D] of a folder."""
+  targets, queries = (
+      np.load(os.path.join(out, f'{name}.npy'), mmap_mode='r')
+      for name in ('targets', 'queries'))
+  return targets, queries
 
 
 def write(retriever: trained.TrainedRetriever, out: str, *,
           dtype: str = 'float32', pairs: Sequence[str] = (),
-          dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+          dim: int | None = None) -> None:
   """Embeds by a trained.TrainedRetriever; the rest is as of `run`."""
   dataset = retriever.dataset
   if dim is None:
@@ -67,62 +82,90 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
           'of the files.')
     texts[name] = _texts(pair, dataset)  # before the hours of embedding
 
-  def cut(vectors):
-    if dim == vectors.shape[1]:
-      return vectors
-    return matryoshka.truncate(vectors, dim, retriever.config.model.normalize)
+  def column(name, num_rows):
+    return _column(folder, out, name, (num_rows, dim), dtype, functools.partial(
+        matryoshka.truncate, dim=dim,
+        normalize=retriever.config.model.normalize))
 
-  vectors = {'targets': cut(retriever.embed_targets()),
-             'queries': cut(retriever.experiment.embed_queries(
-                 retriever.params))}
-  for name, (_, of_name) in texts.items():
-    vectors[f'pairs-{name}'] = cut(retriever.embed_queries(of_name))
-  if processes.is_first():
-    ids = {'targets': ('target_ids.txt', dataset.corpus_ids),
-           'queries': ('query_ids.txt', dataset.query_ids)} | {
-               f'pairs-{name}': (f'pairs-{name}_target_ids.txt', of_name)
-               for name, (of_name, _) in texts.items()}
-    _write(retriever, out, vectors, ids, dtype)
-  processes.wait('embedded')
-  return vectors['targets'], vectors['queries']
+  with processes.new_folder(os.path.abspath(out)) as folder:
+    with column('targets', len(dataset.corpus_ids)) as rows:
+      retriever.embed_targets(rows)
+    with column('queries', len(dataset.query_ids)) as rows:
+      rows[:] = retriever.experiment.embed_queries(retriever.params)
+    for name, (ids, of_name) in texts.items():
+      with column(f'pairs-{name}', len(ids)) as rows:
+        rows[:] = retriever.embed_queries(of_name)
+    if processes.is_first():
+      embeddings_lib.write_ids(
+          os.path.join(folder, 'target_ids.txt'), dataset.corpus_ids)
+      embeddings_lib.write_ids(
+          os.path.join(folder, 'query_ids.txt'), dataset.query_ids)
+      for name, (ids, _) in texts.items():
+        embeddings_lib.write_ids(
+            os.path.join(folder, f'pairs-{name}_target_ids.txt'), ids)
+      _write_judgements(os.path.join(folder, 'qrels'), dataset)
+      files.write_json(os.path.join(folder, 'embeddings.json'), {
+          'dataset': dataset.name, 'workdir': retriever.workdir,
+          'step': retriever.step, 'dim': dim,
+          'num_targets': len(dataset.corpus_ids),
+          'num_queries': len(dataset.query_ids), 'dtype': dtype,
+          'origin': {**retriever.origin, 'dim': dim}})
 
 
-def _write(retriever: trained.TrainedRetriever, out: str,
-           vectors: Mapping[str, np.ndarray],
-           ids: Mapping[str, tuple[str, Sequence[str]]], dtype: str) -> None:
-  """Writes the folder.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Cut:
+  """Takes embeddings [m, D] of some rows, and keeps the first dimensions.
+
+  Attributes:
+    rows: [n, dim], where they go.
+    cut: [m, D] -> [m, dim].
+  """
+  rows: np.ndarray
+  cut: Callable[[np.ndarray], np.ndarray]
+
+  def __setitem__(self, at: Any, embeddings: np.ndarray) -> None:
+    whole = embeddings.shape[1] == self.rows.shape[1]
+    self.rows[at] = embeddings if whole else self.cut(embeddings)
+
+
+@contextlib.contextmanager
+def _column(folder: str, out: str, name: str, shape: tuple[int, int],
+            dtype: str, cut: Callable[[np.ndarray], np.ndarray]
+            ) -> Iterator[Any]:
+  """Yields what takes the rows of a file of embeddings as they come.
 
   Args:
-    retriever: that embedded.
-    out: folder to write.
-    vectors: name -> [n, dim] float32.
-    ids: name -> (file, the n ids of these).
-    dtype: of the stored numbers.
+    folder: where it is written, by the first process alone.
+    out: where it will be, for messages.
+    name: of the file, without .npy.
+    shape: (n, dim) of what is stored.
+    dtype: likewise.
+    cut: see `_Cut`.
+
+  Raises:
+    DataError: if a row that was written is not finite or all zeros.
   """
-  dataset = retriever.dataset
-  num_targets, dim = vectors['targets'].shape
-  with files.new_folder(os.path.abspath(out)) as folder:
-    for name, of_name in vectors.items():
-      stored = of_name.astype(dtype)
-      # As they would be refused by whatever reads them.
-      embeddings_lib.check_rows(stored, os.path.join(out, f'{name}.npy'))
-      files.save_array(os.path.join(folder, f'{name}.npy'), stored)
-      embeddings_lib.write_ids(os.path.join(folder, ids[name][0]),
-                               ids[name][1])
-    for split, qrels in dataset.qrels.items():
-      if not len(qrels.grades):  # of answers alone, which are not embedded
-        continue
-      lines = (f'{dataset.query_ids[q]}\t{dataset.corpus_ids[t]}\t{grade}\n'
-               for q, t, grade in zip(qrels.query_rows, qrels.corpus_rows,
-                                      qrels.grades))
-      os.makedirs(os.path.join(folder, 'qrels'), exist_ok=True)
-      files.write_text(os.path.join(folder, 'qrels', f'{split}.tsv'),
-                       'query-id\tcorpus-id\tscore\n' + ''.join(lines))
-    files.write_json(os.path.join(folder, 'embeddings.json'), {
-        'dataset': dataset.name, 'workdir': retriever.workdir,
-        'step': retriever.step, 'dim': dim, 'num_targets': num_targets,
-        'num_queries': len(vectors['queries']), 'dtype': dtype,
-        'origin': {**retriever.origin, 'dim': dim}})
+  if not processes.is_first():
+    yield embedding.Nowhere()
+    return
+  file = f'{name}.npy'
+  with files.new_array(os.path.join(folder, file), dtype, shape) as rows:
+    yield _Cut(rows, cut)
+    # As they would be refused by whatever reads them.
+    embeddings_lib.check_rows(rows, os.path.join(out, file))
+
+
+def _write_judgements(folder: str, dataset: data.RetrievalDataset) -> None:
+  """Writes those of each split, but of answers, which are not embedded."""
+  for split, qrels in dataset.qrels.items():
+    if not len(qrels.grades):
+      continue
+    lines = (f'{dataset.query_ids[q]}\t{dataset.corpus_ids[t]}\t{grade}\n'
+             for q, t, grade in zip(qrels.query_rows, qrels.corpus_rows,
+                                    qrels.grades))
+    os.makedirs(folder, exist_ok=True)
+    files.write_text(os.path.join(folder, f'{split}.tsv'),
+                     'query-id\tcorpus-id\tscore\n' + ''.join(lines))
 
 
 def _texts(pair: str, dataset: data.RetrievalDataset

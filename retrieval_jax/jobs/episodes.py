@@ -155,7 +155,7 @@ def corrected(experiment: factory.Experiment, table: types.TargetTable,
           state, memory.take(table, rows)),
       out_shardings=sharding.replicated(experiment.mesh))
   rows = experiment.first_ids()  # of a corpus, the rows
-  moved = np.empty((len(rows), experiment.model.dim), np.float32)
+  moved = experiment.room((len(rows), experiment.model.dim))
   for start in range(0, len(rows), size):
     part = rows[start:start + size]
     padded = np.pad(part, (0, size - len(part)), mode='edge')

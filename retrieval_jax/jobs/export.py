@@ -66,9 +66,9 @@ def run(out: str, workdir: str, *, embeddings: bool = False,
         report.read_results(workdir) if measured else None, precisions))
     if embeddings:
       inside = os.path.join(folder, 'embeddings')
-      targets, queries = embed.write(retriever, inside)
+      embed.write(retriever, inside)
       if processes.is_first():
-        _write_embeddings(inside, targets, queries, precisions)
+        _write_embeddings(inside, *embed.read(inside), precisions)
 
 
 def _write_embeddings(folder: str, targets: np.ndarray, queries: np.ndarray,

@@ -95,12 +95,35 @@ class Corpus(on_device.OnDevice):
     if len(ids) < self.num_targets:
       rows = np.where(np.isin(rows, ids), rows, -1)
       if embeddings is not None:
-        every = np.zeros((self.num_targets, dim), np.float32)
-        every[ids] = embeddings
-        embeddings = every
+        embeddings = _Spread(embeddings, np.asarray(ids), (
+            self.num_targets, dim))
     if embeddings is None:
       embeddings = jax.ShapeDtypeStruct((self.num_targets, dim), np.float32)
     return tables.create(
         embeddings, rows, mesh=mesh, chunk_rows=self.chunk_rows,
         dtype=self.dtype, step=step, rows_are_ids=True,
         scan_dtype=self.scan_dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Spread:
+  """Embeddings [n, D] in the rows of their ids, of zeros besides.
+
+  It is made a slice at a time, as `table.create` reads it.
+
+  Attributes:
+    embeddings: [n, D] numpy.
+    ids: [n] int, rising.
+    shape: (N, D).
+  """
+  embeddings: np.ndarray
+  ids: np.ndarray
+  shape: tuple[int, int]
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    """Returns the rows [m, D] of a slice without a step."""
+    start, stop, _ = rows.indices(self.shape[0])
+    first, last = np.searchsorted(self.ids, (start, stop))
+    every = np.zeros((stop - start, self.shape[1]), np.float32)
+    every[self.ids[first:last] - start] = self.embeddings[first:last]
+    return every

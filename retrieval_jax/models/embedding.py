@@ -37,11 +37,19 @@ class Tokens(Protocol):
   def lengths(self) -> Any: ...
 
 
+class Nowhere:
+  """An `out` of `embed` for a process that another one writes for."""
+
+  def __setitem__(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
+    """Takes embeddings [m, D] of some rows [m] and forgets them."""
+
+
 def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
           rows: Sequence[int] | np.ndarray | None = None, mesh=None,
           batch_tokens: int = 16384, buckets: Sequence[int] = BUCKETS,
-          dtype=np.float32, out: np.ndarray | None = None,
-          progress: Callable[[int], Any] | None = None) -> np.ndarray:
+          dtype=np.float32, out: Any = None,
+          room: Callable[[tuple[int, int], Any], np.ndarray] = np.empty,
+          progress: Callable[[int], Any] | None = None) -> Any:
   """Returns embeddings [n, D] of all texts, or of `rows`, on the host.
 
   Args:
@@ -59,8 +67,10 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
     buckets: ascending lengths that texts are padded to; those beyond the width
       of `tokens` count as that width.
     dtype: of the result, e.g. np.float16 to halve it.
-    out: [N, D], maybe mapped: the embedding of text i is written to its row i,
-      as its dtype, and it is returned in place of a result of its own.
+    out: takes the embeddings [m, D] of texts i [m] by `out[i] = embeddings`,
+      such as an array [N, D], maybe mapped, and is returned in place of a
+      result of its own.
+    room: (shape, dtype) -> array, where a result of its own goes.
     progress: called with the number of texts done since the last call.
 
   Raises:
@@ -79,7 +89,7 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
       encode, params, tokens, rows, mesh, batch_tokens, buckets):
     found = sharding.fetch(embeddings)[:len(places)]
     if result is None:
-      result = np.empty((len(rows), found.shape[1]), dtype)
+      result = room((len(rows), found.shape[1]), dtype)
     result[places if out is None else rows[places]] = found
     if progress is not None:
       progress(len(places))

@@ -57,8 +57,8 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
       'choose_on', None, 'Split on which the best of several settings of the '
       'same method is chosen; all are shown by default.', flag_values=values)
-  flags.DEFINE_string(
-      'reference', None, 'Method that all others are judged against.',
+  flags.DEFINE_list(
+      'reference', [], 'Methods that all others are judged against, each.',
       flag_values=values)
   flags.DEFINE_list(
       'pairs', [], 'A:B,... to judge method A against method B.',
@@ -85,7 +85,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
               file=sys.stderr)
     print(compare.run(
         workdirs, values.out, split=values.split, measure=values.measure,
-        choose_on=values.choose_on, reference=values.reference,
+        choose_on=values.choose_on, references=values.reference,
         pairs=values.pairs, curves=values.curves, steps_to=values.steps_to))
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f'compare: {error}')

@@ -17,7 +17,8 @@ _COSTS = {
     'target calls, step': '{:,.0f}', 're-embedded targets': '{:,.0f}',
     **{f'TFLOP, {part}': '{:,.1f}' for part in runs_lib.FLOP_PARTS},
     'TFLOP': '{:,.1f}', 'training seconds': '{:,.0f}',
-    'total seconds': '{:,.0f}', 'table MiB': '{:,.0f}'}
+    'total seconds': '{:,.0f}', 'table MiB': '{:,.0f}',
+    'device MiB': '{:,.0f}'}
 _SPREAD = ('sd', 'min', 'max')
 
 
@@ -26,7 +27,7 @@ def run_row(run: runs_lib.FinishedRun, split: str, names: Sequence[str],
   """Returns measures and cost of one run; what is not known is None."""
   meter, values = run.results.get('meter', {}), run.results['measures'][split]
   tera = lambda flops: None if flops is None else flops / 1e12
-  table = meter.get('table_bytes')
+  mebi = lambda size: None if size is None else size / 2**20
   measured = {name: values.get(name) for name in names}
   return measured | of_curves[run.name] | dict(zip(_COSTS, (
       meter.get('target_encoder_calls_in_step'),
@@ -34,7 +35,8 @@ def run_row(run: runs_lib.FinishedRun, split: str, names: Sequence[str],
       *(tera(meter.get(part)) for part in runs_lib.FLOP_PARTS.values()),
       tera(runs_lib.total_flops(meter)),
       runs_lib.training_seconds(meter), meter.get('seconds', {}).get('total'),
-      None if table is None else table / 2**20), strict=True))
+      mebi(meter.get('table_bytes')), mebi(meter.get('device_bytes'))),
+                                             strict=True))
 
 
 def method_row(members: Sequence[runs_lib.FinishedRun], split: str,
@@ -75,7 +77,7 @@ def baselines(loaded: Sequence[runs_lib.FinishedRun], split: str
 def tabulate(groups: runs_lib.Groups, split: str, measure: str,
              of_curves: curves.OfRuns) -> list[dict[str, Any]]:
   """Returns the rows of the table: baselines, then methods."""
-  names = list(dict.fromkeys([*report.LABELS, measure]))
+  names = list(dict.fromkeys([*report.LABELS, 'nDCG@10', measure]))
   runs = [run for members in groups.values() for run in members]
   rows = [{'method': label} | {name: values.get(name) for name in names}
           for label, values in baselines(runs, split).items()]

@@ -15,7 +15,7 @@ from retrieval_jax.evaluation import report
 
 def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
         measure: str = 'RR@10', choose_on: str | None = None,
-        reference: str | None = None, pairs: Sequence[str] = (),
+        references: Sequence[str] = (), pairs: Sequence[str] = (),
         curves: Sequence[str] = (), steps_to: str | None = None) -> str:
   """Writes the comparison into `out` and returns its Markdown tables.
 
@@ -26,7 +26,7 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
     measure: what is plotted, judged and chosen by.
     choose_on: the split on which the best setting of each method is chosen;
       None to show all.
-    reference: a method that all others are judged against.
+    references: methods that all others are judged against, each.
     pairs: 'A:B', methods A to be judged against methods B.
     curves: names of logged scalars to plot over steps.
     steps_to: a method; in how many steps each reaches its final measure on dev
@@ -50,8 +50,8 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
   sentences += curves_lib.sentences(
       of_curves, report.LABELS.get(measure, measure))
   sentences += tables.uncounted(groups)
-  judged = [(name, reference) for name in groups
-            if reference and name != reference]
+  judged = [(name, reference) for reference in references for name in groups
+            if name != reference]
   for pair in pairs:
     method, colon, against = pair.partition(':')
     if not colon:

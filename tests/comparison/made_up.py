@@ -29,7 +29,7 @@ def write_run(folder, *, method='stale', seed=0, quality=0.5, calls=1000,
         'meter': {'target_encoder_calls_in_step': calls,
                   'target_encoder_calls_reembedding': 200,
                   'flops_in_step': calls * 3e9, 'flops_reembedding': 200e9,
-                  'table_bytes': 2**20, 'seconds': {
+                  'table_bytes': 2**20, 'device_bytes': 2**22, 'seconds': {
                       'total': seconds, 'update': seconds / 2,
                       'refresh': seconds / 6, 'evaluate': seconds / 3}},
         'steps': 30, 'seed': seed, 'method': method} | results, f)

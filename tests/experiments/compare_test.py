@@ -65,7 +65,7 @@ class CompareTest(parameterized.TestCase):
         diagnostics={'diagnostics/kl': (1., 0.1, 0.01)})
     made_up.write_config(os.path.join(sweep, '009_never-seed0'), {})
     status, out, err = self.main(
-        f'--sweep={sweep}', '--split=test', '--reference=oracle',
+        f'--sweep={sweep}', '--split=test', '--reference=oracle,in_batch',
         '--pairs=stale:in_batch', '--curves=diagnostics/kl')
     self.assertEqual(status, 0, err)
     self.assertIn('009_never-seed0 has not finished and is left out', err)
@@ -76,7 +76,7 @@ class CompareTest(parameterized.TestCase):
                    or ' | in_batch | ' in line]
     self.assertEqual(differences, [
         ['| stale', 'oracle', '-14.58'], ['| in_batch', 'oracle', '-31.25'],
-        ['| stale', 'in_batch', '+16.67']])
+        ['| oracle', 'in_batch', '+31.25'], ['| stale', 'in_batch', '+16.67']])
     self.assertTrue(self.markdown().startswith('# Comparison on test\n'))
     self.assertEqual(sorted(os.listdir(self.out)), [
         'comparison.csv', 'comparison.md', 'comparison.png', 'curves.png',
@@ -103,11 +103,13 @@ class CompareTest(parameterized.TestCase):
     self.assertAlmostEqual(
         float(rows['oracle']['training seconds']), 700 * 2 / 3)
     self.assertEqual(rows['stale']['table MiB'], '1.0')
+    self.assertEqual(rows['stale']['device MiB'], '4.0')
     self.assertNotIn('RR@10 sd', rows['stale'])  # one seed has no spread
-    self.assertIn('| method | seeds | MRR@10 | Recall@1 | curve noise | target '
-                  'calls, step |', self.markdown())
-    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 0.0000 | 90,000 | 200 | '
-                  '270.0 | 0.2 | 270.2 | 467 | 700 | 1 |', self.markdown())
+    self.assertIn('| method | seeds | MRR@10 | Recall@1 | nDCG@10 | curve '
+                  'noise | target calls, step |', self.markdown())
+    self.assertIn('| oracle | 1 | 0.6250 | 0.3125 | 0.1562 | 0.0000 | 90,000 | '
+                  '200 | 270.0 | 0.2 | 270.2 | 467 | 700 | 1 | 4 |',
+                  self.markdown())
 
   def test_seeds_become_mean_and_spread_and_every_run_is_kept(self):
     runs = [made_up.write_run(

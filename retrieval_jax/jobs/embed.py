@@ -52,8 +52,9 @@ def run(out: str, *, workdir: str | None = None,
   """
   if os.path.exists(out):
     raise ValueError(f'--out={out} exists; name a new folder or remove it.')
-  write(trained.open_either(workdir, config), out, dtype=dtype, pairs=pairs,
-        dim=dim)
+  retriever = trained.open_either(workdir, config)
+  with processes.new_folder(os.path.abspath(out)) as folder:
+    write(retriever, folder, out, dtype=dtype, pairs=pairs, dim=dim)
   return read(out)
 
 
@@ -65,10 +66,23 @@ def read(out: str) -> tuple[np.ndarray, np.ndarray]:
   return targets, queries
 
 
-def write(retriever: trained.TrainedRetriever, out: str, *,
+def write(retriever: trained.TrainedRetriever, folder: str, out: str, *,
           dtype: str = 'float32', pairs: Sequence[str] = (),
           dim: int | None = None) -> None:
-  """Embeds by a trained.TrainedRetriever; the rest is as of `run`."""
+  """Embeds into a folder that is there.
+
+  Args:
+    retriever: that embeds.
+    folder: to write to, of the first process alone.
+    out: where it will be, for messages.
+    dtype: as of `run`.
+    pairs: likewise.
+    dim: likewise.
+
+  Raises:
+    ValueError: as of `run`.
+    DataError: likewise.
+  """
   dataset = retriever.dataset
   if dim is None:
     dim = retriever.model.dim
@@ -87,29 +101,28 @@ def write(retriever: trained.TrainedRetriever, out: str, *,
         matryoshka.truncate, dim=dim,
         normalize=retriever.config.model.normalize))
 
-  with processes.new_folder(os.path.abspath(out)) as folder:
-    with column('targets', len(dataset.corpus_ids)) as rows:
-      retriever.embed_targets(rows)
-    with column('queries', len(dataset.query_ids)) as rows:
-      rows[:] = retriever.experiment.embed_queries(retriever.params)
-    for name, (ids, of_name) in texts.items():
-      with column(f'pairs-{name}', len(ids)) as rows:
-        rows[:] = retriever.embed_queries(of_name)
-    if processes.is_first():
+  with column('targets', len(dataset.corpus_ids)) as rows:
+    retriever.embed_targets(rows)
+  with column('queries', len(dataset.query_ids)) as rows:
+    rows[:] = retriever.experiment.embed_queries(retriever.params)
+  for name, (ids, of_name) in texts.items():
+    with column(f'pairs-{name}', len(ids)) as rows:
+      rows[:] = retriever.embed_queries(of_name)
+  if processes.is_first():
+    embeddings_lib.write_ids(
+        os.path.join(folder, 'target_ids.txt'), dataset.corpus_ids)
+    embeddings_lib.write_ids(
+        os.path.join(folder, 'query_ids.txt'), dataset.query_ids)
+    for name, (ids, _) in texts.items():
       embeddings_lib.write_ids(
-          os.path.join(folder, 'target_ids.txt'), dataset.corpus_ids)
-      embeddings_lib.write_ids(
-          os.path.join(folder, 'query_ids.txt'), dataset.query_ids)
-      for name, (ids, _) in texts.items():
-        embeddings_lib.write_ids(
-            os.path.join(folder, f'pairs-{name}_target_ids.txt'), ids)
-      _write_judgements(os.path.join(folder, 'qrels'), dataset)
-      files.write_json(os.path.join(folder, 'embeddings.json'), {
-          'dataset': dataset.name, 'workdir': retriever.workdir,
-          'step': retriever.step, 'dim': dim,
-          'num_targets': len(dataset.corpus_ids),
-          'num_queries': len(dataset.query_ids), 'dtype': dtype,
-          'origin': {**retriever.origin, 'dim': dim}})
+          os.path.join(folder, f'pairs-{name}_target_ids.txt'), ids)
+    _write_judgements(os.path.join(folder, 'qrels'), dataset)
+    files.write_json(os.path.join(folder, 'embeddings.json'), {
+        'dataset': dataset.name, 'workdir': retriever.workdir,
+        'step': retriever.step, 'dim': dim,
+        'num_targets': len(dataset.corpus_ids),
+        'num_queries': len(dataset.query_ids), 'dtype': dtype,
+        'origin': {**retriever.origin, 'dim': dim}})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

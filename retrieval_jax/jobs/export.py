@@ -66,7 +66,8 @@ def run(out: str, workdir: str, *, embeddings: bool = False,
         report.read_results(workdir) if measured else None, precisions))
     if embeddings:
       inside = os.path.join(folder, 'embeddings')
-      embed.write(retriever, inside)
+      os.makedirs(inside)
+      embed.write(retriever, inside, os.path.join(out, 'embeddings'))
       if processes.is_first():
         _write_embeddings(inside, *embed.read(inside), precisions)
 

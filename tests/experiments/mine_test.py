@@ -285,7 +285,8 @@ def test_embeddings_that_are_not_finite_are_not_written(
     data_flags, tmp_path, monkeypatch):
   monkeypatch.setattr(
       trained_lib.TrainedRetriever, 'embed_targets',
-      lambda retriever: np.full((tiny.NUM_TARGETS, 32), np.nan, np.float32))
+      lambda retriever, out: out.__setitem__(slice(None), np.full(
+          (tiny.NUM_TARGETS, 32), np.nan, np.float32)))
   with pytest.raises(SystemExit, match='out/targets.npy: row 0 .* holds nan'):
     call(embed, *data_flags, f'--out={tmp_path}/out')
   assert not os.listdir(tmp_path)

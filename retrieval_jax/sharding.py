@@ -8,6 +8,7 @@ everywhere else the mesh is an explicit argument.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -26,6 +27,8 @@ RULES = (('token_table$', 1),)
 their size. By columns a token table is neither gathered nor is its gradient
 reduced: devices exchange the vectors of a chunk's tokens, see
 `models.chunking`."""
+
+_OF_LAYER = re.compile(r'(^|/)transformer/layer_\d+/')
 
 
 def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
@@ -94,10 +97,13 @@ class Layout:
     rules: (regex, dimension) pairs that come before size: the first one found
       in a leaf's path ('/' between names) names its dimension; None keeps it
       whole, as does a dimension that S does not divide.
+    by_layer: gather the parameters of an encoder's layers while each of them
+      runs, not before the first; see `models.layers`.
   """
   mesh: jax.sharding.Mesh
   min_size: int | None = None
   rules: tuple[tuple[str, int | None], ...] = RULES
+  by_layer: bool = False
 
   def __post_init__(self):
     if self.min_size is not None and self.min_size < 1:
@@ -120,6 +126,10 @@ class Layout:
         lambda spec: NamedSharding(self.mesh, spec), self.specs(tree),
         is_leaf=_is_spec)
 
+  def gather(self, shards: Any, specs: Any) -> Any:
+    """Returns params for an encoder from this device's; see `gather`."""
+    return gather(shards, specs, self.by_layer)
+
   def _spec(self, path, leaf):
     if not self.shards_parameters or leaf.size < self.min_size:
       return PartitionSpec()
@@ -141,28 +151,73 @@ def dimension_of(spec: PartitionSpec) -> int | None:
   return tuple(spec).index(AXIS) if AXIS in spec else None
 
 
-def gather(shards: Any, specs: Any) -> Any:
+@functools.partial(jax.tree_util.register_dataclass,
+                   data_fields=['value'], meta_fields=['dimension'])
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """This device's part of an array that is gathered where it is used.
+
+  Attributes:
+    value: the part.
+    dimension: along which the array is cut.
+  """
+  value: jax.Array
+  dimension: int
+
+  def whole(self) -> jax.Array:
+    """Returns the array; in shard_map only.
+
+    The gradient is that of this part, summed over devices.
+    """
+    return jax.lax.all_gather(
+        self.value, AXIS, axis=self.dimension, tiled=True)
+
+
+def has_shards(tree: Any) -> bool:
+  """Returns whether any array of a tree is a `Shard`."""
+  return any(map(_is_shard, jax.tree.leaves(tree, is_leaf=_is_shard)))
+
+
+def gather_shards(tree: Any) -> Any:
+  """Returns a tree with each `Shard` made whole; in shard_map only."""
+  return jax.tree.map(
+      lambda leaf: leaf.whole() if _is_shard(leaf) else leaf, tree,
+      is_leaf=_is_shard)
+
+
+def gather(shards: Any, specs: Any, by_layer: bool = False) -> Any:
   """Returns whole arrays from this device's shards; in shard_map only.
 
   Gradients through it are what `scatter` makes of those of the whole arrays.
+
+  Args:
+    shards: of params.
+    specs: of the same, as `Layout.specs` returns them.
+    by_layer: the arrays of an encoder's layers stay shards, each a `Shard`.
   """
-  def whole(spec, shard):
+  def whole(path, spec, shard):
     dimension = dimension_of(spec)
     if dimension is None:
       return shard
-    return jax.lax.all_gather(shard, AXIS, axis=dimension, tiled=True)
-  return jax.tree.map(whole, specs, shards, is_leaf=_is_spec)
+    found = Shard(shard, dimension)
+    path = jax.tree_util.keystr(path, simple=True, separator='/')
+    return found if by_layer and _OF_LAYER.search(path) else found.whole()
+  return jax.tree_util.tree_map_with_path(
+      whole, specs, shards, is_leaf=_is_spec)
 
 
 def scatter(gradient: Any, specs: Any) -> Any:
   """Sums gradients of sharded arrays over devices; each keeps its shard.
 
-  In shard_map only; those of replicated arrays stay as they are.
+  In shard_map only; those of replicated arrays stay as they are, and that of a
+  `Shard` has been summed.
   """
   def shard(spec, whole):
     dimension = dimension_of(spec)
     if dimension is None:
       return whole
+    if _is_shard(whole):
+      return whole.value
     return jax.lax.psum_scatter(
         whole, AXIS, scatter_dimension=dimension, tiled=True)
   return jax.tree.map(shard, specs, gradient, is_leaf=_is_spec)
@@ -177,6 +232,10 @@ def sum_replicated(gradient: Any, specs: Any) -> Any:
 
 def _is_spec(node):
   return isinstance(node, PartitionSpec)
+
+
+def _is_shard(node):
+  return isinstance(node, Shard)
 
 
 def put(tree: Any, where: Any) -> Any:

@@ -90,7 +90,9 @@ def get_config() -> config_dict.ConfigDict:
   config.encoding.batch_tokens = 4096  # per call when embedding a corpus
 
   config.sharding = ml_collections.ConfigDict()
-  config.sharding.parameters = 'replicated'  # or 'sharded': with their moments
+  # 'replicated'; 'sharded', with their moments: gathered while an encoder runs;
+  # or 'by_layer': gathered while a layer runs, which is recomputed.
+  config.sharding.parameters = 'replicated'
   config.sharding.min_size = 65536  # elements; smaller ones stay replicated
 
   config.memory = ml_collections.ConfigDict()

@@ -29,9 +29,12 @@ from retrieval_jax.training import checkpoint
 def make_layout(config: config_dict.ConfigDict,
                 mesh: jax.sharding.Mesh) -> sharding.Layout:
   """Returns where the parameters and the optimizer's moments live."""
-  min_sizes = {'replicated': None, 'sharded': config.sharding.min_size}
-  return sharding.Layout(mesh, registries.choose(
-      min_sizes, 'sharding.parameters', config.sharding.parameters))
+  options = config.sharding
+  min_sizes = dict.fromkeys(('sharded', 'by_layer'), options.min_size)
+  return sharding.Layout(
+      mesh, registries.choose({'replicated': None, **min_sizes},
+                              'sharding.parameters', options.parameters),
+      by_layer=options.parameters == 'by_layer')
 
 
 def make_model(config: config_dict.ConfigDict, tokenizer: data.Tokenizer

@@ -200,9 +200,9 @@ class Experiment:
     with progress.counter('embedding targets', total=len(ids),
                           show=processes.is_first()) as add:
       return embedding.embed_onto(
-          array, self.model.encode_targets, self._of_towers(params),
-          self.target_tokens, texts=ids, rows=rows, progress=add,
-          **self._embedding)
+          array, self._in_layout(self.model.encode_targets),
+          self._of_towers(params), self.target_tokens, texts=ids, rows=rows,
+          progress=add, layout=self.layout, **self._embedding)
 
   def targets_of(self, params: types.Params, table_embeddings: Any,
                  out: Any = None) -> Any:
@@ -276,7 +276,12 @@ class Experiment:
 
   def _embed(self, encode, params, tokens, **options):
     return embedding.embed(
-        encode, self._of_towers(params), tokens, **self._embedding, **options)
+        self._in_layout(encode), self._of_towers(params), tokens,
+        layout=self.layout, **self._embedding, **options)
+
+  def _in_layout(self, encode):
+    """Returns an `encode` of parameters as the layout has them."""
+    return chunking.chunked(encode, chunk_size=None, layout=self.layout)
 
   @property
   def _embedding(self):

@@ -98,7 +98,7 @@ class _Gathered:
     specs = self.layout.specs(params)
     return _on_devices(
         lambda params, tokens: self.encode(
-            sharding.gather(params, specs), tokens),
+            self.layout.gather(params, specs), tokens),
         self.layout, (specs, _TEXTS), _TEXTS)(params, tokens)
 
 
@@ -298,7 +298,9 @@ class _Chunked:
     return parts, specs
 
   def _gather(self, shards, specs):
-    return shards if self._layout is None else sharding.gather(shards, specs)
+    if self._layout is None:
+      return shards
+    return self._layout.gather(shards, specs)
 
   def _cut(self, tokens):
     """Returns tokens sorted by length, in chunks.

@@ -46,8 +46,8 @@ class Nowhere:
 
 def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
           rows: Sequence[int] | np.ndarray | None = None, mesh=None,
-          batch_tokens: int = 16384, buckets: Sequence[int] = BUCKETS,
-          dtype=np.float32, out: Any = None,
+          layout: sharding.Layout | None = None, batch_tokens: int = 16384,
+          buckets: Sequence[int] = BUCKETS, dtype=np.float32, out: Any = None,
           room: Callable[[tuple[int, int], Any], np.ndarray] = np.empty,
           progress: Callable[[int], Any] | None = None) -> Any:
   """Returns embeddings [n, D] of all texts, or of `rows`, on the host.
@@ -62,6 +62,8 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
       allowed; None for all.
     mesh: mesh with axis 'data' whose devices share each batch; None for the
       default device.
+    layout: where `params` are meanwhile, for an `encode` that asks for it; None
+      for everywhere.
     batch_tokens: tokens per batch, padding included; a multiple of the number
       of devices is rounded to.
     buckets: ascending lengths that texts are padded to; those beyond the width
@@ -86,7 +88,7 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
     return np.zeros((0, dim), dtype)
   result = out
   for places, embeddings in _batches(
-      encode, params, tokens, rows, mesh, batch_tokens, buckets):
+      encode, params, tokens, rows, mesh, layout, batch_tokens, buckets):
     found = sharding.fetch(embeddings)[:len(places)]
     if result is None:
       result = room((len(rows), found.shape[1]), dtype)
@@ -99,7 +101,8 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
 
 def embed_onto(array: jax.Array, encode: types.Encode, params: types.Params,
                tokens: Tokens, *, texts: np.ndarray, rows: np.ndarray, mesh,
-               batch_tokens: int = 16384, buckets: Sequence[int] = BUCKETS,
+               layout: sharding.Layout | None = None, batch_tokens: int = 16384,
+          buckets: Sequence[int] = BUCKETS,
                progress: Callable[[int], Any] | None = None) -> jax.Array:
   """Returns the array with embeddings of texts in some of its rows.
 
@@ -113,13 +116,15 @@ def embed_onto(array: jax.Array, encode: types.Encode, params: types.Params,
     texts: [n] int, rows of `tokens` to embed, each once.
     rows: [n] int, the rows of `array` that they go to, each once.
     mesh: as of `embed`.
+    layout: likewise.
     batch_tokens: likewise.
     buckets: likewise.
     progress: likewise.
   """
   size = array.shape[0]
   for places, embeddings in _batches(
-      encode, params, tokens, np.asarray(texts), mesh, batch_tokens, buckets):
+      encode, params, tokens, np.asarray(texts), mesh, layout, batch_tokens,
+      buckets):
     # What fills up the batch goes past the end, to be dropped there.
     at = size + np.arange(embeddings.shape[0], dtype=np.int32)
     at[:len(places)] = rows[places]
@@ -135,7 +140,7 @@ def _write(array, rows, embeddings):
       embeddings.astype(array.dtype), mode='drop', unique_indices=True)
 
 
-def _batches(encode, params, tokens, rows, mesh, batch_tokens, buckets
+def _batches(encode, params, tokens, rows, mesh, layout, batch_tokens, buckets
              ) -> Iterator[tuple[np.ndarray, jax.Array]]:
   """Yields (places [m] among `rows`, embeddings [b >= m, D]) of all of them.
 
@@ -146,7 +151,8 @@ def _batches(encode, params, tokens, rows, mesh, batch_tokens, buckets
   num_devices = 1 if mesh is None else mesh.size
   where, everywhere = _shardings(mesh)
   put = jax.device_put if mesh is None else sharding.put
-  params = put(params, everywhere)
+  params = put(
+      params, everywhere if layout is None else layout.shardings(params))
   run = _program(encode)
 
   lengths = np.asarray(tokens.lengths)[rows]

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.models import dense
+from retrieval_jax.models import layers
 from retrieval_jax.models import transformer
 
 _INIT_STDDEV = 0.02
@@ -349,8 +350,9 @@ class ModernEncoder(nn.Module):
     turn_by = {theta: rotation(tokens.shape[1], cfg.head_size, theta,
                                cfg.ntk_factor)
                for theta in {cfg.theta, cfg.local_theta or cfg.theta}}
-    block = nn.remat(_Block) if cfg.remat else _Block
-    for i in range(cfg.num_layers):
-      theta = cfg.theta if cfg.is_global(i) else cfg.local_theta
-      x = block(cfg, i, name=f'layer_{i}')(x, lengths, turn_by[theta])
+    theta = lambda i: cfg.theta if cfg.is_global(i) else cfg.local_theta
+    x = layers.run(
+        self, _Block, cfg.num_layers, x, lambda i: (lengths, turn_by[theta(i)]),
+        options=lambda i: (cfg, i), remat=cfg.remat,
+        kind=lambda i: (cfg.is_global(i), i > 0 or cfg.first_norm))
     return x if cfg.norm_at == 'after' else _norm(self, cfg, 'final_norm', x)

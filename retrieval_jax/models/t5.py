@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.models import dense
+from retrieval_jax.models import layers
 from retrieval_jax.models import relative_positions
 from retrieval_jax.models import transformer
 
@@ -174,10 +175,9 @@ class T5Encoder(nn.Module):
                    (cfg.relative_buckets, cfg.num_heads)),
         tokens.shape[1], cfg.max_distance)
     mask = (tokens >= 0)[:, None, None, :]  # [n, 1, 1, L]
-    x = token_vectors
-    block = nn.remat(_Block) if cfg.remat else _Block
-    for i in range(cfg.num_layers):
-      x = block(cfg, name=f'layer_{i}')(x, mask, bias)
+    x = layers.run(
+        self, _Block, cfg.num_layers, token_vectors, lambda i: (mask, bias),
+        options=lambda i: (cfg,), remat=cfg.remat)
     scale = self.param('final_norm_scale', nn.initializers.ones,
                        (cfg.hidden_size,))
     return rms_norm(x, scale, cfg.layer_norm_eps)

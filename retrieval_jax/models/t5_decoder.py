@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from retrieval_jax import types
 from retrieval_jax.models import dense
+from retrieval_jax.models import layers
 from retrieval_jax.models import relative_positions
 from retrieval_jax.models import t5
 from retrieval_jax.models import transformer
@@ -182,10 +183,10 @@ class Decoder(nn.Module):
             cfg.hidden_size ** -0.5), (cfg.relative_buckets, cfg.num_heads)),
         length, cfg.max_distance, causal=True)
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-    x = token_vectors
-    block = nn.remat(_Block) if cfg.remat else _Block
-    for i in range(self.config.num_layers):
-      x = block(cfg, name=f'layer_{i}')(x, context, mask, bias, causal)
+    x = layers.run(
+        self, _Block, self.config.num_layers, token_vectors,
+        lambda i: (context, mask, bias, causal), options=lambda i: (cfg,),
+        remat=cfg.remat)
     return t5.rms_norm(x, self.param(
         'final_norm_scale', nn.initializers.ones, (cfg.hidden_size,)),
                        cfg.layer_norm_eps)

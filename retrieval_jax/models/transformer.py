@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.models import dense
+from retrieval_jax.models import layers
 from retrieval_jax.models import relative_positions
 
 _INIT_STDDEV = 0.02  # BERT's initializer_range.
@@ -226,10 +227,9 @@ class Transformer(nn.Module):
       bias = relative_positions.bias(self.param(
           'relative_bias', nn.initializers.normal(_INIT_STDDEV),
           (cfg.relative_buckets, cfg.num_heads)), tokens.shape[1])
-    block = nn.remat(_Block) if cfg.remat else _Block
-    for i in range(cfg.num_layers):
-      x = block(cfg, name=f'layer_{i}')(x, mask, bias)
-    return x
+    return layers.run(
+        self, _Block, cfg.num_layers, x, lambda i: (mask, bias),
+        options=lambda i: (cfg,), remat=cfg.remat)
 
 
 def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:

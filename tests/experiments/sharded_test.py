@@ -19,16 +19,17 @@ from tests.experiments import tiny
 
 pytestmark = pytest.mark.slow  # each trains
 
-SHARDED = {'sharding__parameters': 'sharded', 'sharding__min_size': 256}
 PREFIXES = {'estimator__matryoshka_dims': (8, 32), 'evaluation__dims': (8,),
             'encoding__buckets': (24,), 'log__every': 1}
 
 
+@pytest.mark.parametrize('parameters', ['sharded', 'by_layer'])
 def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
-    make_config, tmp_path):
+    parameters, make_config, tmp_path):
   """On two devices, over prefixes, in chunks; whole again from step 2 on."""
+  options = {'sharding__parameters': parameters, 'sharding__min_size': 256}
   workdir = str(tmp_path / 'run')
-  sharded = make_config('stale', **SHARDED, **PREFIXES)
+  sharded = make_config('stale', **options, **PREFIXES)
   with mock.patch.object(
       signals.StopSignal, '__call__', lambda self, now: now >= 2):
     assert train.run(sharded, workdir, num_devices=2) is None
@@ -66,7 +67,7 @@ def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
       cut, prefix / np.linalg.norm(prefix, axis=1, keepdims=True), rtol=1e-5)
 
   started = factory.build(
-      make_config('stale', model__start_from=workdir, **SHARDED), num_devices=2)
+      make_config('stale', model__start_from=workdir, **options), num_devices=2)
   start = started.make_step()[0].init_state(
       started.params, started.make_table(started.embed_targets(started.params)))
   jax.tree.map(

@@ -13,6 +13,9 @@ results.json, metrics.jsonl and config.json, and writes
   comparison.png  quality against target-encoder calls, FLOPs and seconds
   curves.png      the scalars named by --curves over training steps
 
+A runs.csv is as good as the folders that it was made of, but for their curves
+and baselines: --runs=FILE draws its tables and its figure again.
+
 Runs whose configs differ in nothing but the seed are one method, named after
 the first of them without number and seed: 003_stale-seed0 is 'stale'. Shown are
 mean, sample standard deviation, least and greatest over seeds.
@@ -47,6 +50,9 @@ def define_flags(values: flags.FlagValues) -> None:
   process.DEFINE_paths(
       'workdirs', [], 'Folders of finished runs, separated by commas.',
       flag_values=values)
+  process.DEFINE_paths(
+      'runs', [], 'Files runs.csv of earlier comparisons, whose runs are '
+      'added; their measures must be of --split.', flag_values=values)
   process.DEFINE_path(
       'out', None, 'Folder to write the comparison to.', flag_values=values)
   flags.DEFINE_string(
@@ -84,9 +90,10 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         print(f'compare: {workdir} has not finished and is left out.',
               file=sys.stderr)
     print(compare.run(
-        workdirs, values.out, split=values.split, measure=values.measure,
-        choose_on=values.choose_on, references=values.reference,
-        pairs=values.pairs, curves=values.curves, steps_to=values.steps_to))
+        workdirs, values.out, runs=values.runs, split=values.split,
+        measure=values.measure, choose_on=values.choose_on,
+        references=values.reference, pairs=values.pairs, curves=values.curves,
+        steps_to=values.steps_to))
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f'compare: {error}')
   print(f'Wrote comparison.md to {values.out}, with CSV files and figures.')

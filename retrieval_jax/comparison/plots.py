@@ -29,6 +29,7 @@ _DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1)))
 _STYLE: Any = {'font.size': 9, 'axes.spines.top': False, 'axes.grid': True,
           'axes.spines.right': False, 'grid.alpha': 0.3, 'grid.linewidth': 0.6,
           'savefig.dpi': 200, 'axes.axisbelow': True}
+_FRONT = 'Pareto front'
 _DECADES = 5  # a log axis shows no more; what is smaller is as good as 0
 
 
@@ -74,6 +75,11 @@ def quality_against_cost(path: str, groups: runs_lib.Groups,
       curves = {name: _cost_curve(members, axis, divisor)
                 for name, members in groups.items()}
       log = _is_log(curves.values())
+      ends = [(curve[-1].x[0], curve[-1].y[0]) for curve in curves.values()
+              if curve and (curve[-1].x[0] > 0 or not log)]
+      if len(ends) > 2:
+        axes.step(*zip(*front(ends)), where='post', color='0.6', linewidth=1,
+                  linestyle=(0, (4, 2)), label=_FRONT, zorder=0)
       for number, (name, curve) in enumerate(curves.items()):
         # A log axis has no place for 0; 'untrained' shows the same number.
         _draw(axes, [point for point in curve if point.x[0] > 0 or not log],
@@ -100,9 +106,21 @@ def quality_against_cost(path: str, groups: runs_lib.Groups,
         _legend_name(name, members): statistics.fmean(
             run.curve[-1].quality for run in members)
         for name, members in groups.items()}
-    _legend(figure, panels, sorted(quality, key=quality.__getitem__,
-                                   reverse=True))
+    _legend(figure, panels, [*sorted(
+        quality, key=quality.__getitem__, reverse=True), _FRONT])
     _save(figure, path)
+
+
+def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+  """Returns the (cost, quality) that no other beats at its cost or less.
+
+  The Pareto front of the means; cheapest first, each better than those before.
+  """
+  found: list[tuple[float, float]] = []
+  for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+    if not found or quality > found[-1][1]:
+      found.append((cost, quality))
+  return found
 
 
 def over_steps(path: str, groups: runs_lib.Groups,

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Mapping, Sequence
+import csv
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 from retrieval_jax import files
 from retrieval_jax.data.readers import lines
+from retrieval_jax.evaluation import measures
 from retrieval_jax.evaluation import report
 
 _CALLS = 'meter/target_encoder_calls'
@@ -127,6 +129,52 @@ def read_run(workdir: str, name: str, split: str, measure: str) -> FinishedRun:
       name, results, config, read_log(workdir), (),
       files.read_object(forgetting_path)
       if os.path.exists(forgetting_path) else {})
+  return dataclasses.replace(run, curve=_curve(run, split, measure))
+
+
+def read_table(path: str, split: str, measure: str) -> list[FinishedRun]:
+  """Returns the runs of a runs.csv, as far as that tells of them.
+
+  What it does not tell: their logs, so their curves, and their configs.
+
+  Args:
+    path: of a file that `tables.tabulate_runs` made.
+    split: that its measures are of, which it does not say.
+    measure: that is plotted.
+
+  Raises:
+    ValueError: naming the file, if it is none, or lacks the measure.
+  """
+  with open(path, encoding='utf-8', newline='') as f:
+    rows = list(csv.DictReader(f))
+  if not rows or not {'run', 'method', 'seed', measure} <= set(rows[0]):
+    raise ValueError(
+        f'{path}: expected a runs.csv of experiments.compare, with {measure}, '
+        f'found the columns {", ".join(rows[0]) if rows else "of no run"}.')
+  return [_of_row(row, split, measure) for row in rows]
+
+
+def _of_row(row: Mapping[str, str], split: str, measure: str) -> FinishedRun:
+  number = lambda name, unit=1.: (
+      float(row[name]) * unit if row.get(name) else None)
+  meter = {
+      'target_encoder_calls_in_step': number('target calls, step'),
+      'target_encoder_calls_reembedding': number('re-embedded targets'),
+      **{key: number(f'TFLOP, {part}', 1e12)
+         for part, key in FLOP_PARTS.items()},
+      'table_bytes': number('table MiB', 2**20),
+      'device_bytes': number('device MiB', 2**20),
+      # Of the phases the table has the sum.
+      'seconds': {'update': number('training seconds'),
+                  'total': number('total seconds')}}
+  seed = number('seed')
+  run = FinishedRun(
+      row['run'], {
+          'method': row['method'], 'steps': int(number('steps') or 0),
+          'seed': None if seed is None else int(seed),
+          'commit': row.get('commit'), 'meter': meter, 'measures': {split: {
+              name: float(row[name]) for name in measures.ALL
+              if row.get(name)}}}, {'method': row['method']}, (), ())
   return dataclasses.replace(run, curve=_curve(run, split, measure))
 
 

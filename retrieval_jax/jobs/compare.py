@@ -13,15 +13,17 @@ from retrieval_jax.comparison import tables
 from retrieval_jax.evaluation import report
 
 
-def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
-        measure: str = 'RR@10', choose_on: str | None = None,
-        references: Sequence[str] = (), pairs: Sequence[str] = (),
+def run(workdirs: Sequence[str], out: str, *, runs: Sequence[str] = (),
+        split: str = 'dev', measure: str = 'RR@10',
+        choose_on: str | None = None, references: Sequence[str] = (),
+        pairs: Sequence[str] = (),
         curves: Sequence[str] = (), steps_to: str | None = None) -> str:
   """Writes the comparison into `out` and returns its Markdown tables.
 
   Args:
     workdirs: folders of finished runs.
     out: folder to write to.
+    runs: files runs.csv of earlier comparisons, whose runs are added.
     split: whose measures are shown.
     measure: what is plotted, judged and chosen by.
     choose_on: the split on which the best setting of each method is chosen;
@@ -36,12 +38,15 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
     FileNotFoundError: if a run has not finished.
     ValueError: if there is no such split, measure, method or scalar.
   """
-  if not workdirs:
+  if not (workdirs or runs):
     raise ValueError(
-        'Expected --sweep=DIR or --workdirs=A,B,... with at least one folder.')
+        'Expected --sweep=DIR or --workdirs=A,B,... with at least one folder, '
+        'or --runs=FILE.')
   groups: runs_lib.Groups = runs_lib.group_seeds([
       runs_lib.read_run(workdir, name, split, measure)
-      for workdir, name in zip(workdirs, runs_lib.names_of(workdirs))])
+      for workdir, name in zip(workdirs, runs_lib.names_of(workdirs))] + [
+          run for path in runs
+          for run in runs_lib.read_table(path, split, measure)])
   of_curves = curves_lib.columns(groups, measure, steps_to)
   every_run = tables.to_csv(tables.tabulate_runs(groups, split, of_curves))
   sentences: list[str] = []
@@ -82,8 +87,8 @@ def run(workdirs: Sequence[str], out: str, *, split: str = 'dev',
     plots.heat_maps(
         os.path.join(out, 'forgetting.png'), heat_maps,
         'Pairs of a group that are ranked right, %')
-  runs = [run for members in groups.values() for run in members]
-  baselines = tables.baselines(runs, split)
+  baselines = tables.baselines(
+      [run for members in groups.values() for run in members], split)
   plots.quality_against_cost(
       os.path.join(out, 'comparison.png'), groups,
       {name: values[measure] for name, values in baselines.items()

@@ -1,5 +1,6 @@
 """Figures show every method, apart from the others, and what it logged."""
 
+import dataclasses
 import os
 import struct
 from unittest import mock
@@ -86,6 +87,21 @@ class PlotsTest(parameterized.TestCase):
       [segments] = bars.lines[2]  # none along x: all seeds cost the same
       self.assertEqual(segments.get_segments()[0][:, 1].tolist(), [0.25, 0.875])
 
+  def test_the_front_is_of_what_nothing_cheaper_beats(self):
+    points = [(4., .5), (1., .2), (2., .6), (2., .4), (1., .3), (8., .6),
+              (9., .7)]
+    self.assertEqual(plots.front(points), [(1., .3), (2., .6), (9., .7)])
+    self.assertEqual(plots.front([]), [])
+    groups = {name: [dataclasses.replace(run, curve=[
+        dataclasses.replace(run.curve[-1], calls=calls, quality=quality)])]
+              for (name, [run]), (calls, quality) in zip(self.groups(
+                  {f'm{i}': (.5,) for i in range(len(points))},
+                  num_seeds=1).items(), points)}
+    figure = self.drawn(plots.quality_against_cost, groups, {}, 'MRR@10')
+    front = self.lines(figure.axes[0])['Pareto front']
+    self.assertEqual(list(front.get_xdata()), [1., 2., 9.])
+    self.assertEqual(list(front.get_ydata()), [.3, .6, .7])
+
   def test_a_baseline_far_away_does_not_squeeze_the_methods(self):
     groups = self.groups({'a': (0.5, 0.75, 0.625)}, curve=False)
     figure = self.drawn(
@@ -126,7 +142,7 @@ class PlotsTest(parameterized.TestCase):
     self.assertEqual(lines['m8'].get_markerfacecolor(), 'white')
     self.assertEqual(self.legend(figure), [
         *(f'm{i}' for i in range(14, 4, -1)), 'BM25: 0.260',
-        *(f'm{i}' for i in range(4, 0, -1))])
+        *(f'm{i}' for i in range(4, 0, -1)), 'Pareto front'])
     figure.draw_without_rendering()
     [legend] = figure.legends
     box = legend.get_window_extent()

@@ -84,6 +84,31 @@ class CompareTest(parameterized.TestCase):
     self.assertIn('(comparison.png)', self.markdown())
     self.assertIn('(curves.png)', self.markdown())
 
+  def test_a_table_of_runs_is_compared_as_its_runs_were(self):
+    sweep = made_up.write_sweep(self.folder('sweep'), {
+        'oracle': (0.625, 0.75, 0.6875), 'stale': (0.5, 0.625, 0.5)},
+                                split='test')
+    arguments = ['--split=test', '--reference=oracle']
+    self.assertEqual(self.main(f'--sweep={sweep}', *arguments)[0], 0)
+    of_folders = self.markdown(), self.table()
+    table = os.path.join(self.create_tempdir().full_path, 'runs.csv')
+    os.rename(os.path.join(self.out, 'runs.csv'), table)
+    status, _, err = self.main(f'--runs={table}', *arguments)
+    self.assertEqual(status, 0, err)
+    found = self.table()
+    self.assertEqual(list(found), ['oracle', 'stale'])  # not the baseline
+    for method in found:
+      for column, value in of_folders[1][method].items():
+        if column != 'method' and not column.startswith('curve noise'):
+          self.assertAlmostEqual(
+              float(found[method][column]), float(value), places=9, msg=column)
+    differences = lambda text: text[text.index('## Differences'):]
+    self.assertEqual(differences(self.markdown()), differences(of_folders[0]))
+    with open(table, 'w', encoding='utf-8') as f:
+      f.write('run,method\n')
+    status, _, _ = self.main(f'--runs={table}')
+    self.assertIn('expected a runs.csv of experiments.compare', status)
+
   def test_methods_show_quality_and_cost(self):
     runs = [made_up.write_run(self.folder('stale')),
             made_up.write_run(self.folder('oracle'), method='oracle',

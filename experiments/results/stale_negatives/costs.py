@@ -22,6 +22,7 @@ from retrieval_jax.comparison import differences
 from retrieval_jax.comparison import runs as runs_lib
 from retrieval_jax.comparison import tables
 
+RUNS = pathlib.Path(__file__).with_name('runs.csv')
 ROWS, CAPACITY = 117_659, 61_440  # M of the corpus and, padded, of the ring
 DIM = HIDDEN = 128  # D and H
 STEPS, BATCH = 240, 128  # B
@@ -41,8 +42,7 @@ ENCODERS = {  # layers, width, tokens
 def read_runs():
   """Returns arm -> its runs, each a dict of runs.csv."""
   arms = collections.defaultdict(list)
-  path = pathlib.Path(__file__).with_name('runs.csv')
-  with path.open(encoding='utf-8', newline='') as f:
+  with RUNS.open(encoding='utf-8', newline='') as f:
     for run in csv.DictReader(f):
       arms[run['method']].append(run)
   return arms
@@ -112,11 +112,8 @@ def break_even():
 
 def of_differences():
   """Returns the table of differences in MRR@10, first those to the oracle."""
-  groups = {
-      arm: [runs_lib.FinishedRun(
-          run['run'], {'seed': int(run['seed']), 'measures': {
-              'test': {'RR@10': float(run['RR@10'])}}}, {}, (), ())
-            for run in members] for arm, members in read_runs().items()}
+  groups = runs_lib.group_seeds(
+      runs_lib.read_table(str(RUNS), 'test', 'RR@10'))
   pairs = [(arm, 'oracle') for arm in groups if arm != 'oracle']
   return tables.differences_markdown([
       differences.difference(groups, *pair, 'test', 'RR@10')

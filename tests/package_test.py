@@ -86,7 +86,8 @@ class ImportsTest(absltest.TestCase):
       self.assertFalse(roots & outside, path)
 
   def test_no_script_imports_another(self):
-    shared = {'experiments.process', 'experiments.benchmarks.memory',
+    shared = {'experiments.process', 'experiments.benchmarks.hlo',
+              'experiments.benchmarks.memory',
               'experiments.benchmarks.roofline',
               'experiments.benchmarks.shapes'}
     for path in sorted(_ROOT.glob('experiments/**/*.py')):

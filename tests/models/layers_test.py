@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks import hlo
 from retrieval_jax import base_params
 from retrieval_jax import sharding
 from retrieval_jax.models import chunking
@@ -18,7 +19,6 @@ from retrieval_jax.models import lora
 from retrieval_jax.models import modern
 from retrieval_jax.models import t5
 from retrieval_jax.models import transformer
-from tests import hlo
 
 SIZES = dict(vocab_size=40, hidden_size=16, num_heads=2, intermediate_size=32)
 LENGTH = 12

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.benchmarks import hlo
 from retrieval_jax import samplers
 from retrieval_jax import sharding
 from retrieval_jax import table as tables
@@ -18,7 +19,6 @@ from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import transformer
 from retrieval_jax.training import step as steps
 from tests import helpers
-from tests import hlo
 
 ROWS = 64
 MIN_SIZE = 64  # below: biases and norms

@@ -1,6 +1,7 @@
 """Reads out of a program what devices say to each other."""
 
 import collections
+import math
 import re
 
 _KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
@@ -50,6 +51,34 @@ def collectives(compiled):
     return total
 
   return dict(count(entry))
+
+
+_BITS = {'pred': 8, 's8': 8, 'u8': 8, 'bf16': 16, 'f16': 16, 's16': 16,
+         'u16': 16, 'f32': 32, 's32': 32, 'u32': 32, 'f64': 64, 's64': 64,
+         'u64': 64}
+
+
+def received_bytes(compiled, devices):
+  """Returns the bytes that a device receives in a run of a program, at least.
+
+  With S devices: of a result of n bytes, all-gather and all-to-all
+  n (S - 1) / S, a sum over devices twice that, one whose shards are n bytes
+  n (S - 1), a permutation n.
+
+  Args:
+    compiled: as of `collectives`.
+    devices: S.
+  """
+  others = devices - 1
+  factors = {'all-gather': others / devices, 'all-to-all': others / devices,
+             'all-reduce': 2 * others / devices, 'reduce-scatter': others,
+             'collective-permute': 1}
+  total = 0.
+  for (kind, shape), times in collectives(compiled).items():
+    dtype, _, sizes = shape.rstrip(']').partition('[')
+    count = math.prod(int(size) for size in sizes.split(',') if size)
+    total += times * factors[kind] * count * _BITS[dtype] / 8
+  return total
 
 
 def summed_types(lowered):

@@ -16,8 +16,8 @@ from retrieval_jax.evaluation import report
 def run(workdirs: Sequence[str], out: str, *, runs: Sequence[str] = (),
         split: str = 'dev', measure: str = 'RR@10',
         choose_on: str | None = None, references: Sequence[str] = (),
-        pairs: Sequence[str] = (),
-        curves: Sequence[str] = (), steps_to: str | None = None) -> str:
+        pairs: Sequence[str] = (), curves: Sequence[str] = (),
+        steps_to: str | None = None) -> str:
   """Writes the comparison into `out` and returns its Markdown tables.
 
   Args:

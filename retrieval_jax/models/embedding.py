@@ -101,8 +101,8 @@ def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
 
 def embed_onto(array: jax.Array, encode: types.Encode, params: types.Params,
                tokens: Tokens, *, texts: np.ndarray, rows: np.ndarray, mesh,
-               layout: sharding.Layout | None = None, batch_tokens: int = 16384,
-          buckets: Sequence[int] = BUCKETS,
+               layout: sharding.Layout | None = None,
+               batch_tokens: int = 16384, buckets: Sequence[int] = BUCKETS,
                progress: Callable[[int], Any] | None = None) -> jax.Array:
   """Returns the array with embeddings of texts in some of its rows.
 

@@ -279,6 +279,23 @@ def take(table: TargetTable, rows: jax.Array) -> TargetTable:
   return dataclasses.replace(part, ids=jnp.where(rows < 0, -1, part.ids))
 
 
+def after(rows: jax.Array, slices: TargetTable) -> jax.Array:
+  """Returns rows, or ids, unchanged, but not before slices have been read.
+
+  To be written to in place, a table must have been read by then. Where reading
+  and writing do not depend on each other, XLA (0.10 on a CPU) copies the table,
+  twice, rather than choose an order; an optimization barrier is gone by then.
+
+  Args:
+    rows: [...] int32, to be written to.
+    slices: of the same table, as `take` returns them.
+  """
+  total = sum(jnp.sum(leaf, dtype=jnp.float32)
+              for leaf in jax.tree.leaves(slices))
+  never = jnp.isnan(total) & (total == 0)
+  return jnp.where(never, -1, rows)
+
+
 def only(table: TargetTable, start: jax.Array | int, stop: jax.Array | int
          ) -> TargetTable:
   """Returns the table with all rows empty but those of some targets.

@@ -375,17 +375,19 @@ def make_train_step(
     # last the positives, which take the oldest rows of a ring. Rows on the host
     # are written there, from the observation, in the same order.
     if not memory.on_host:
-      write = functools.partial(memory.write, step=state.step)
+      read = functools.partial(tables.after, slices=observation.stale)
+      write = lambda rows, fresh: memory.write(
+          table, read(rows), fresh, state.step)
       if method.targets.source == 'rows':
-        table = write(table, used_rows, descend(
-            vectors, row_gradient, method.targets))
+        table = write(
+            used_rows, descend(vectors, row_gradient, method.targets))
       if method.refresh.write_back:
-        table = write(table, *encoded.drawn)
+        table = write(*encoded.drawn)
       if num_refreshed:
-        table = write(table, *encoded.refreshed)
+        table = write(*encoded.refreshed)
       if method.refresh.push:
         table = memory.push(
-            table, target_ids, encoded.positives.fresh, state.step)
+            table, read(target_ids), encoded.positives.fresh, state.step)
     params = base_params.join(optax.apply_updates(trained, updates), base)
     return states.TrainState(
         step=state.step + 1, params=params, opt_state=opt_state, table=table,

@@ -17,6 +17,7 @@ from retrieval_jax import sharding
 from retrieval_jax import table as tables
 from retrieval_jax.training import step as steps
 from tests import helpers
+from tests.samplers import tree_test
 
 KEPT = {'write_back': True, 'push': True}
 MLP = correctors.MLP(
@@ -63,6 +64,8 @@ METHODS = {
         scan_dtype='int8'), **KEPT),
     'bfloat16': helpers.method(helpers.gumbel(), memory=memories.Corpus(
         helpers.NUM_TARGETS, 'bfloat16', helpers.CHUNK_ROWS), **KEPT),
+    'tree': helpers.method(tree_test.make(
+        num_negatives=2, leaf_size=8, opened=1, maintain_every=2), **KEPT),
     'rows': helpers.method(
         samplers.TopK(2), targets=methods.Targets('rows', .1))}
 

@@ -27,9 +27,9 @@ PREFIXES = {'estimator__matryoshka_dims': (8, 32), 'evaluation__dims': (8,),
 def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
     parameters, make_config, tmp_path):
   """On two devices, over prefixes, in chunks; whole again from step 2 on."""
-  options = {'sharding__parameters': parameters, 'sharding__min_size': 256}
+  layout = {'sharding__parameters': parameters, 'sharding__min_size': 256}
   workdir = str(tmp_path / 'run')
-  sharded = make_config('stale', **options, **PREFIXES)
+  sharded = make_config('stale', **layout, **PREFIXES)
   with mock.patch.object(
       signals.StopSignal, '__call__', lambda self, now: now >= 2):
     assert train.run(sharded, workdir, num_devices=2) is None
@@ -67,7 +67,7 @@ def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
       cut, prefix / np.linalg.norm(prefix, axis=1, keepdims=True), rtol=1e-5)
 
   started = factory.build(
-      make_config('stale', model__start_from=workdir, **options), num_devices=2)
+      make_config('stale', model__start_from=workdir, **layout), num_devices=2)
   start = started.make_step()[0].init_state(
       started.params, started.make_table(started.embed_targets(started.params)))
   jax.tree.map(

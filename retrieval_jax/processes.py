@@ -5,7 +5,7 @@ arrays on the devices are shared by all. The first alone writes what all of them
 would write. Folders of a run must therefore be seen by all of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import os
@@ -17,6 +17,7 @@ import zlib
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+from numpy.typing import DTypeLike
 
 from retrieval_jax import files
 
@@ -226,3 +227,25 @@ def new_folder(path: str) -> Iterator[str]:
     finally:
       shutil.rmtree(folder, ignore_errors=True)
   wait(f'made {path}')
+
+
+class _Nowhere:
+  """Rows of a file that another process writes."""
+
+  def __setitem__(self, rows: Any, values: np.ndarray) -> None:
+    """Takes values of some rows and forgets them."""
+
+
+@contextlib.contextmanager
+def new_array(path: str, dtype: DTypeLike, shape: Sequence[int]
+              ) -> Iterator[Any]:
+  """Yields what takes rows by `[rows] = values`.
+
+  Of the first process it is the file that `files.new_array` makes; what the
+  others give goes nowhere.
+  """
+  if not is_first():
+    yield _Nowhere()
+    return
+  with files.new_array(path, dtype, shape) as array:
+    yield array

@@ -127,8 +127,26 @@ class Layout:
         is_leaf=_is_spec)
 
   def gather(self, shards: Any, specs: Any) -> Any:
-    """Returns params for an encoder from this device's; see `gather`."""
-    return gather(shards, specs, self.by_layer)
+    """Returns whole arrays from this device's shards; in shard_map only.
+
+    With `by_layer` the arrays of an encoder's layers stay shards, each a
+    `Shard`. Gradients through it are what `scatter` makes of those of the whole
+    arrays.
+
+    Args:
+      shards: of params.
+      specs: of the same, as `specs` returns them.
+    """
+    def whole(path, spec, shard):
+      dimension = dimension_of(spec)
+      if dimension is None:
+        return shard
+      found = Shard(shard, dimension)
+      path = jax.tree_util.keystr(path, simple=True, separator='/')
+      stays = self.by_layer and _OF_LAYER.search(path)
+      return found if stays else found.whole()
+    return jax.tree_util.tree_map_with_path(
+        whole, specs, shards, is_leaf=_is_spec)
 
   def _spec(self, path, leaf):
     if not self.shards_parameters or leaf.size < self.min_size:
@@ -183,27 +201,6 @@ def gather_shards(tree: Any) -> Any:
   return jax.tree.map(
       lambda leaf: leaf.whole() if _is_shard(leaf) else leaf, tree,
       is_leaf=_is_shard)
-
-
-def gather(shards: Any, specs: Any, by_layer: bool = False) -> Any:
-  """Returns whole arrays from this device's shards; in shard_map only.
-
-  Gradients through it are what `scatter` makes of those of the whole arrays.
-
-  Args:
-    shards: of params.
-    specs: of the same, as `Layout.specs` returns them.
-    by_layer: the arrays of an encoder's layers stay shards, each a `Shard`.
-  """
-  def whole(path, spec, shard):
-    dimension = dimension_of(spec)
-    if dimension is None:
-      return shard
-    found = Shard(shard, dimension)
-    path = jax.tree_util.keystr(path, simple=True, separator='/')
-    return found if by_layer and _OF_LAYER.search(path) else found.whole()
-  return jax.tree_util.tree_map_with_path(
-      whole, specs, shards, is_leaf=_is_spec)
 
 
 def scatter(gradient: Any, specs: Any) -> Any:

@@ -27,7 +27,6 @@ from retrieval_jax.factory import defaults
 from retrieval_jax.factory import run_folder
 from retrieval_jax.indexes import exact
 from retrieval_jax.models import dual_encoder
-from retrieval_jax.models import embedding
 from retrieval_jax.training import checkpoint
 from retrieval_jax.training import meter as meters
 from retrieval_jax.training import state as states
@@ -154,18 +153,17 @@ class TrainedRetriever:
     warning says so, and no time is lost on embedding.
     """
     made, temporary, problem = True, '', None
-    out: Any = embedding.Nowhere()
     try:
       with contextlib.ExitStack() as stack:
-        if processes.is_first():
-          try:
+        try:
+          if processes.is_first():
             shutil.rmtree(folder, ignore_errors=True)
             temporary = stack.enter_context(files.new_folder(folder))
-            out = stack.enter_context(files.new_array(
-                os.path.join(temporary, _VECTORS), np.float32,
-                (len(self.dataset.corpus_ids), self.model.dim)))
-          except OSError as error:
-            problem = error
+          out = stack.enter_context(processes.new_array(
+              os.path.join(temporary, _VECTORS), np.float32,
+              (len(self.dataset.corpus_ids), self.model.dim)))
+        except OSError as error:
+          problem = error
         if processes.total(problem is not None):
           raise problem or OSError('the first process says why')
         self.embed_targets(out)

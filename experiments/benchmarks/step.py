@@ -16,6 +16,7 @@ hold and send is read from them. So it needs memory for neither table nor model.
 """
 
 import dataclasses
+import itertools
 import statistics
 import time
 
@@ -185,14 +186,11 @@ def main(argv):
     print('| devices | parameters | N | B | K | table, MB | parameters and '
           'moments, MB | propose, MB | update, MB | received by propose, MB | '
           'by update, MB |\n' + '| --- ' * 11 + '|', flush=True)
-  for devices in _DEVICES.value or [None]:
-    mesh = sharding.make_mesh(devices)
-    for parameters in _PARAMETERS.value:
-      for num_rows in _NUM_ROWS.value:
-        for num_queries in _NUM_QUERIES.value:
-          for num_negatives in _NUM_NEGATIVES.value:
-            (describe if _COMPILED.value else measure)(
-                mesh, parameters, num_rows, num_queries, num_negatives)
+  for devices, *sizes in itertools.product(
+      _DEVICES.value or [None], _PARAMETERS.value, _NUM_ROWS.value,
+      _NUM_QUERIES.value, _NUM_NEGATIVES.value):
+    (describe if _COMPILED.value else measure)(
+        sharding.make_mesh(devices), *sizes)
 
 
 if __name__ == '__main__':

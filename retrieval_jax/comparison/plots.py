@@ -75,15 +75,16 @@ def quality_against_cost(path: str, groups: runs_lib.Groups,
       curves = {name: _cost_curve(members, axis, divisor)
                 for name, members in groups.items()}
       log = _is_log(curves.values())
-      ends = [(curve[-1].x[0], curve[-1].y[0]) for curve in curves.values()
-              if curve and (curve[-1].x[0] > 0 or not log)]
+      if log:  # which has no place for 0; 'untrained' shows the same number
+        curves = {name: [point for point in curve if point.x[0] > 0]
+                  for name, curve in curves.items()}
+      ends = [(curve[-1].x[0], curve[-1].y[0])
+              for curve in curves.values() if curve]
       if len(ends) > 2:
         axes.step(*zip(*front(ends)), where='post', color='0.6', linewidth=1,
                   linestyle=(0, (4, 2)), label=_FRONT, zorder=0)
       for number, (name, curve) in enumerate(curves.items()):
-        # A log axis has no place for 0; 'untrained' shows the same number.
-        _draw(axes, [point for point in curve if point.x[0] > 0 or not log],
-              number, _legend_name(name, groups[name]))
+        _draw(axes, curve, number, _legend_name(name, groups[name]))
       axes.set_xlabel(x_label)
       form = '{x:g}' if axis == 'seconds' else ticker.EngFormatter(sep='')
       if log:

@@ -143,15 +143,24 @@ def read_table(path: str, split: str, measure: str) -> list[FinishedRun]:
     measure: that is plotted.
 
   Raises:
-    ValueError: naming the file, if it is none, or lacks the measure.
+    ValueError: naming the file and the line, where one is no run, or lacks the
+      measure.
   """
   with open(path, encoding='utf-8', newline='') as f:
-    rows = list(csv.DictReader(f))
-  if not rows or not {'run', 'method', 'seed', measure} <= set(rows[0]):
+    reader, found = csv.DictReader(f), []
+    columns = reader.fieldnames or ()
+    for row in reader:
+      try:
+        found.append(_of_row(row, split, measure))
+      except (KeyError, ValueError) as error:
+        raise ValueError(
+            f'{path}:{reader.line_num}: expected a run of '
+            f'experiments.compare, with {measure}: {error}') from error
+  if not found:
     raise ValueError(
-        f'{path}: expected a runs.csv of experiments.compare, with {measure}, '
-        f'found the columns {", ".join(rows[0]) if rows else "of no run"}.')
-  return [_of_row(row, split, measure) for row in rows]
+        f'{path}: expected a runs.csv of experiments.compare, found the '
+        f'columns {", ".join(columns) or "of no file"} and no run.')
+  return found
 
 
 def _of_row(row: Mapping[str, str], split: str, measure: str) -> FinishedRun:

@@ -29,14 +29,15 @@ def run_row(run: runs_lib.FinishedRun, split: str, names: Sequence[str],
   tera = lambda flops: None if flops is None else flops / 1e12
   mebi = lambda size: None if size is None else size / 2**20
   measured = {name: values.get(name) for name in names}
-  return measured | of_curves[run.name] | dict(zip(_COSTS, (
+  costs = (
       meter.get('target_encoder_calls_in_step'),
       meter.get('target_encoder_calls_reembedding'),
       *(tera(meter.get(part)) for part in runs_lib.FLOP_PARTS.values()),
       tera(runs_lib.total_flops(meter)),
       runs_lib.training_seconds(meter), meter.get('seconds', {}).get('total'),
-      mebi(meter.get('table_bytes')), mebi(meter.get('device_bytes'))),
-                                             strict=True))
+      mebi(meter.get('table_bytes')), mebi(meter.get('device_bytes')))
+  return measured | of_curves[run.name] | dict(
+      zip(_COSTS, costs, strict=True))
 
 
 def method_row(members: Sequence[runs_lib.FinishedRun], split: str,

@@ -143,6 +143,12 @@ class Experiment:
       return np.empty(shape, dtype)
     return files.scratch_array(datasets.cache(self.config), dtype, shape)
 
+  def pick(self, embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns rows [m] of embeddings [n, D] float32, in `room` of their own."""
+    out = self.room((len(rows), embeddings.shape[1]))
+    return np.take(  # which would buffer the whole to raise
+        embeddings, rows, axis=0, out=out, mode='clip')
+
   def embed_targets(self, params: types.Params, ids: np.ndarray | None = None,
                     out: Any = None) -> Any:
     """Returns embeddings [n, D] float32 of the targets `ids`, or of all.
@@ -312,9 +318,7 @@ class Experiment:
     rows = np.searchsorted(
         self.dataset.distinct_ids,
         copies.firsts_of(np.arange(len(self.target_tokens))))
-    out = self.room((len(rows), embeddings.shape[1]))
-    return np.take(  # which would buffer the whole to raise
-        embeddings, rows, axis=0, out=out, mode='clip')
+    return self.pick(embeddings, rows)
 
   def make_table(self, embeddings: Any, step: int = 0) -> types.TargetTable:
     """Returns the memory of the method, which holds `first_ids`.

@@ -17,7 +17,6 @@ from retrieval_jax import processes
 from retrieval_jax import trained
 from retrieval_jax.data import embeddings as embeddings_lib
 from retrieval_jax.data.readers import beir
-from retrieval_jax.models import embedding
 
 
 def run(out: str, *, workdir: str | None = None,
@@ -96,10 +95,13 @@ def write(retriever: trained.TrainedRetriever, folder: str, out: str, *,
           'of the files.')
     texts[name] = _texts(pair, dataset)  # before the hours of embedding
 
+  cut = lambda vectors: vectors
+  if dim < retriever.model.dim:
+    cut = functools.partial(matryoshka.truncate, dim=dim,
+                            normalize=retriever.config.model.normalize)
+
   def column(name, num_rows):
-    return _column(folder, out, name, (num_rows, dim), dtype, functools.partial(
-        matryoshka.truncate, dim=dim,
-        normalize=retriever.config.model.normalize))
+    return _column(folder, out, name, (num_rows, dim), dtype, cut)
 
   with column('targets', len(dataset.corpus_ids)) as rows:
     retriever.embed_targets(rows)
@@ -127,18 +129,17 @@ def write(retriever: trained.TrainedRetriever, folder: str, out: str, *,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Cut:
-  """Takes embeddings [m, D] of some rows, and keeps the first dimensions.
+  """Takes embeddings [m, D] of some rows, and keeps a part of each.
 
   Attributes:
-    rows: [n, dim], where they go.
+    rows: what takes [m, dim].
     cut: [m, D] -> [m, dim].
   """
-  rows: np.ndarray
+  rows: Any
   cut: Callable[[np.ndarray], np.ndarray]
 
   def __setitem__(self, at: Any, embeddings: np.ndarray) -> None:
-    whole = embeddings.shape[1] == self.rows.shape[1]
-    self.rows[at] = embeddings if whole else self.cut(embeddings)
+    self.rows[at] = self.cut(embeddings)
 
 
 @contextlib.contextmanager
@@ -158,14 +159,12 @@ def _column(folder: str, out: str, name: str, shape: tuple[int, int],
   Raises:
     DataError: if a row that was written is not finite or all zeros.
   """
-  if not processes.is_first():
-    yield embedding.Nowhere()
-    return
   file = f'{name}.npy'
-  with files.new_array(os.path.join(folder, file), dtype, shape) as rows:
+  with processes.new_array(os.path.join(folder, file), dtype, shape) as rows:
     yield _Cut(rows, cut)
-    # As they would be refused by whatever reads them.
-    embeddings_lib.check_rows(rows, os.path.join(out, file))
+    if processes.is_first():
+      # As they would be refused by whatever reads them.
+      embeddings_lib.check_rows(rows, os.path.join(out, file))
 
 
 def _write_judgements(folder: str, dataset: data.RetrievalDataset) -> None:

@@ -50,8 +50,7 @@ def look(experiment: factory.Experiment, workdir: str, step: int,
   queries = experiment.embed_queries(params, rows)
   embeddings = experiment.targets_of(params, table_embeddings)
   if len(ids) < len(embeddings):
-    embeddings = np.take(embeddings, ids, axis=0, mode='clip', out=(
-        experiment.room((len(ids), embeddings.shape[1]))))
+    embeddings = experiment.pick(embeddings, ids)
   depth, group = min(_DEPTH, len(ids)), min(_GROUP, len(ids))
   with episodes.searchable(experiment, embeddings) as search:
     corpus = mining.Corpus(ids, embeddings, search)

@@ -37,13 +37,6 @@ class Tokens(Protocol):
   def lengths(self) -> Any: ...
 
 
-class Nowhere:
-  """An `out` of `embed` for a process that another one writes for."""
-
-  def __setitem__(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
-    """Takes embeddings [m, D] of some rows [m] and forgets them."""
-
-
 def embed(encode: types.Encode, params: types.Params, tokens: Tokens, *,
           rows: Sequence[int] | np.ndarray | None = None, mesh=None,
           layout: sharding.Layout | None = None, batch_tokens: int = 16384,

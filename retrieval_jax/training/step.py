@@ -376,15 +376,15 @@ def make_train_step(
     # are written there, from the observation, in the same order.
     if not memory.on_host:
       read = functools.partial(tables.after, slices=observation.stale)
-      write = lambda rows, fresh: memory.write(
+      write = lambda table, rows, fresh: memory.write(
           table, read(rows), fresh, state.step)
       if method.targets.source == 'rows':
-        table = write(
-            used_rows, descend(vectors, row_gradient, method.targets))
+        table = write(table, used_rows, descend(
+            vectors, row_gradient, method.targets))
       if method.refresh.write_back:
-        table = write(*encoded.drawn)
+        table = write(table, *encoded.drawn)
       if num_refreshed:
-        table = write(*encoded.refreshed)
+        table = write(table, *encoded.refreshed)
       if method.refresh.push:
         table = memory.push(
             table, read(target_ids), encoded.positives.fresh, state.step)

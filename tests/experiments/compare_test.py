@@ -104,6 +104,13 @@ class CompareTest(parameterized.TestCase):
               float(found[method][column]), float(value), places=9, msg=column)
     differences = lambda text: text[text.index('## Differences'):]
     self.assertEqual(differences(self.markdown()), differences(of_folders[0]))
+    for broken, message in (
+        ('run,method,seed,RR@10\na,a,0,high\n', r'runs.csv:2: .*high'),
+        ('run,method,seed,R@1\na,a,0,0.5\n', 'runs.csv:2: .*RR@10')):
+      with open(table, 'w', encoding='utf-8') as f:
+        f.write(broken)
+      status, _, _ = self.main(f'--runs={table}', '--split=test')
+      self.assertRegex(status, message)
     with open(table, 'w', encoding='utf-8') as f:
       f.write('run,method\n')
     status, _, _ = self.main(f'--runs={table}')

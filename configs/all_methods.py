@@ -11,9 +11,13 @@ where the draws come from and what is done about stale rows. Sweeps:
   python -m experiments.sweep --config=configs/all_methods.py \
       --sweep=trained_start --workdir=runs/all_trained -- \
       --config.model.start_from=runs/all_wordnet/000_in_batch-seed0
+  python -m experiments.sweep --config=configs/all_methods.py --sweep=cells \
+      --workdir=runs/all_cells
   python -m experiments.compare --sweep=runs/all_wordnet --split=test --out=DIR
 
-The last one draws the table and the Pareto front of quality and encoder calls.
+'cells' has combinations that no paper has. The last one draws the table and the
+Pareto front of quality and encoder calls.
+
 By how often the corpus is embedded for training:
 
   passes  arms
@@ -99,3 +103,30 @@ def links():
 def trained_start():
   """Yields them, and two more, from an encoder that has been trained."""
   yield from base.with_seeds(arms(117_659, trained=True))
+
+
+def cells():
+  """Yields combinations of what the rows of `arms` do, on WordNet."""
+  memory = stale_negatives.memory_arms(STEPS, 117_659)
+  found = arms(117_659)
+  half = found['reencode_2']
+  linear = {'corrector.name': 'linear'}
+  # An episode's pool, drawn from by the softmax of what the memory has of it.
+  pooled = memory['kept'] | half | {
+      'sampler.name': 'pool', 'sampler.pool_order': 'softmax',
+      'episodes.number': 2, 'episodes.restart': False}
+  yield from base.with_seeds({
+      'ring': memory['ring'],
+      'ring_corrected': memory['ring'] | {
+          'corrector.name': 'mlp', 'corrector.hidden': 128,
+          'corrector.condition_on_age': True},
+      'ring_linear': memory['ring'] | linear,
+      'cache_ring_linear': memory['cache_ring'] | linear,
+      'cache_full_linear': memory['cache_full'] | linear,
+      'kept_refreshed': memory['kept'] | half,
+      'cache_full_refreshed': memory['cache_full'] | half,
+      'ance_softmax': pooled | {
+          'episodes.lookahead': False, 'episodes.momentum': False},
+      'tele_softmax': pooled,
+      'simans_refreshed': found['simans'] | half,
+  })

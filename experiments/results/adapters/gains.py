@@ -1,11 +1,15 @@
 """Gathers runs of experiments.adapt into a CSV file, and prints it as a table.
 
-  python -m experiments.results.adapters.gains --csv=FILE [--adapted=DIR/*]
+  python -m experiments.results.adapters.gains --csv=FILE [--adapted=DIR/*] \
+      [--picture=FILE]
 
 With --adapted, folders of experiments.adapt, a line of each method of each is
 written to FILE first: the folder's name, measures on test, gains with their
 standard errors, paired by query, and the constants. Without, FILE is printed as
-it is: gains in points with 95% intervals (1.96 standard errors).
+it is: gains in points with 95% intervals (1.96 standard errors). --picture draws
+the gain in Recall@100 over the share of targets that have training queries,
+which is what follows the last '_' of a folder's name, a line for each method
+and for each beginning of the names.
 """
 
 import csv
@@ -16,10 +20,12 @@ from absl import app
 from absl import flags
 
 from retrieval_jax import files
+from retrieval_jax.comparison import plots
 from retrieval_jax.jobs import adapt
 
 _CSV = flags.DEFINE_string('csv', None, 'File to print, or to write first.')
 _ADAPTED = flags.DEFINE_string('adapted', '', 'Pattern of folders to gather.')
+_PICTURE = flags.DEFINE_string('picture', '', 'Figure to draw.')
 flags.mark_flag_as_required('csv')
 
 _MEASURES = {'RR@10': 'MRR@10', 'R@100': 'R@100'}
@@ -70,6 +76,19 @@ def table(records):
   return '\n'.join(lines)
 
 
+def draw(records, path):
+  """Draws the gain of each method over the share of covered targets."""
+  curves = {}
+  for record in records:
+    if record['gain of R@100']:
+      kind, _, share = record['folder'].rpartition('_')
+      curves.setdefault(f'{adapt.label(record["method"])}, {kind}', []).append(
+          (float(share), 100 * float(record['gain of R@100'])))
+  plots.lines(path, {name: sorted(points) for name, points in curves.items()},
+              'share of targets with training queries',
+              'gain in Recall@100, points')
+
+
 def _gain(record, measure):
   gain, error = (100 * float(record[f'{kind} of {measure}'])
                  for kind in ('gain', 'error'))
@@ -86,7 +105,10 @@ def main(argv):
       writer.writeheader()
       writer.writerows(records)
   with open(_CSV.value, newline='', encoding='utf-8') as file:
-    print(table(list(csv.DictReader(file))))
+    records = list(csv.DictReader(file))
+  print(table(records))
+  if _PICTURE.value:
+    draw(records, _PICTURE.value)
 
 
 if __name__ == '__main__':

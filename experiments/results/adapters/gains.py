@@ -6,10 +6,10 @@
 With --adapted, folders of experiments.adapt, a line of each method of each is
 written to FILE first: the folder's name, measures on test, gains with their
 standard errors, paired by query, and the constants. Without, FILE is printed as
-it is: gains in points with 95% intervals (1.96 standard errors). --picture draws
-the gain in Recall@100 over the share of targets that have training queries,
-which is what follows the last '_' of a folder's name, a line for each method
-and for each beginning of the names.
+it is: gains in points with 95% intervals (1.96 standard errors). --picture
+draws the gain in Recall@100 over the share of targets that have training
+queries, which is what follows the last '_' of a folder's name, a line for each
+method and for each beginning of the names.
 """
 
 import csv

@@ -189,7 +189,7 @@ def corrector_claim():
   arms = {
       'stale': {},
       'linear_landmarks': folded | anchors,
-      'linear': folded,
+      'linear_landmarks_kept': folded | anchors | _KEPT,
       'kept': _KEPT,
       'oracle': {'refresh.reencode_every': 10},
   }

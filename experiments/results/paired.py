@@ -1,11 +1,12 @@
 """Compares runs query by query: differences and their intervals.
 
-  python -m experiments.results.paired --split=test RUN OTHER [OTHER ...]
+  python -m experiments.results.paired --split=test --against=RUN --runs=A,B
 
-For each OTHER a line of a Markdown table: its MRR@10 and R@20 and how far they
-are above those of RUN, in points, with 95% intervals (1.96 standard errors of
-the mean over the queries of the split, which both have answered). It reads
-SPLIT.run of both folders. An interval over queries says nothing about seeds.
+For each of --runs a line of a Markdown table: its MRR@10 and R@20 and how far
+they are above those of --against, in points, with 95% intervals (1.96 standard
+errors of the mean over the queries of the split, which both have answered). It
+reads SPLIT.run of all folders. An interval over queries says nothing about
+seeds.
 """
 
 import os
@@ -20,6 +21,9 @@ from retrieval_jax.evaluation import trec
 from retrieval_jax.factory import datasets
 
 _SPLIT = flags.DEFINE_string('split', 'test', 'Split to compare on.')
+_AGAINST = flags.DEFINE_string('against', None, 'Folder of a run.')
+_RUNS = flags.DEFINE_list('runs', None, 'Folders of runs.')
+flags.mark_flags_as_required(['against', 'runs'])
 _MEASURES = {'RR@10': 'MRR@10', 'R@20': 'R@20'}
 
 
@@ -45,13 +49,12 @@ def cell(values, others):
 
 
 def main(argv):
-  if len(argv) < 3:
-    raise app.UsageError('Expected the folders of two runs or more.')
-  first = per_query(argv[1], _SPLIT.value)
-  print(f'| {_SPLIT.value}, against {os.path.basename(argv[1])} | ' +
+  del argv
+  first = per_query(_AGAINST.value, _SPLIT.value)
+  print(f'| {_SPLIT.value}, against {os.path.basename(_AGAINST.value)} | ' +
         ' | '.join(_MEASURES.values()) + ' |')
   print('| --- |' + ' --- |' * len(_MEASURES))
-  for other in argv[2:]:
+  for other in _RUNS.value:
     found = per_query(other, _SPLIT.value)
     print(f'| {os.path.basename(other)} | ' + ' | '.join(
         cell(first[measure], found[measure]) for measure in _MEASURES) + ' |')

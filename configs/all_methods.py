@@ -110,19 +110,16 @@ def cells():
   memory = stale_negatives.memory_arms(STEPS, 117_659)
   found = arms(117_659)
   half = found['reencode_2']
-  linear = {'corrector.name': 'linear'}
   # An episode's pool, drawn from by the softmax of what the memory has of it.
   pooled = memory['kept'] | half | {
       'sampler.name': 'pool', 'sampler.pool_order': 'softmax',
       'episodes.number': 2, 'episodes.restart': False}
   yield from base.with_seeds({
       'ring': memory['ring'],
-      'ring_corrected': memory['ring'] | {
-          'corrector.name': 'mlp', 'corrector.hidden': 128,
-          'corrector.condition_on_age': True},
-      'ring_linear': memory['ring'] | linear,
-      'cache_ring_linear': memory['cache_ring'] | linear,
-      'cache_full_linear': memory['cache_full'] | linear,
+      'ring_corrected': memory['ring'] | memory['corrector_kept'],
+      'ring_linear': memory['ring'] | memory['linear'],
+      'cache_ring_linear': memory['cache_ring'] | memory['linear'],
+      'cache_full_linear': memory['cache_full'] | memory['linear'],
       'kept_refreshed': memory['kept'] | half,
       'cache_full_refreshed': memory['cache_full'] | half,
       'ance_softmax': pooled | {

@@ -184,12 +184,12 @@ def corrector_claim():
   The map may change lengths, so that it folds into the queries and costs
   nothing for each row.
   """
-  folded = _LINEAR | {'corrector.decay': 0.98, 'corrector.keep_norm': False}
-  anchors = {'corrector.num_anchors': 128}
+  ridge = _LINEAR | {'corrector.decay': 0.98, 'corrector.keep_norm': False,
+                     'corrector.num_anchors': 128}
   arms = {
       'stale': {},
-      'linear_landmarks': folded | anchors,
-      'linear_landmarks_kept': folded | anchors | _KEPT,
+      'linear_landmarks': ridge,
+      'linear_landmarks_kept': ridge | _KEPT,
       'kept': _KEPT,
       'oracle': {'refresh.reencode_every': 10},
   }

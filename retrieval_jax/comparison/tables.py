@@ -129,9 +129,13 @@ def uncounted(groups: runs_lib.Groups) -> list[str]:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns the table with full precision; missing values are empty."""
+  """Returns the table with full precision; missing values are empty.
+
+  Columns are those of all rows, in the order in which they come up.
+  """
   text = io.StringIO()
-  writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  writer = csv.DictWriter(text, columns, lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
   return text.getvalue()

@@ -191,6 +191,16 @@ def write_ids(path: str, ids: Sequence[str]) -> None:
     file.writelines(f'{name}\n' for name in ids)
 
 
+def write_qrels(folder: str, split: str, qrels: dataset.Qrels,
+                query_ids: Sequence[str], target_ids: Sequence[str]) -> None:
+  """Writes FOLDER/SPLIT.tsv, as `read_qrels` reads it."""
+  lines = (f'{query_ids[query]}\t{target_ids[target]}\t{grade}\n'
+           for query, target, grade in zip(
+               qrels.query_rows, qrels.corpus_rows, qrels.grades))
+  files.write_text(os.path.join(folder, f'{split}.tsv'),
+                   'query-id\tcorpus-id\tscore\n' + ''.join(lines))
+
+
 def read_splits(folder: str) -> list[str]:
   """Returns the names of the splits that have judgements in `folder`."""
   if not os.path.isdir(folder):

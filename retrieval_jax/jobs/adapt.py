@@ -1,9 +1,7 @@
 """Fits adapters to frozen embeddings, measures them, writes their indexes."""
 
 from collections.abc import Callable, Mapping, Sequence
-import csv
 import dataclasses
-import io
 import os
 import time
 from typing import Any
@@ -18,6 +16,7 @@ from retrieval_jax.adapters import pefa_xs
 from retrieval_jax.adapters import problem as problems
 from retrieval_jax.adapters import store
 from retrieval_jax.comparison import plots
+from retrieval_jax.comparison import tables
 from retrieval_jax.data import embeddings as embeddings_lib
 
 
@@ -153,7 +152,8 @@ def run(options: Options, *, say: Callable[[str], None] = print
     table = markdown(results)
     files.write_json(os.path.join(folder, 'results.json'), facts)
     files.write_text(os.path.join(folder, 'results.md'), table)
-    files.write_text(os.path.join(folder, 'grid.csv'), _csv(fitting.grid))
+    files.write_text(os.path.join(folder, 'grid.csv'),
+                     tables.to_csv(fitting.grid))
     _plot_recall(os.path.join(folder, 'recall_over_lambda.png'), fitting.grid)
   return facts
 
@@ -210,15 +210,6 @@ def label(method: str) -> str:
 
 def _gain(mean: float, error: float | None) -> str:
   return f'{mean:+.4f}' + ('' if error is None else f' ± {error:.4f}')
-
-
-def _csv(grid):
-  fields = list(dict.fromkeys(name for row in grid for name in row))
-  file = io.StringIO()
-  writer = csv.DictWriter(file, fields, lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(grid)
-  return file.getvalue()
 
 
 def _plot_recall(path, grid):

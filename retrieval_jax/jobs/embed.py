@@ -172,12 +172,9 @@ def _write_judgements(folder: str, dataset: data.RetrievalDataset) -> None:
   for split, qrels in dataset.qrels.items():
     if not len(qrels.grades):
       continue
-    lines = (f'{dataset.query_ids[q]}\t{dataset.corpus_ids[t]}\t{grade}\n'
-             for q, t, grade in zip(qrels.query_rows, qrels.corpus_rows,
-                                    qrels.grades))
     os.makedirs(folder, exist_ok=True)
-    files.write_text(os.path.join(folder, f'{split}.tsv'),
-                     'query-id\tcorpus-id\tscore\n' + ''.join(lines))
+    embeddings_lib.write_qrels(
+        folder, split, qrels, dataset.query_ids, dataset.corpus_ids)
 
 
 def _texts(pair: str, dataset: data.RetrievalDataset

@@ -21,6 +21,7 @@ from absl import flags
 
 from retrieval_jax import files
 from retrieval_jax.comparison import plots
+from retrieval_jax.comparison import tables
 from retrieval_jax.jobs import adapt
 
 _CSV = flags.DEFINE_string('csv', None, 'File to print, or to write first.')
@@ -28,7 +29,7 @@ _ADAPTED = flags.DEFINE_string('adapted', '', 'Pattern of folders to gather.')
 _PICTURE = flags.DEFINE_string('picture', '', 'Figure to draw.')
 flags.mark_flag_as_required('csv')
 
-_MEASURES = {'RR@10': 'MRR@10', 'R@100': 'R@100'}
+_MEASURES = {'R@100': 'R@100', 'RR@10': 'MRR@10'}
 
 
 def gather(pattern):
@@ -62,15 +63,15 @@ def table(records):
     by_folder.setdefault(record['folder'], {})[record['method']] = record
   methods = list(dict.fromkeys(
       record['method'] for record in records if record['gain of R@100']))
-  lines = ['| | R@100 | MRR@10 | ' + ' | '.join(
-      f'{adapt.label(method)} {name}' for method in methods
-      for name in ('R@100', 'MRR@10')) + ' |',
-           '| --- |' + ' --- |' * (2 + 2 * len(methods))]
+  names = list(_MEASURES.values())
+  header = ['', *names, *(f'{adapt.label(method)} {name}'
+                          for method in methods for name in names)]
+  lines = ['| ' + ' | '.join(header) + ' |', '|' + ' --- |' * len(header)]
   for folder, of in by_folder.items():
     cells = [folder, *(f'{float(of["encoder"][measure]):.3f}'
-                       for measure in ('R@100', 'RR@10'))]
+                       for measure in _MEASURES)]
     for method in methods:
-      for measure in ('R@100', 'RR@10'):
+      for measure in _MEASURES:
         cells.append(_gain(of[method], measure) if method in of else '')
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
@@ -98,12 +99,8 @@ def _gain(record, measure):
 def main(argv):
   del argv
   if _ADAPTED.value:
-    records = list(gather(_ADAPTED.value))
-    fields = list(dict.fromkeys(name for record in records for name in record))
-    with open(_CSV.value, 'w', newline='', encoding='utf-8') as file:
-      writer = csv.DictWriter(file, fields, lineterminator='\n')
-      writer.writeheader()
-      writer.writerows(records)
+    files.write_text(
+        _CSV.value, tables.to_csv(list(gather(_ADAPTED.value))))
   with open(_CSV.value, newline='', encoding='utf-8') as file:
     records = list(csv.DictReader(file))
   print(table(records))

@@ -19,6 +19,7 @@ from absl import flags
 import numpy as np
 
 from retrieval_jax import processes
+from retrieval_jax.data import dataset
 from retrieval_jax.data import embeddings as embeddings_lib
 
 _EMBEDDINGS = flags.DEFINE_string('embeddings', None, 'Folder to read.')
@@ -50,16 +51,13 @@ def main(argv):
     for split, of_split in judged.items():
       kept = np.isin(of_split.corpus_rows,
                      covered if split == _TRAIN.value else rows)
-      asked.append(of_split.query_rows[kept])
-      with open(os.path.join(folder, 'qrels', f'{split}.tsv'), 'w',
-                encoding='utf-8') as file:
-        file.write('query-id\tcorpus-id\tscore\n')
-        for query, row, grade in zip(
-            of_split.query_rows[kept], of_split.corpus_rows[kept],
-            of_split.grades[kept]):
-          file.write(f'{queries.ids[query]}\t{targets.ids[row]}\t{grade:g}\n')
-      print(f'{split}: {len(np.unique(asked[-1])):,} of '
-            f'{len(of_split.queries()):,} queries.')
+      left = dataset.Qrels(of_split.query_rows[kept],
+                           of_split.corpus_rows[kept], of_split.grades[kept])
+      asked.append(np.unique(left.query_rows))
+      embeddings_lib.write_qrels(os.path.join(folder, 'qrels'), split, left,
+                                 queries.ids, targets.ids)
+      print(f'{split}: {len(asked[-1]):,} of {len(of_split.queries()):,} '
+            'queries.')
     _write(folder, 'queries', 'query_ids.txt', queries,
            np.unique(np.concatenate(asked)))
     for path in glob.glob(os.path.join(source, 'pairs-*.npy')):

@@ -1,6 +1,7 @@
 """A toy encoder, corpus and batches on which the step is exact and quick."""
 
 import jax
+from jax import experimental
 from jax import numpy as jnp
 import numpy as np
 import optax
@@ -17,6 +18,13 @@ from retrieval_jax.training import step as steps
 
 NUM_TARGETS, LENGTH, DIM, VOCABULARY = 56, 4, 8, 40
 BATCH, CHUNK_ROWS = 8, 64  # CHUNK_ROWS = scoring.BLOCK_ROWS * n
+
+
+def float64():
+  """Returns the context in which jax computes in float64."""
+  if hasattr(jax, 'enable_x64'):  # not in jax 0.7
+    return jax.enable_x64(True)
+  return experimental.enable_x64()
 
 
 def encode(params, tokens):

@@ -15,9 +15,10 @@ embeddings of the same texts. It stops where they differ by more than rounding.
 Then it times them in turns, in this process: training steps in queries/s
 (tokenised before the clock starts), encoding in texts/s (from strings to
 vectors on the host), by the wall clock and by CPU seconds. Both are on the CPU,
-in float32, with AdamW of the same numbers, biases and norms not decayed,
-nothing clipped, and no dropout: ours has none, so theirs is set to 0. Both
-profit from `runtime.configure_allocator`.
+in float32 or with products in bfloat16 (--dtype; theirs by torch.autocast, and
+the first step is only compared in float32), with AdamW of the same numbers,
+biases and norms not decayed, nothing clipped, and no dropout: ours has none, so
+theirs is set to 0. Both profit from `runtime.configure_allocator`.
 
 Linux only where --threads is given.
 """
@@ -31,6 +32,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import string
 import tempfile
@@ -86,8 +88,8 @@ def define_flags(values):
       'encode_batch', [32, 64], 'batch_size of their encode.',
       lower_bound=1, flag_values=values)
   flags.DEFINE_multi_enum(
-      'encode_dtype', ['float32'], ['float32', 'bfloat16'],
-      'Of our encoding; theirs stays float32.', flag_values=values)
+      'dtype', ['float32'], ['float32', 'bfloat16'],
+      'Of products, on both sides.', flag_values=values)
   flags.DEFINE_float('learning_rate', 2e-5, 'Constant.', lower_bound=0.,
                      flag_values=values)
   flags.DEFINE_integer('rounds', 7, 'Turns of each arm.', lower_bound=1,
@@ -166,8 +168,15 @@ def make_pairs(source, num_pairs, max_length):
   return [pairs[i] for i in random.permutation(len(pairs))[:num_pairs]]
 
 
-def make_experiment(options, *, chunk_size=0, dtype='float32'):
-  """Returns the factory.Experiment of configs/in_batch.py, without data."""
+def make_experiment(options, pairs, *, chunk_size=0, dtype='float32'):
+  """Returns the factory.Experiment of configs/in_batch.py, without a data set.
+
+  Args:
+    options: the flags.
+    pairs: (query, target) texts such as it will encode, which say how long.
+    chunk_size: encoding.chunk_size.
+    dtype: model.dtype.
+  """
   config = in_batch.get_config().unlock()
   config.tokenizer.path = config.model.pretrained = options.model
   config.model.num_layers = 0  # all of them
@@ -187,18 +196,22 @@ def make_experiment(options, *, chunk_size=0, dtype='float32'):
       name='pairs', corpus_ids=(), query_ids=(), corpus_texts=(),
       query_texts=(), qrels={}, copies=data.NO_COPIES, folder='',
       fingerprint='', corpus_fingerprint='')
+  queries, targets = (
+      data.TokenStore(*tokenizer.encode_batch(texts, options.max_length))
+      for texts in zip(*pairs))
   return factory.Experiment(
       config=config, mesh=mesh, layout=sharding.Layout(mesh), dataset=dataset,
-      tokenizer=tokenizer, query_tokens=(), target_tokens=(), model=model,
-      params=params,
+      tokenizer=tokenizer, query_tokens=queries, target_tokens=targets,
+      model=model, params=params,
       method=factory.make_method(config, num_targets=0, num_queries=0))
 
 
 class OurTrainer:
   """Training steps as experiments.train takes them."""
 
-  def __init__(self, options, chunk_size):
-    self._experiment = make_experiment(options, chunk_size=chunk_size)
+  def __init__(self, options, pairs, chunk_size, dtype='float32'):
+    self._experiment = make_experiment(
+        options, pairs, chunk_size=chunk_size, dtype=dtype)
     self._train_step, _ = self._experiment.make_step()
     self._state = self._train_step.init_state(
         self._experiment.params, self._experiment.make_table(None))
@@ -229,8 +242,9 @@ class OurTrainer:
 class TheirTrainer:
   """Training steps as SentenceTransformerTrainer takes them."""
 
-  def __init__(self, options, chunk_size):
+  def __init__(self, options, chunk_size, dtype='float32'):
     self._torch, library = import_theirs()
+    self._dtype = dtype
     self.model = library.SentenceTransformer(
         pretrained.resolve_folder(options.model), device='cpu',
         config_kwargs={'hidden_dropout_prob': 0.,
@@ -264,9 +278,10 @@ class TheirTrainer:
     """Takes a step and returns its loss."""
     self.model.train()
     self._optimizer.zero_grad()
-    # Copies, since modules write into the dicts they get.
-    loss = self._loss([dict(column) for column in features], None)
-    loss.backward()
+    with self._products():
+      # Copies, since modules write into the dicts they get.
+      loss = self._loss([dict(column) for column in features], None)
+      loss.backward()  # The cached loss encodes again meanwhile.
     self._optimizer.step()
     return loss.item()
 
@@ -278,8 +293,14 @@ class TheirTrainer:
 
   def encode(self, texts, batch_size):
     """Returns embeddings [n, D] float32."""
-    return self.model.encode(
-        texts, batch_size=batch_size, show_progress_bar=False)
+    with self._products():
+      return self.model.encode(
+          texts, batch_size=batch_size, show_progress_bar=False)
+
+  def _products(self):
+    if self._dtype == 'float32':
+      return contextlib.nullcontext()
+    return self._torch.autocast('cpu', dtype=self._torch.bfloat16)
 
 
 def check_same_tokens(tokens, input_ids, mask):
@@ -332,21 +353,23 @@ def time_in_turns(arms, rounds):
   return {name: np.array(values) for name, values in seconds.items()}
 
 
-def compare_training(options, pairs, chunk_size):
+def compare_training(options, pairs, chunk_size, dtype):
   """Returns what the first steps say, and an arm of steps for each side.
 
   Args:
     options: the flags.
-    pairs: num_batches * batch_size (query, target) texts.
+    pairs: (query, target) texts; the batches are the first of them.
     chunk_size: texts encoded at a time; 0 for the plain loss.
+    dtype: of products.
 
   Raises:
-    ValueError: if tokens, loss or gradient norm of the first batch differ.
+    ValueError: if tokens, loss or gradient norm of the first batch differ, the
+      latter in float32.
   """
-  ours = OurTrainer(options, chunk_size)
-  theirs = TheirTrainer(options, chunk_size)
+  ours = OurTrainer(options, pairs, chunk_size, dtype)
+  theirs = TheirTrainer(options, chunk_size, dtype)
   size = options.batch_size
-  batches = [pairs[i:i + size] for i in range(0, len(pairs), size)]
+  batches = [pairs[i * size:(i + 1) * size] for i in range(options.num_batches)]
   for texts, column in zip(zip(*batches[0]), theirs.prepare(batches[0])):
     check_same_tokens(ours.tokenize(texts), column['input_ids'].numpy(),
                       column['attention_mask'].numpy())
@@ -356,14 +379,17 @@ def compare_training(options, pairs, chunk_size):
   their_loss = theirs.step(prepared[theirs][0])
   their_norm = theirs.gradient_norm()
   name = 'cached' if chunk_size else 'plain'
+  loss_tolerance, norm_tolerance = (
+      (LOSS_TOLERANCE, NORM_TOLERANCE) if dtype == 'float32'
+      else (math.inf, math.inf))
   found = {
       'loss': loss, 'their_loss': their_loss,
       'loss_difference': check_close(
-          f'The {name} loss', loss, their_loss, LOSS_TOLERANCE),
+          f'The {name} loss', loss, their_loss, loss_tolerance),
       'gradient_norm': norm, 'their_gradient_norm': their_norm,
       'gradient_norm_relative_difference': check_close(
           f'The gradient norm of the {name} loss', norm, their_norm,
-          NORM_TOLERANCE, relative=True)}
+          norm_tolerance, relative=True)}
   run = lambda side: lambda: [side.step(batch) for batch in prepared[side]]
   arms = {'ours': run(ours), 'theirs': run(theirs)}
   # Also warms up; that the losses stay together shows that the optimizers are
@@ -373,35 +399,31 @@ def compare_training(options, pairs, chunk_size):
   return found, arms
 
 
-def compare_encoding(options, texts):
+def compare_encoding(options, texts, dtype):
   """Returns the largest difference of an embedding, and timed arms.
 
   Args:
     options: the flags.
     texts: [n] strings.
+    dtype: of products.
 
   Returns:
-    The difference in float32 (None where that is not among the dtypes);
-    our arms by dtype; theirs by batch size.
+    The difference, and arms: 'ours', and theirs by batch size.
 
   Raises:
     ValueError: if the embeddings in float32 differ.
   """
-  theirs = TheirTrainer(options, 0)
+  theirs = TheirTrainer(options, 0, dtype)
   expected = theirs.encode(texts, options.encode_batch[0])
-  difference, our_arms = None, {}
-  for dtype in options.encode_dtype:
-    experiment = make_experiment(options, dtype=dtype)
-    params = jax.device_put(
-        experiment.params, sharding.replicated(experiment.mesh))
-    run = lambda experiment=experiment, params=params: (
-        experiment.embed_texts(params, texts))
-    found = run()  # Compiles, whatever its dtype.
-    if dtype == 'float32':
-      difference = check_close(
-          'An embedding', found, expected, EMBEDDING_TOLERANCE)
-    our_arms[dtype] = run
-  return difference, our_arms, {
+  experiment = make_experiment(
+      options, [(text, text) for text in texts], dtype=dtype)
+  params = jax.device_put(
+      experiment.params, sharding.replicated(experiment.mesh))
+  ours = lambda: experiment.embed_texts(params, texts)
+  difference = check_close(
+      'An embedding', ours(), expected,
+      EMBEDDING_TOLERANCE if dtype == 'float32' else math.inf)
+  return difference, {'ours': ours} | {
       size: lambda size=size: theirs.encode(texts, size)
       for size in options.encode_batch}
 
@@ -480,30 +502,37 @@ def compare(options, own, torch):
           'jax', 'torch', 'sentence-transformers', 'transformers')},
       'torch_threads': torch.get_num_threads(),
       'options': {name: options[name].value for name in own},
-      'first_step': {}, 'speed': []}
+      'first_step': {}, 'embedding_difference': {}, 'speed': []}
   print(results['versions'], f'{results["torch_threads"]} threads', flush=True)
-  for name, chunk_size in (('plain', 0), ('cached', options.chunk_size)):
-    found, arms = compare_training(options, pairs[:num_queries], chunk_size)
-    results['first_step'][name] = found
-    print(f'first step, {name}: ' + ', '.join(
-        f'{key} {value:.8g}' for key, value in found.items()), flush=True)
-    seconds = time_in_turns(arms, options.rounds)
-    results['speed'].append(describe(
-        f'training, {name} loss, queries/s', seconds['ours'],
-        seconds['theirs'], num_queries))
-
-  texts = [target for _, target in pairs[:options.num_texts]]
-  difference, ours, theirs = compare_encoding(options, texts)
-  results['embedding_difference'] = difference
-  print(f'largest difference of an embedding: {difference}', flush=True)
-  seconds = time_in_turns({**ours, **theirs}, options.rounds)
-  results['speed'] += [
-      describe(f'encoding, {dtype}, their batch {size}, texts/s',
-               seconds[dtype], seconds[size], len(texts))
-      for dtype in ours for size in theirs]
+  for dtype in options.dtype:
+    compare_in(dtype, options, pairs, results)
   print(to_markdown(results['speed']))
   if options.out:
     files.write_text(options.out, json.dumps(results, indent=2) + '\n')
+
+
+def compare_in(dtype, options, pairs, results):
+  """Adds to `results` what training and encoding in `dtype` give."""
+  for name, chunk_size in (('plain', 0), ('cached', options.chunk_size)):
+    found, arms = compare_training(options, pairs, chunk_size, dtype)
+    results['first_step'][f'{dtype}, {name}'] = found
+    print(f'first step, {dtype}, {name}: ' + ', '.join(
+        f'{key} {value:.8g}' for key, value in found.items()), flush=True)
+    seconds = time_in_turns(arms, options.rounds)
+    results['speed'].append(describe(
+        f'training, {dtype}, {name} loss, queries/s', seconds['ours'],
+        seconds['theirs'], options.batch_size * options.num_batches))
+
+  texts = [target for _, target in pairs[:options.num_texts]]
+  difference, arms = compare_encoding(options, texts, dtype)
+  results['embedding_difference'][dtype] = difference
+  print(f'largest difference of an embedding, {dtype}: {difference}',
+        flush=True)
+  seconds = time_in_turns(arms, options.rounds)
+  results['speed'] += [
+      describe(f'encoding, {dtype}, their batch {size}, texts/s',
+               seconds['ours'], seconds[size], len(texts))
+      for size in options.encode_batch]
 
 
 if __name__ == '__main__':

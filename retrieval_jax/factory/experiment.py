@@ -37,6 +37,7 @@ from retrieval_jax.mining import episodes
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import embedding
+from retrieval_jax.models import grouping
 from retrieval_jax.training import optimizer as optimizers
 from retrieval_jax.training import step as steps
 from retrieval_jax.training import target_tokens
@@ -354,13 +355,28 @@ class Experiment:
         first_of_text=first_of_text, sets=self.own_sets), schedule
 
   def make_encoders(self) -> steps.Encoders:
-    """Returns the model, and the reader, as a step computes them: in chunks."""
-    options = self.config.encoding
+    """Returns the model, and the reader, as a step computes them.
+
+    In chunks of `encoding.chunk_size`, or at once in groups of like length.
+    """
+    options, sets = self.config.encoding, self.dataset.sets
     wrap = lambda encode: chunking.chunked(
         encode, chunk_size=options.chunk_size or None,
         buckets=tuple(options.buckets), layout=self.layout)
+
+    def of_texts(encode, store, starts):
+      if options.chunk_size:
+        return wrap(encode)
+      lengths = np.split(
+          np.asarray(store.lengths), () if starts is None else starts[1:-1])
+      return grouping.grouped(
+          encode, lengths, buckets=tuple(options.buckets), layout=self.layout)
+
     encode_by = steps.Encoders(
-        wrap(self.model.encode_queries), wrap(self.model.encode_targets),
+        of_texts(self.model.encode_queries, self.query_tokens,
+                 sets and sets.query_starts),
+        of_texts(self.model.encode_targets, self.target_tokens,
+                 sets and sets.corpus_starts),
         self.model.scale_of)
     return (encode_by if self.reader is None
             else self._with_reader(encode_by, wrap))

@@ -14,7 +14,7 @@ a pass, and the gradient of each chunk is summed into shards, so that no device
 adds up a whole one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -29,14 +29,15 @@ from retrieval_jax import types
 from retrieval_jax.models import embedding
 from retrieval_jax.models import transformer
 
-_TEXTS = PartitionSpec(sharding.AXIS)
+TEXTS = PartitionSpec(sharding.AXIS)
 _CHUNKS = PartitionSpec(None, sharding.AXIS)  # texts of each chunk
 _WHOLE = PartitionSpec()
 
 
 def chunked(encode: types.Encode, *, chunk_size: int | None,
             buckets: Sequence[int] = embedding.BUCKETS,
-            layout: sharding.Layout | None = None) -> types.Encode:
+            layout: sharding.Layout | None = None,
+            skips_empty: bool = False) -> types.Encode:
   """Returns an `encode` with the same values and gradients, in chunks.
 
   Memory of a training step is that of `chunk_size` texts, plus the gradient
@@ -59,6 +60,7 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
     layout: where the parameters live; the texts of each chunk are spread over
       the devices of its mesh, which must divide `chunk_size`. None leaves both
       to the compiler.
+    skips_empty: chunks of empty texts alone cost nothing and give zeros.
 
   Raises:
     ValueError: for a chunk_size that the mesh does not divide, or a token
@@ -74,11 +76,15 @@ def chunked(encode: types.Encode, *, chunk_size: int | None,
         f'chunk_size={chunk_size} must be positive and a multiple of the '
         f'{devices} devices of the mesh.')
   embedding.check_buckets(buckets, 1)
-  return _Chunked(encode, chunk_size, tuple(buckets), layout)
+  return _Chunked(encode, chunk_size, tuple(buckets), layout, skips_empty)
 
 
-def _on_devices(function, layout, in_specs, out_specs):
-  """Returns `function` as each device runs it on its shards."""
+def on_devices(function: Callable, layout: sharding.Layout | None, in_specs,
+               out_specs) -> Callable:
+  """Returns `function` as each device runs it on its shards, by shard_map.
+
+  `function` itself without a layout.
+  """
   if layout is None:
     return function
   # Unchecked, gradients of replicated arrays stay each device's own until they
@@ -96,10 +102,30 @@ class _Gathered:
   def __call__(self, params, tokens):
     """Returns embeddings [n, D] float32 of tokens [n, L] int32."""
     specs = self.layout.specs(params)
-    return _on_devices(
+    return on_devices(
         lambda params, tokens: self.encode(
             self.layout.gather(params, specs), tokens),
-        self.layout, (specs, _TEXTS), _TEXTS)(params, tokens)
+        self.layout, (specs, TEXTS), TEXTS)(params, tokens)
+
+
+def _scan(step, carry, xs, first):
+  """Returns jax.lax.scan(step, carry, xs) from `first` on, zeros before it.
+
+  `first` is [] int32, or None for all.
+  """
+  if first is None:
+    return jax.lax.scan(step, carry, xs)
+  at = lambda i: jax.tree.map(lambda x: x[i], xs)
+  outputs = jax.tree.map(
+      lambda one: jnp.zeros((len(xs[0]),) + one.shape, one.dtype),
+      jax.eval_shape(step, carry, at(0))[1])
+
+  def add(i, state):
+    carry, one = step(state[0], at(i))
+    return carry, jax.tree.map(
+        lambda outputs, one: outputs.at[i].set(one), state[1], one)
+
+  return jax.lax.fori_loop(first, len(xs[0]), add, (carry, outputs))
 
 
 class _Whole:
@@ -150,6 +176,15 @@ class _Parts(_Whole):
         values.astype(table.dtype), mode='drop')
 
 
+def parts_of(encode: types.Encode, params: types.Params) -> _Whole:
+  """Returns the parts of an `encode`: split, merge, look_up, add_rows, body.
+
+  Those of one that cannot be taken apart have an empty token table.
+  """
+  has_parts = all(hasattr(encode, name) for name in ('split', 'merge', 'body'))
+  return (_Parts if has_parts else _Whole)(encode, params)
+
+
 class _Columns(_Parts):
   """A Tower whose token table lies in blocks of columns; in shard_map only.
 
@@ -174,9 +209,10 @@ class _Columns(_Parts):
 class _Chunked:
   """See `chunked`; equal and hashable by what it was built from."""
 
-  def __init__(self, encode, chunk_size, buckets, layout):
-    self._key = (encode, chunk_size, buckets, layout)
-    self._encode, self._chunk_size, self._buckets, self._layout = self._key
+  def __init__(self, encode, chunk_size, buckets, layout, skips_empty):
+    self._key = (encode, chunk_size, buckets, layout, skips_empty)
+    (self._encode, self._chunk_size, self._buckets, self._layout,
+     self._skips_empty) = self._key
     self._run = jax.custom_vjp(self._forward)
     self._run.defvjp(self._forward_and_save, self._backward)
 
@@ -192,10 +228,10 @@ class _Chunked:
 
   def _forward(self, params, tokens):
     parts, specs = self._take_apart(params)
-    chunks, choices, order = self._cut(tokens)
+    chunks, choices, order, first = self._cut(tokens)
     buckets = embedding.check_buckets(self._buckets, tokens.shape[1])
 
-    def encode(shards, chunks, choices):
+    def encode(shards, chunks, choices, first):
       table, rest = shards[0], self._gather(shards[1], specs[1])
 
       def encode_at(length, chunk):
@@ -207,11 +243,11 @@ class _Chunked:
         return carry, jax.lax.switch(
             choice, [functools.partial(encode_at, b) for b in buckets], chunk)
 
-      return jax.lax.scan(step, None, (chunks, choices))[1]
+      return _scan(step, None, (chunks, choices), first)[1]
 
-    embeddings = _on_devices(
-        encode, self._layout, (specs, _CHUNKS, _WHOLE), _CHUNKS)(
-            parts.split(params), chunks, choices)
+    embeddings = on_devices(
+        encode, self._layout, (specs, _CHUNKS, _WHOLE, _WHOLE), _CHUNKS)(
+            parts.split(params), chunks, choices, first)
     flat = embeddings.reshape(-1, embeddings.shape[-1])
     # Every text occurs exactly once in `order`, so this scatter is a
     # permutation; the texts that filled the last chunk fall off its end.
@@ -225,7 +261,7 @@ class _Chunked:
   def _backward(self, saved, cotangent):
     params, tokens = saved
     parts, specs = self._take_apart(params)
-    chunks, choices, order = self._cut(tokens)
+    chunks, choices, order, first = self._cut(tokens)
     width = tokens.shape[1]
     buckets = embedding.check_buckets(self._buckets, width)
     cotangents = cotangent.at[order].get(mode='fill', fill_value=0)
@@ -234,7 +270,7 @@ class _Chunked:
     learned_specs, _ = base_params.split(specs[1])
     out_specs = specs[0] if parts.trains_table else None, learned_specs
 
-    def pull_back(shards, chunks, choices, cotangents):
+    def pull_back(shards, chunks, choices, cotangents, first):
       table = shards[0]
       learned, base = base_params.split(self._gather(shards[1], specs[1]))
 
@@ -268,13 +304,13 @@ class _Chunked:
       zeros = jax.tree.map(jnp.zeros_like, (
           table if parts.trains_table else None,
           base_params.split(shards[1])[0]))
-      gradient, _ = jax.lax.scan(step, zeros, (chunks, choices, cotangents))
+      gradient, _ = _scan(step, zeros, (chunks, choices, cotangents), first)
       return (gradient if self._layout is None
               else sharding.sum_replicated(gradient, out_specs))
 
-    table, learned = _on_devices(
-        pull_back, self._layout, (specs, _CHUNKS, _WHOLE, _CHUNKS), out_specs)(
-            parts.split(params), chunks, choices, cotangents)
+    table, learned = on_devices(
+        pull_back, self._layout, (specs, _CHUNKS, _WHOLE, _CHUNKS, _WHOLE),
+        out_specs)(parts.split(params), chunks, choices, cotangents, first)
     gradient = parts.merge(table, learned) if parts.trains_table else learned
     no_gradient = dict.fromkeys(base_params.split(params)[1])
     return (base_params.join(gradient, no_gradient),
@@ -282,13 +318,12 @@ class _Chunked:
 
   def _take_apart(self, params):
     """Returns the encoder's parts and the specs of its (table, rest)."""
-    has_parts = all(
-        hasattr(self._encode, name) for name in ('split', 'merge', 'body'))
-    parts = (_Parts if has_parts else _Whole)(self._encode, params)
+    parts = parts_of(self._encode, params)
     if self._layout is None:
       return parts, (None, None)
     specs = parts.split(self._layout.specs(params))
-    dimension = sharding.dimension_of(specs[0]) if has_parts else None
+    dimension = (
+        None if specs[0] is None else sharding.dimension_of(specs[0]))
     if dimension == 0:
       raise ValueError(
           f'The token table of {self._encode} is sharded by rows; name its '
@@ -310,6 +345,7 @@ class _Chunked:
       choices: [num_chunks] int32, index of each chunk's bucket.
       order: [num_chunks * chunk_size] int32, the row of `tokens` at each place;
         n for the padding at the end.
+      first: [] int32, the first chunk that is not to be skipped; None for 0.
     """
     n, width = tokens.shape
     devices = 1 if self._layout is None else self._layout.mesh.size
@@ -325,5 +361,6 @@ class _Chunked:
         lengths.at[order].get(mode='fill', fill_value=0).reshape(
             num_chunks, size), axis=1)
     buckets = jnp.array(embedding.check_buckets(self._buckets, width))
+    first = jnp.sum(longest == 0) if self._skips_empty else None
     return (chunks.reshape(num_chunks, size, width),
-            jnp.searchsorted(buckets, longest), order)
+            jnp.searchsorted(buckets, longest), order, first)

@@ -43,14 +43,14 @@ def fixture_model(tmp_path):
 def test_a_first_step_is_the_in_batch_softmax_plain_and_cached(model):
   options = parse(f'--model={model}', '--max_length=12')
   pairs = beside.make_pairs('random', 6, 12)
-  experiment = beside.make_experiment(options)
+  experiment = beside.make_experiment(options, pairs)
   queries, targets = (experiment.embed_texts(experiment.params, list(texts))
                       for texts in zip(*pairs))
   logits = 20 * queries @ targets.T
   expected = np.mean(np.log(np.exp(logits).sum(1)) - np.diag(logits))
   found = []
   for chunk_size in (0, 4):
-    trainer = beside.OurTrainer(options, chunk_size)
+    trainer = beside.OurTrainer(options, pairs, chunk_size)
     batch = trainer.prepare(pairs)
     found.append(trainer.step(batch))
     assert trainer.step(batch)[0] < expected  # it has learnt
@@ -139,7 +139,8 @@ def test_the_script_beside_the_library(model, tmp_path):
   with open(out, encoding='utf-8') as f:
     results = json.load(f)
   assert [row['task'] for row in results['speed']] == [
-      'training, plain loss, queries/s', 'training, cached loss, queries/s',
+      'training, float32, plain loss, queries/s',
+      'training, float32, cached loss, queries/s',
       'encoding, float32, their batch 32, texts/s',
       'encoding, float32, their batch 64, texts/s']
   for first in results['first_step'].values():

@@ -9,6 +9,7 @@ from retrieval_jax import sharding
 from retrieval_jax.models import chunking
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import transformer
+from tests import helpers
 
 MODEL = dual_encoder.DualEncoder(transformer.TransformerConfig(
     vocab_size=40, hidden_size=8, num_layers=1, num_heads=2,
@@ -65,7 +66,7 @@ class ChunkedTest(parameterized.TestCase):
         ours, plain)
 
   def test_equals_direct_in_float64(self):
-    with jax.enable_x64(True):
+    with helpers.float64():
       random = np.random.default_rng(0)
       params = {'table': random.normal(size=(40, 6)),
                 'out': random.normal(size=(6, 3))}

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from retrieval_jax import sharding
+
 
 def check_same(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None,
                name: str, other_name: str) -> None:
@@ -41,10 +43,13 @@ def check_same(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None,
 
 
 def digest(tree: Any) -> str:
-  """Returns a hash of the names, shapes and values of arrays."""
+  """Returns a hash of the names, shapes and values of arrays.
+
+  All processes must call it where one is cut over their devices.
+  """
   found = hashlib.blake2b(digest_size=12)
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    value = np.asarray(leaf)
+    value = sharding.fetch(leaf)
     name = f'{jax.tree_util.keystr(path)} {value.dtype} {value.shape}'
     found.update(name.encode())
     found.update(np.ascontiguousarray(value).data)

@@ -88,7 +88,7 @@ class TrainedRetriever:
 
   Attributes:
     experiment: factory.Experiment: the config, data, tokens and model.
-    params: the model's parameters.
+    params: the model's parameters, where `experiment.layout` has them.
     table_embeddings: [M, D] numpy, those of the table where they are the
       targets (targets.source 'frozen' and 'rows'), else None.
     step: of the checkpoint; 0 of an encoder that a config starts from.
@@ -295,11 +295,12 @@ def open(workdir: str, num_devices: int | None = None) -> TrainedRetriever:
   with _checkpoints(workdir) as (config, kept):
     experiment = factory.build(
         config, num_devices=num_devices, workdir=workdir, training=False)
-    replicated = sharding.replicated(experiment.mesh)
+    where = experiment.layout.shardings
     changed, base = base_params.split(experiment.params)
     abstract = base_params.join(jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        changed), sharding.put(base, replicated))
+        lambda x, sharding: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding),
+        changed, where(changed)), sharding.put(base, where(base)))
 
     def read(last):
       meta = kept.restore_meta(last)

@@ -110,6 +110,7 @@ def write(retriever: trained.TrainedRetriever, folder: str, out: str, *,
   for name, (ids, of_name) in texts.items():
     with column(f'pairs-{name}', len(ids)) as rows:
       rows[:] = retriever.embed_queries(of_name)
+  origin = {**retriever.origin, 'dim': dim}
   if processes.is_first():
     embeddings_lib.write_ids(
         os.path.join(folder, 'target_ids.txt'), dataset.corpus_ids)
@@ -124,7 +125,7 @@ def write(retriever: trained.TrainedRetriever, folder: str, out: str, *,
         'step': retriever.step, 'dim': dim,
         'num_targets': len(dataset.corpus_ids),
         'num_queries': len(dataset.query_ids), 'dtype': dtype,
-        'origin': {**retriever.origin, 'dim': dim}})
+        'origin': origin})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -96,7 +96,9 @@ class MtebSearch:
           f"{workdir} was trained with --config.targets.source='rows': its "
           'targets are rows of a table, and it cannot embed others.')
     return cls(_name(workdir), experiment.config, experiment.tokenizer,
-               experiment.model, retriever.params, experiment.mesh)
+               experiment.model, sharding.put(
+                   retriever.params, sharding.replicated(experiment.mesh)),
+               experiment.mesh)
 
   @classmethod
   def of_folder(cls, folder: str, options: Mapping[str, Any] | None = None,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from retrieval_jax import data
+from retrieval_jax import sharding
 from retrieval_jax import types
 from retrieval_jax.models import dual_encoder
 from retrieval_jax.models import families
@@ -39,9 +40,10 @@ def write(folder: str, model: dual_encoder.DualEncoder, params: types.Params,
       alone, which what loads the folder adds to that; '' for the encoder with
       all adapters in its kernels.
   """
+  params = sharding.fetch(params)
   if not base:
     model, params = model.merged(params)
-  params = jax.tree.map(np.asarray, params)
+    params = jax.tree.map(np.asarray, params)
   facts: dict[str, Any] = dict(
       pooling=model.pooling, normalize=model.normalize,
       query_prompt=prompts[0], target_prompt=prompts[1],

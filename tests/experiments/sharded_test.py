@@ -34,8 +34,12 @@ def test_a_sharded_run_stops_goes_on_whole_and_is_started_from(
       signals.StopSignal, '__call__', lambda self, now: now >= 2):
     assert train.run(sharded, workdir, num_devices=2) is None
   _, state = trained.load_state(workdir, num_devices=2)
-  table = state.params['tower']['transformer']['token_table']
-  assert tuple(table.sharding.spec) == (None, 'data')
+  opened = trained.open(workdir, num_devices=2)
+  for params in (state.params, opened.params):
+    table = params['tower']['transformer']['token_table']
+    assert tuple(table.sharding.spec) == (None, 'data')
+  assert opened.origin['parameters'] == (
+      trained.open(workdir, num_devices=1).origin['parameters'])
   whole = make_config('stale', **PREFIXES)
   results = train.run(whole, workdir, num_devices=2)
 

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.models import dense
+from tests import helpers
 
 
 class MatmulTest(absltest.TestCase):
 
   def test_gradient_is_that_of_plain_matmul(self):
-    with jax.enable_x64(True):
+    with helpers.float64():
       random = np.random.default_rng(0)
       x, kernel, weights = (random.normal(size=shape) for shape in
                             ((3, 4, 5), (5, 6), (3, 4, 6)))

@@ -13,6 +13,7 @@ from retrieval_jax import objectives
 from retrieval_jax import types
 from retrieval_jax.models import chunking
 from retrieval_jax.objectives import marginal
+from tests import helpers
 
 B, K, D = 3, 4, 5
 BETA = 0.5
@@ -70,7 +71,7 @@ class MarginalTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.enterContext(jax.enable_x64(True))
+    self.enterContext(helpers.float64())
     self.fresh, self.proposal = inputs()
 
   def test_is_the_sum_over_passages(self):

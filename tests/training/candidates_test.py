@@ -89,7 +89,7 @@ class CachedGradientTest(parameterized.TestCase):
             num_draws, num_candidates)))
     chunks = chunking.chunked(
         ENCODE, chunk_size=3, buckets=(helpers.LENGTH,))
-    with jax.enable_x64(True):
+    with helpers.float64():
       batch, proposal, tokens = drawn(num_draws, num_candidates)
 
       def losses(words, encode):

@@ -204,7 +204,7 @@ class StepTest(parameterized.TestCase):
                                      ('mse', 'scores', ()))]
     chunks = chunking.chunked(
         helpers.encode, chunk_size=3, buckets=(helpers.LENGTH,))
-    with jax.enable_x64(True):
+    with helpers.float64():
       batch, proposal, tokens = candidates_test.drawn(2, 2)
       teacher = of_step(make_teacher(), batch, np.asarray(proposal.ids))
       own = every[0].init(jax.random.key(0))

@@ -185,8 +185,11 @@ def test_a_stopped_and_resumed_run_equals_a_straight_one(
   assert tiny.losses(workdir) == tiny.losses(straight)
   for part in ('measures', 'bm25', 'untrained'):
     assert resumed[part] == results[part]
+  # On jax 0.7 the shards of a restored array outlive its donation.
+  measured = {'seconds'} | (
+      {'device_bytes'} if jax.__version_info__ < (0, 8) else set())
   for name, count in results['meter'].items():
-    if name != 'seconds':
+    if name not in measured:
       assert resumed['meter'][name] == count, name
 
 

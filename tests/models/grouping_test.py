@@ -14,10 +14,6 @@ MODEL = chunking_test.MODEL
 WIDTH = 18
 
 
-def lengths_of(tokens):
-  return np.sum(tokens >= 0, axis=1)
-
-
 def texts_of(lengths, seed=0):
   """Returns tokens [n, WIDTH] of texts of these lengths."""
   tokens = np.random.default_rng(seed).integers(0, 40, (len(lengths), WIDTH))

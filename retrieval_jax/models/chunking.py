@@ -128,6 +128,19 @@ def _scan(step, carry, xs, first):
   return jax.lax.fori_loop(first, len(xs[0]), add, (carry, outputs))
 
 
+def _unless_empty(run, first, chunks, *arguments):
+  """Returns run(chunks, *arguments), zeros where `first` skips all chunks.
+
+  Then nothing is gathered or summed over devices either.
+  """
+  if first is None:
+    return run(chunks, *arguments)
+  zeros = lambda *arguments: jax.tree.map(
+      lambda one: jnp.zeros(one.shape, one.dtype),
+      jax.eval_shape(run, *arguments))
+  return jax.lax.cond(first < len(chunks), run, zeros, chunks, *arguments)
+
+
 class _Whole:
   """Gives any `encode` the parts of a Tower, with an empty token table."""
 
@@ -231,7 +244,7 @@ class _Chunked:
     chunks, choices, order, first = self._cut(tokens)
     buckets = embedding.check_buckets(self._buckets, tokens.shape[1])
 
-    def encode(shards, chunks, choices, first):
+    def encode(shards, first, chunks, choices):
       table, rest = shards[0], self._gather(shards[1], specs[1])
 
       def encode_at(length, chunk):
@@ -246,8 +259,10 @@ class _Chunked:
       return _scan(step, None, (chunks, choices), first)[1]
 
     embeddings = on_devices(
-        encode, self._layout, (specs, _CHUNKS, _WHOLE, _WHOLE), _CHUNKS)(
-            parts.split(params), chunks, choices, first)
+        lambda shards, first, *xs: _unless_empty(
+            functools.partial(encode, shards, first), first, *xs),
+        self._layout, (specs, _WHOLE, _CHUNKS, _WHOLE), _CHUNKS)(
+            parts.split(params), first, chunks, choices)
     flat = embeddings.reshape(-1, embeddings.shape[-1])
     # Every text occurs exactly once in `order`, so this scatter is a
     # permutation; the texts that filled the last chunk fall off its end.
@@ -270,7 +285,7 @@ class _Chunked:
     learned_specs, _ = base_params.split(specs[1])
     out_specs = specs[0] if parts.trains_table else None, learned_specs
 
-    def pull_back(shards, chunks, choices, cotangents, first):
+    def pull_back(shards, first, chunks, choices, cotangents):
       table = shards[0]
       learned, base = base_params.split(self._gather(shards[1], specs[1]))
 
@@ -309,8 +324,10 @@ class _Chunked:
               else sharding.sum_replicated(gradient, out_specs))
 
     table, learned = on_devices(
-        pull_back, self._layout, (specs, _CHUNKS, _WHOLE, _CHUNKS, _WHOLE),
-        out_specs)(parts.split(params), chunks, choices, cotangents, first)
+        lambda shards, first, *xs: _unless_empty(
+            functools.partial(pull_back, shards, first), first, *xs),
+        self._layout, (specs, _WHOLE, _CHUNKS, _WHOLE, _CHUNKS), out_specs)(
+            parts.split(params), first, chunks, choices, cotangents)
     gradient = parts.merge(table, learned) if parts.trains_table else learned
     no_gradient = dict.fromkeys(base_params.split(params)[1])
     return (base_params.join(gradient, no_gradient),
